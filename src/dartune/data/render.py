@@ -1,0 +1,207 @@
+"""Text to token ids and back: the only place where a chat template is applied.
+
+A row is trained as `prompt_ids + response_ids`, and the loss is on `response_ids` alone. Text from the data is
+always plain text: a special token spelled out in it does not become that token, and Jinja in it is not evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from dartune.errors import InputError
+
+# Some templates print today's date; a fixed one keeps prompts equal between a run and its resumption.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+# Private-use characters: what the answer is in a trial rendering, and the range markers are taken from.
+ANSWER = "\ue000answer\ue000"
+MARKS = (range(0xE001, 0xF900), range(0xF0000, 0xFFFFE))
+
+
+class Renderer:
+    """Renders questions and solutions for one tokenizer.
+
+    The prompt ends exactly where the template puts the assistant's text. For most templates that is what
+    `add_generation_prompt=True` gives. Where a template writes more in front of the text (Qwen3 adds an empty
+    `<think>` block), that is part of the prompt, so that prompt + response is how the template writes the whole
+    conversation.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, with or without a chat template.
+        system_prompt: put before every question.
+        thinking: the solutions carry their own `<think>` block; the prompt is then the plain generation prompt.
+
+    Raises:
+        InputError: no token can end a response, or the template fails or leaves out the text it is given.
+    """
+
+    def __init__(self, tokenizer: Any, system_prompt: str | None = None, *, thinking: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.thinking = thinking
+        special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        names = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        # As the tokenizer sees them in a template: some special tokens swallow the white space around them.
+        self._control = re.compile(
+            "|".join(_with_spaces(name, special.get(name)) for name in names) or r"(?!)"
+        )
+        self._special_ids = set(tokenizer.convert_tokens_to_ids(names)) - {tokenizer.unk_token_id}
+        self.template: str | None = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        if self.template is not None and "strftime_now" in self.template:
+            self.template = FIXED_DATE + self.template
+        if self.template is None:
+            self._from_generation_prompt = True
+            end_id = tokenizer.eos_token_id
+        else:
+            end_id = self._probe_template()
+        if end_id is None:
+            raise InputError(
+                f"the tokenizer {tokenizer.name_or_path or ''!r} has no end-of-sequence token, so a response cannot "
+                'end; set one (tokenizer.eos_token = "<|endoftext|>", a token the model knows) and save it again'
+            )
+        self.end_id: int = end_id
+
+    def prompt_ids(self, user_text: str) -> list[int]:
+        """Ids of everything before the response; none of them is trained."""
+        if self.template is None:
+            text = user_text if self.system_prompt is None else f"{self.system_prompt}\n{user_text}"
+            return self._leading_ids + self.text_ids(text + "\n")
+        mark = _unused_character(user_text + (self.system_prompt or ""))
+        found: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            found.append(match.group())
+            return f"{mark}{len(found) - 1}{mark}"
+
+        rendered = self._render_prompt(
+            self._names.sub(hide, user_text),
+            None if self.system_prompt is None else self._names.sub(hide, self.system_prompt),
+        )
+        if not found:
+            ids = self.tokenizer.encode(rendered, add_special_tokens=False, verbose=False)
+            # A normaliser can turn harmless-looking text into a special token; then the careful way below is taken.
+            if sum(index in self._special_ids for index in ids) == len(self._control.findall(rendered)):
+                return ids
+        return self._encode_between_controls(rendered, lambda text: _restore(text, mark, found))
+
+    def response_ids(self, solution: str) -> list[int]:
+        """The trained tokens: the solution's own, then `end_id`."""
+        return [*self.text_ids(solution), self.end_id]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of plain text: no special token is added, and none is read from the text."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Response ids to text, without the end token and other special tokens."""
+        kept = [index for index in map(int, ids) if index != self.end_id]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def marked(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[tuple[str, bool]]:
+        """The row as the model sees it, special tokens included, in pieces of (text, trained)."""
+        pieces = ((list(prompt_ids), False), (list(response_ids), True))
+        return [
+            (
+                self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+                trained,
+            )
+            for ids, trained in pieces
+            if ids
+        ]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all that decides the ids: tokenizer, chat template, system prompt."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            vocabulary: Any = [self.tokenizer.get_vocab(), self.tokenizer.special_tokens_map]
+        else:
+            vocabulary = json.loads(backend.to_str())
+            # Padding and truncation are left over from the latest call and do not concern these ids.
+            vocabulary.update(padding=None, truncation=None)
+        content = [vocabulary, self.template, self.system_prompt, self.thinking, self.end_id]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _leading_ids(self) -> list[int]:
+        """[BOS] where the tokenizer itself starts every sequence with it."""
+        first = self.tokenizer.encode("a")[:1]
+        return first if first == [self.tokenizer.bos_token_id] else []
+
+    def _probe_template(self) -> int | None:
+        """Decides where the prompt ends and returns the token that ends an assistant turn."""
+        before, found, after = self._render("question", self.system_prompt, ANSWER).rpartition(ANSWER)
+        if not found:
+            raise InputError(
+                "the tokenizer's chat template leaves out the assistant's text; change the template"
+            )
+        for text, what in (("question", "the question"), (self.system_prompt or "", "target.system_prompt")):
+            if text.strip() not in before:
+                raise InputError(
+                    f"the tokenizer's chat template leaves out {what}; change the template or the prompt"
+                )
+        generation = self._render("question", self.system_prompt)
+        # White space alone is no reason to leave the prompt that generation uses.
+        self._from_generation_prompt = self.thinking or before.rstrip() == generation.rstrip()
+        turn_end = after.lstrip()
+        names = sorted(self.tokenizer.added_tokens_encoder, key=len, reverse=True)
+        name = next((name for name in names if name.strip() and turn_end.startswith(name)), None)
+        return self.tokenizer.eos_token_id if name is None else self.tokenizer.added_tokens_encoder[name]
+
+    def _render_prompt(self, user_text: str, system_prompt: str | None) -> str:
+        if self._from_generation_prompt:
+            return self._render(user_text, system_prompt)
+        return self._render(user_text, system_prompt, ANSWER).rpartition(ANSWER)[0]
+
+    def _render(self, user_text: str, system_prompt: str | None, answer: str | None = None) -> str:
+        messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        messages.append({"role": "user", "content": user_text})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=answer is None
+            )
+        except Exception as error:  # a template is somebody's program: it may raise anything
+            roles = ", ".join(message["role"] for message in messages)
+            hint = (
+                "; leave target.system_prompt out if the model takes none"
+                if system_prompt is not None
+                else ""
+            )
+            raise InputError(
+                f"the tokenizer's chat template refuses the roles {roles}: {error}{hint}"
+            ) from error
+
+    def _encode_between_controls(self, rendered: str, restore) -> list[int]:
+        """Encodes the template's own special tokens as such and all text between them as plain text."""
+        ids: list[int] = []
+        position = 0
+        for match in self._control.finditer(rendered):
+            ids += self._plain_ids(restore(rendered[position : match.start()]))
+            ids.append(self.tokenizer.convert_tokens_to_ids(self._names.search(match.group()).group()))
+            position = match.end()
+        return ids + self._plain_ids(restore(rendered[position:]))
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.text_ids(text) if text else []
+
+
+def _with_spaces(name: str, token: Any) -> str:
+    left = r"\s*" if getattr(token, "lstrip", False) else ""
+    right = r"\s*" if getattr(token, "rstrip", False) else ""
+    return left + re.escape(name) + right
+
+
+def _unused_character(text: str) -> str:
+    used = set(text)
+    return next(chr(code) for codes in MARKS for code in codes if chr(code) not in used)
+
+
+def _restore(text: str, mark: str, found: Sequence[str]) -> str:
+    return re.sub(f"{mark}(\\d+){mark}", lambda match: found[int(match.group(1))], text)

@@ -1,0 +1,136 @@
+"""What a run starts from: the demonstrations, split, and the suites, from a user's data or the lab."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from dartune.config import Config
+from dartune.data.load import load_demonstrations
+from dartune.data.records import Demonstration
+from dartune.errors import InputError
+from dartune.lab import source as lab
+from dartune.rewards.verify import resolve_answer
+
+SPLIT_SEED = 0
+HELD_OUT_SHARE = 0.1
+"""Of a user's data, dev and test take at most this share each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The rows of a run: `train` is adapted and trained on, `dev` chooses, `suites` test."""
+
+    train: list[Demonstration]
+    dev: list[Demonstration]
+    suites: dict[str, list[Demonstration]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def parts(self) -> dict[str, list[Demonstration]]:
+        return {"train": self.train, "dev": self.dev, **{f"suite-{name}": rows for name, rows in self.suites.items()}}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([*self.train, *self.dev])
+
+    @property
+    def suites_fingerprint(self) -> str:
+        return fingerprint(replace(row, id=f"{name}/{row.id}") for name, rows in self.suites.items() for row in rows)
+
+
+def fingerprint(rows: Iterable[Demonstration]) -> str:
+    """sha256 over every field of the rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(asdict(row), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def load(config: Config) -> Data:
+    """Read and split the data of `config`.
+
+    Raises:
+        InputError: everything that is wrong with the data and the suites' files, at once.
+    """
+    if lab.is_lab(config.data.path):
+        train, dev, suites = lab.data(
+            config.data.path, config.data.limit, config.data.dev, config.evaluate.questions
+        )
+        return Data(train, dev, suites)
+    problems: list[str] = []
+    rows = _loaded(lambda: _read(config.data.path, config), problems)
+    suites = {
+        name: _loaded(lambda path=path: _read(path, config), problems) or []
+        for name, path in config.evaluate.suites.items()
+    }
+    if problems:
+        raise InputError("the data cannot be used", problems)
+    return _split(config, rows or [], suites)
+
+
+def _loaded(read: Callable[[], list[Demonstration]], problems: list[str]) -> list[Demonstration] | None:
+    try:
+        return read()
+    except InputError as error:
+        problems += str(error).splitlines()
+        return None
+
+
+def _read(path: str, config: Config) -> list[Demonstration]:
+    rows = load_demonstrations(path, split=config.data.split, columns=config.data.columns)
+    return [replace(row, answer=resolve_answer(row)) for row in rows]
+
+
+def _split(config: Config, rows: list[Demonstration], suites: dict[str, list[Demonstration]]) -> Data:
+    """Dev and test rows are drawn at random; rows that repeat a tested question are left out of training."""
+    order = list(range(len(rows)))
+    random.Random(SPLIT_SEED).shuffle(order)
+    share = max(1, int(HELD_OUT_SHARE * len(rows)))
+    n_test = min(config.data.test, share)
+    n_dev = min(config.data.dev, share)
+    test = [rows[i] for i in sorted(order[:n_test])]
+    dev = [rows[i] for i in sorted(order[n_test : n_test + n_dev])]
+    suites = {**({"in_distribution": test} if test else {}), **suites}
+    held_out = {row.question for row in dev} | {row.question for part in suites.values() for row in part}
+    kept = [rows[i] for i in sorted(order[n_test + n_dev :])]
+    train = [row for row in kept if row.question not in held_out]
+    if config.data.limit:
+        train = train[: config.data.limit]
+    if not train or not dev or not suites:
+        raise InputError(
+            f"{len(rows)} rows are too few to train, choose a learning rate and test on: give at least 3 rows, "
+            "and set data.dev and data.test to 1 or more (or evaluate.suites to test files of your own)"
+        )
+    notes = [f"{len(train)} rows are adapted and trained on, {len(dev)} choose the learning rate, {n_test} test."]
+    if len(kept) != len(train) and not config.data.limit:
+        notes.append(f"{len(kept) - len(train)} rows repeat a held-out question and are left out of training.")
+    unchecked = sum(row.answer is None for row in train)
+    if unchecked:
+        notes.append(f"{unchecked} of {len(train)} training rows have no checkable answer.")
+    if all(row.answer is None for row in dev):
+        notes.append("No dev row has a checkable answer, so every arm takes the smallest learning rate.")
+    return Data(train, dev, suites, notes)
+
+
+def model_path(address: str) -> str:
+    """A folder or Hub id for a model address; `lab:` ones are the shipped checkpoints."""
+    return str(lab.model_folder(address)) if lab.is_lab(address) else address
+
+
+def content_hash(path: str) -> str:
+    """sha256 over a model folder's files (name and content); a Hub id stands for itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file():
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

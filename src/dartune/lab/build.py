@@ -1,0 +1,135 @@
+"""`dartune lab build`: pretrain the lab's targets and the mapper start from scratch.
+
+A target sees only old relations, solved in its one native dialect. The mapper start is a model
+of its own: it sees all relations, always as "question and solution in one dialect -> solution
+in another", every dialect equally often, so it can rewrite but prefers nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dartune.lab.dialects import DIALECTS
+from dartune.lab.tokenizer import build_tokenizer
+from dartune.lab.world import Problem, ProblemSpec, draw
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+TARGETS = ("explicit", "equations")
+MODELS = (*TARGETS, "mapper")
+MAPPER_PROMPT = "{question} Solution : {solution} Rewrite :"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a lab model is shaped and pretrained; `batch` counts problems."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 320
+    steps: int = 2000
+    batch: int = 56
+    learning_rate: float = 3e-3
+
+
+RECIPES = {"explicit": Recipe(), "equations": Recipe(), "mapper": Recipe(batch=48)}
+
+
+def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
+    """A randomly initialised Llama-shaped causal LM in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=2,
+        eos_token_id=end_id,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def target_example(rng: random.Random, dialect: str) -> tuple[str, str]:
+    """(question, solution): old relations only, in the native dialect."""
+    spec = ProblemSpec(
+        steps=(1, 5),
+        distractors=(1, 2) if rng.random() < 0.3 else (0, 0),
+        question_first=rng.random() < 0.15,
+    )
+    problem = draw(rng, spec)
+    return problem.question, DIALECTS[dialect](problem)
+
+
+def mapper_problem(rng: random.Random) -> Problem:
+    return draw(rng, ProblemSpec(steps=(1, 4), new_steps=(0, 2), distractors=(0, 1) if rng.random() < 0.2 else (0, 0)))
+
+
+def mapper_example(rng: random.Random, _name: str) -> tuple[str, str]:
+    """(question with a solution, the solution in another dialect): every pair equally often."""
+    problem = mapper_problem(rng)
+    source, wanted = rng.sample(sorted(DIALECTS), 2)
+    prompt = MAPPER_PROMPT.format(question=problem.question, solution=DIALECTS[source](problem))
+    return prompt, DIALECTS[wanted](problem)
+
+
+class Pretraining:
+    """Next-token loss on fresh examples; step k's batch depends on the name and k alone."""
+
+    def __init__(self, name: str, renderer, batch: int, example: Callable[[random.Random, str], tuple[str, str]]):
+        self.name, self.renderer, self.batch, self.example = name, renderer, batch, example
+
+    def begin(self, step: int) -> list[list[tuple[list[int], list[int]]]]:
+        rng = random.Random(f"pretrain-{self.name}-{step}")
+        texts = [self.example(rng, self.name) for _ in range(self.batch)]
+        rows = [(self.renderer.prompt_ids(prompt), self.renderer.response_ids(reply)) for prompt, reply in texts]
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        self.tokens = sum(len(reply) for _, reply in rows)
+        half = len(rows) // 2
+        return [rows[:half], rows[half:]]
+
+    def loss(self, model, microbatch):
+        from dartune.models.shared_prefix import sequence_logprobs
+
+        logprobs, mask = sequence_logprobs(model, microbatch)[:2]
+        return -(logprobs * mask).sum() / self.tokens
+
+    def end(self, step: int) -> dict[str, Any]:
+        return {"trained_tokens": self.tokens}
+
+
+def build_one(name: str, folder: Path, work: Path, on_step: Callable[[int, dict[str, Any]], None] | None = None) -> Path:
+    """Pretrain one of MODELS into `folder/name`; continues an interrupted build found in `work`."""
+    import torch
+
+    from dartune.data.render import Renderer
+    from dartune.models.loading import save_model
+    from dartune.train.loop import LoopConfig, train
+
+    recipe = RECIPES[name]
+    tokenizer = build_tokenizer()
+    renderer = Renderer(tokenizer)
+    model = build_model(recipe, len(tokenizer), renderer.end_id, seed=MODELS.index(name))
+    example = mapper_example if name == "mapper" else target_example
+    config = LoopConfig(
+        steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=50,
+        weight_decay=0.01,
+        checkpoint_every=200,
+        optimizer="muon",
+    )
+    train(model, Pretraining(name, renderer, recipe.batch, example), config, work, on_step=on_step)
+    save_model(model.to(torch.bfloat16), tokenizer, folder / name)
+    return folder / name

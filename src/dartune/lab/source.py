@@ -1,0 +1,70 @@
+"""`lab:` addresses: the lab's models, demonstrations, suites and step judge, as the pipeline asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dartune.data.records import Demonstration
+from dartune.errors import InputError
+from dartune.lab.build import CHECKPOINTS, MODELS
+from dartune.lab.checker import check, dialect_of
+from dartune.lab.dialects import DIALECTS, EXPERTS
+from dartune.lab.suites import SUITES, demonstrate, demonstration_problems, suite
+from dartune.lab.world import parse_question
+
+PREFIX = "lab:"
+DEFAULT_ROWS = 600
+DATA_SEED = 0
+
+
+def is_lab(address: str | None) -> bool:
+    return bool(address) and address.startswith(PREFIX)
+
+
+def model_folder(address: str) -> Path:
+    """Folder of a shipped model, as in `lab:explicit`.
+
+    Raises:
+        InputError: the lab has no such model.
+    """
+    name = address.removeprefix(PREFIX)
+    if name not in MODELS:
+        raise InputError(f"the lab has no model {name!r}: it has {', '.join(PREFIX + m for m in MODELS)}")
+    return CHECKPOINTS / name
+
+
+def data(
+    address: str, rows: int | None, dev: int, questions: int
+) -> tuple[list[Demonstration], list[Demonstration], dict[str, list[Demonstration]]]:
+    """Demonstrations of an expert, as in `lab:values`, the dev rows, and every suite.
+
+    Dev rows and demonstrations are distinct questions of one distribution; none is in a suite.
+
+    Raises:
+        InputError: the lab has no such expert dialect.
+    """
+    expert = address.removeprefix(PREFIX)
+    if expert not in DIALECTS:
+        raise InputError(
+            f"the lab has no expert {expert!r}: it has {', '.join(PREFIX + e for e in EXPERTS)} "
+            f"(and every other dialect: {', '.join(DIALECTS)})"
+        )
+    n = rows or DEFAULT_ROWS
+    problems = demonstration_problems(n + dev, DATA_SEED, questions)
+    demonstrations = demonstrate(problems, expert)
+    suites = {name: demonstrate(suite(name, questions), expert, name) for name in SUITES}
+    return demonstrations[:n], demonstrations[n:], suites
+
+
+def judge(question: str, solution: str) -> dict[str, bool | str | None]:
+    """What the step checker says of a solution."""
+    verdict = check(solution, parse_question(question))
+    return {
+        "steps_correct": verdict.steps_correct,
+        "names_correct": verdict.names_correct,
+        "dialect": verdict.dialect,
+    }
+
+
+def dialect(_: Demonstration, text: str) -> str | None:
+    return dialect_of(text)

@@ -1,0 +1,74 @@
+"""What the rest of dartune asks of an inference engine: token ids in, samples and log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """How to sample.
+
+    Args:
+        n: samples per prompt.
+        max_new_tokens: longest completion, its stop token included.
+        temperature: 0 is greedy; otherwise the untruncated distribution at this temperature (no top-p,
+            no top-k: truncation would bias an importance ratio).
+        stop_ids: a completion ends with the first of these.
+        seed: the same seed, weights and prompts give the same samples.
+    """
+
+    n: int
+    max_new_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion.
+
+    Args:
+        ids: its tokens, with the stop token when `finish == "stop"`.
+        logprobs: nats per token under the distribution it was drawn from (after temperature); a greedy
+            sample's are those at temperature 1, since its own distribution is a point.
+        finish: "stop" (ended by a stop token) or "length" (cut at `max_new_tokens`).
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: str
+
+
+class Engine(Protocol):
+    """A model that samples and scores. Token ids only: text is rendered and read elsewhere."""
+
+    generated_tokens: int
+    """Completion tokens sampled so far."""
+    scored_tokens: int
+    """Completion tokens scored so far; exact duplicates within one call count once."""
+
+    def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
+        """`spec.n` samples per prompt, in prompt order.
+
+        Raises:
+            InputError: prompts that are empty, too long or outside the vocabulary; all are listed.
+        """
+
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
+        """log p(completion token | prompt, earlier tokens) at temperature 1, nats, one list per pair, in order.
+
+        Raises:
+            InputError: as in `generate`.
+        """
+
+    def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
+        """Take over new weights, known as `version` from now on."""
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""

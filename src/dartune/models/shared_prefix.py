@@ -1,0 +1,251 @@
+"""Log-probabilities of completions, reading a prompt once for all completions that share it.
+
+A group's prompt goes through the model once; its keys and values are repeated for the group's
+completions, which follow in a second forward. Gradients flow through the cache, so the result and
+its gradient equal those of a forward over prompt + completion, at a fraction of the work.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from dartune.errors import InputError
+from dartune.models.engine import TokenIds
+
+# Any id will do where the mask or the causal order hides the position.
+FILL_ID = 0
+# Most elements of a float32 copy of logits alive at a time (256 MB).
+LOGIT_CHUNK = 2**26
+
+Group = tuple[TokenIds, Sequence[TokenIds]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Prompts a model has read, left-padded to P tokens.
+
+    Args:
+        cache: their keys and values, a transformers `Cache` with one row per prompt.
+        valid: True at real tokens, (G, P).
+        lengths: tokens per prompt, (G,).
+        logits: for the token after each prompt, (G, V).
+    """
+
+    cache: Any
+    valid: torch.Tensor
+    lengths: torch.Tensor
+    logits: torch.Tensor
+
+
+def group_logprobs(
+    model: nn.Module, groups: Sequence[Group], *, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Log-probabilities, with gradient, of each group's completions given its prompt.
+
+    Both forwards go through `model` itself: under DDP or FSDP pass the wrapped module, or gradients
+    are not synchronised. In training mode a prompt's dropout is shared by its group.
+
+    Args:
+        groups: (prompt, completions) token ids; N completions in all, the longest of T tokens.
+        with_entropy: also the entropy of each token's predictive distribution.
+
+    Returns:
+        log p in nats, float32, 0 outside the mask, (N, T); the mask, bool, (N, T); the entropy in
+        nats, (N, T), or None.
+
+    Raises:
+        InputError: an empty prompt, or activation checkpointing, which recomputes layers against a
+            cache that has grown since and so gives silently wrong values (errors up to 1 nat).
+    """
+    if is_checkpointed(model):
+        raise InputError(
+            "activation (gradient) checkpointing cannot be combined with shared prompts: it gives wrong "
+            "log-probabilities; call model.gradient_checkpointing_disable() or train with sequence_logprobs"
+        )
+    prefix = read_prompts(model, [prompt for prompt, _ in groups])
+    owner = [g for g, (_, completions) in enumerate(groups) for _ in completions]
+    rows = [completion for _, completions in groups for completion in completions]
+    return read_completions(model, prefix, owner, rows, with_entropy=with_entropy)
+
+
+def sequence_logprobs(
+    model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities, with gradient, of each row's response given its prompt, in one plain forward.
+
+    Args:
+        rows: (prompt, response) token ids; N rows, the longest response of T tokens.
+
+    Returns:
+        log p in nats, float32, 0 outside the mask, (N, T); the mask, bool, (N, T).
+
+    Raises:
+        InputError: an empty prompt, which leaves the first response token without a prediction.
+    """
+    _refuse_empty([prompt for prompt, _ in rows])
+    device = device_of(model)
+    ids = _padded([[*prompt, *response] for prompt, response in rows]).to(device)  # (N, S)
+    mask = _length_mask([len(response) for _, response in rows]).to(device)  # (N, T)
+    if not mask.any():
+        return torch.zeros(mask.shape, device=device), mask
+    starts = torch.tensor([len(prompt) for prompt, _ in rows], device=device)
+    ends = starts + mask.sum(dim=1)
+    column = torch.arange(ids.shape[1], device=device)
+    response = (column >= starts[:, None]) & (column < ends[:, None])
+    output = model(
+        input_ids=ids,
+        # Padding comes last, where the causal order hides it: no mask is needed beyond that.
+        attention_mask=torch.ones_like(ids),
+        use_cache=False,
+        logits_to_keep=response.roll(-1, dims=1),
+    )
+    logprobs, _ = token_logprobs(output.logits, ids[response])
+    return _scatter(logprobs, mask), mask
+
+
+def read_prompts(model: nn.Module, prompts: Sequence[TokenIds]) -> Prefix:
+    """One forward over left-padded prompts; only the last position's logits are computed."""
+    _refuse_empty(prompts)
+    device = device_of(model)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = _padded(prompts, side="left")
+    offset = torch.arange(ids.shape[1]) - (ids.shape[1] - lengths[:, None])
+    valid = (offset >= 0).to(device)
+    output = model(
+        input_ids=ids.to(device),
+        attention_mask=valid,
+        position_ids=offset.clamp(min=0).to(device),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return Prefix(output.past_key_values, valid, lengths.to(device), output.logits[:, -1])
+
+
+def read_completions(
+    model: nn.Module,
+    prefix: Prefix,
+    owner: Sequence[int],
+    completions: Sequence[TokenIds],
+    *,
+    with_entropy: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """One forward over completions that continue the prompts of `prefix`, which stays as it is.
+
+    Args:
+        owner: the prompt each completion continues, an index into `prefix`.
+        completions: N token lists, the longest of T tokens.
+
+    Returns:
+        As `group_logprobs`.
+    """
+    device = prefix.logits.device
+    mask = _length_mask([len(completion) for completion in completions]).to(device)  # (N, T)
+    if not mask.any():
+        nothing = torch.zeros(mask.shape, device=device)
+        return nothing, mask, nothing if with_entropy else None
+    ids = _padded(completions).to(device)  # (N, T)
+    index = torch.tensor(owner, device=device)
+    # The first token is predicted by the prompt's last position, all others by their predecessor.
+    predicted = prefix.logits.float().log_softmax(dim=-1)  # (G, V)
+    first, later = mask[:, 0], mask[:, 1:]
+    logprobs = [(predicted[index, ids[:, 0]] * first)[:, None]]
+    entropy = [(-(predicted.exp() * predicted).sum(dim=-1)[index] * first)[:, None]] if with_entropy else []
+    if ids.shape[1] > 1:
+        output = model(
+            input_ids=ids[:, :-1],
+            attention_mask=torch.cat([prefix.valid[index], torch.ones_like(later)], dim=1),
+            position_ids=prefix.lengths[index, None] + torch.arange(ids.shape[1] - 1, device=device),
+            past_key_values=select_rows(prefix.cache, owner, index),
+            use_cache=True,
+            logits_to_keep=later,
+        )
+        chosen, spread = token_logprobs(output.logits, ids[:, 1:][later], with_entropy=with_entropy)
+        logprobs.append(_scatter(chosen, later))
+        if spread is not None:
+            entropy.append(_scatter(spread, later))
+    return torch.cat(logprobs, dim=1), mask, torch.cat(entropy, dim=1) if with_entropy else None
+
+
+def select_rows(cache: Any, owner: Sequence[int], index: torch.Tensor) -> Any:
+    """A cache whose row i is row `owner[i]` of `cache`, which stays as it is; `index` is `owner` as a tensor."""
+    rows = copy.copy(cache)
+    rows.layers = [copy.copy(layer) for layer in cache.layers]
+    repeats, rest = divmod(len(owner), max(owner) + 1)
+    if rest == 0 and list(owner) == [i // repeats for i in range(len(owner))]:
+        rows.batch_repeat_interleave(repeats)  # its backward is a sum, far cheaper than an index's
+    else:
+        rows.batch_select_indices(index)
+    return rows
+
+
+def token_logprobs(
+    logits: torch.Tensor, targets: torch.Tensor, *, with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log softmax(logits)[target] and the entropy, in float32 and nats, for logits (M, V) and targets (M,).
+
+    Large vocabularies are worked off in chunks whose float32 copies are recomputed in the backward.
+    """
+    size = max(1, LOGIT_CHUNK // logits.shape[-1])
+    if len(logits) <= size:
+        return _token_logprobs(logits, targets, with_entropy)
+    parts = [
+        checkpoint(_token_logprobs, rows, ids, with_entropy, use_reentrant=False)
+        if logits.requires_grad
+        else _token_logprobs(rows, ids, with_entropy)
+        for rows, ids in zip(logits.split(size), targets.split(size), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+
+def _token_logprobs(logits, targets, with_entropy):
+    logits = logits.float()
+    normaliser = logits.logsumexp(dim=-1)
+    logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+    if not with_entropy:
+        return logprobs, None
+    expected = ((logits - normaliser[:, None]).exp() * logits).sum(dim=-1)
+    return logprobs, normaliser - expected
+
+
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether any part of the model recomputes its activations in the backward (only while training)."""
+    return model.training and any(
+        getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
+        for module in model.modules()
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's inputs go."""
+    return next(model.parameters()).device
+
+
+def _padded(rows: Sequence[TokenIds], side: str = "right") -> torch.Tensor:
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=FILL_ID, padding_side=side)
+
+
+def _length_mask(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.arange(max(lengths, default=0)) < torch.tensor(lengths, dtype=torch.long)[:, None]
+
+
+def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def _refuse_empty(prompts: Sequence[TokenIds]) -> None:
+    empty = [i for i, prompt in enumerate(prompts) if len(prompt) == 0]
+    if empty:
+        raise InputError(
+            "a prompt without a single token predicts nothing; start it with a BOS token or an instruction",
+            [f"prompt {i} is empty" for i in empty],
+        )

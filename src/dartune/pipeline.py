@@ -1,0 +1,299 @@
+"""The main job, top to bottom: data -> probe -> mapper -> synthesise -> train every arm -> evaluate -> report.
+
+Each stage is a plain call through `Run.stage`: skipped when its inputs did not change, redone (and
+the reason said) when they did, continued where an interrupted attempt of it left off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dartune import inputs
+from dartune.config import Config
+from dartune.progress import Progress
+from dartune.report.page import write_report
+from dartune.report.results import build_results
+from dartune.report.summary import summarise
+from dartune.rewards.verify import AnswerChecker
+from dartune.run import Cost, Run, atomic_write_json, read_jsonl, write_jsonl
+
+TARGET_FREE_ARMS = ("base",)
+
+
+def run(config: Config) -> Path:
+    """Run or resume every stage of `config`; returns the report's page.
+
+    Raises:
+        InputError: the data, a model or a setting is unusable (everything found is listed).
+        MachineError: this machine cannot go on (disk, memory, numbers that are not finite).
+    """
+    from dartune.models.loading import quiet
+
+    quiet()
+    with Run(Path(config.output), config=config) as run_folder, AnswerChecker() as checker:
+        job = Job(config, run_folder, checker)
+        job.prepare()
+        if any(arm.startswith("dart") for arm in config.arms):
+            job.probe()
+            for seed in config.seeds:
+                job.train_mapper(seed)
+                job.synthesise(seed)
+        for seed in config.seeds:
+            for arm in config.arms:
+                job.train_arm(arm, seed)
+                job.evaluate_arm(arm, seed)
+        return job.report()
+
+
+class Job:
+    """The stages of one run, in order; models are loaded when a stage first needs them."""
+
+    def __init__(self, config: Config, run_folder: Run, checker: AnswerChecker):
+        self.config, self.run, self.checker = config, run_folder, checker
+        self.models = inputs.Models(config)
+        self.judge, self.describe = inputs.lab_views(config)
+
+    # data
+
+    def prepare(self) -> None:
+        """Read, check and split the data; write what the later stages train and test on."""
+        self.data = inputs.load(self.config, self.checker)
+        self.models.check(self.data)
+
+        def write(out: Path) -> None:
+            for name, rows in self.data.parts.items():
+                write_jsonl(out / f"{name}.jsonl", [asdict(row) for row in rows])
+
+        self.run.stage("data", {"data": self.data.fingerprint}, write)
+
+    def probe(self) -> None:
+        """What the untouched target makes of the demonstrations: references, thresholds, own samples."""
+        from dartune.stages.probe import probe
+
+        config = self.config
+        stage_inputs = {
+            "data": self.run.key("data"),
+            "target": self.models.target_fingerprint,
+            "reward": config.reward.model_dump(),
+            "max_new_tokens": config.mapper.max_new_tokens,
+        }
+
+        def work(out: Path) -> Cost:
+            with self.progress(len(self.data.train), "probe") as progress:
+                return probe(
+                    self.data.train,
+                    self.models.target_engine(),
+                    self.models.renderer,
+                    self.checker,
+                    config.reward,
+                    config.mapper.max_new_tokens,
+                    0,
+                    out,
+                    progress,
+                )
+
+        self.probed = self.run.stage("probe", stage_inputs, work)
+
+    # mapper
+
+    def _reward(self):
+        from dartune.rewards.reward import GainOverFallback
+        from dartune.stages.probe import load_probe
+
+        rows, references, thresholds = load_probe(self.probed)
+        target = self.models.target_engine()
+        return rows, GainOverFallback(target, self.models.renderer, self.checker, thresholds, references)
+
+    def train_mapper(self, seed: int) -> None:
+        """Reinforcement learning of the mapper against the frozen target."""
+        from dartune.train.mapper import train_mapper
+
+        stage_inputs = {
+            "probe": self.run.key("probe"),
+            "mapper": self.config.mapper.model_dump(),
+            "start": self.models.mapper_fingerprint,
+            "seed": seed,
+        }
+
+        def work(out: Path) -> Cost:
+            _, reward = self._reward()
+            with self.progress(self.config.mapper.steps, f"mapper, seed {seed}") as progress:
+                return train_mapper(
+                    self.data.train, reward, self.models, self.config.mapper, seed, out, progress, self.describe
+                )
+
+        self.run.stage(f"mapper-s{seed}", stage_inputs, work)
+
+    def synthesise(self, seed: int) -> None:
+        """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
+        from dartune.data.adapted import write_adapted
+        from dartune.stages.synthesise import synthesise
+
+        config = self.config
+        mapper_folder = self.run.stage_folder(f"mapper-s{seed}")
+        stage_inputs = {
+            "mapper": self.run.key(f"mapper-s{seed}"),
+            "synthesise": config.synthesise.model_dump(),
+            "seed": seed,
+        }
+
+        def work(out: Path) -> Cost:
+            probed, reward = self._reward()
+            mapper = self.models.mapper_engine(mapper_folder / "model")
+            before = inputs.tokens_used(mapper, self.models.target_engine())
+            with self.progress(len(self.data.train), f"synthesise, seed {seed}") as progress:
+                rows = synthesise(
+                    self.data.train,
+                    probed,
+                    mapper,
+                    self.models.target_engine(),
+                    reward,
+                    self.models.renderer,
+                    config.synthesise,
+                    config.mapper.prompt,
+                    config.mapper.max_new_tokens,
+                    seed,
+                    out / "rows.jsonl",
+                    progress,
+                )
+            published = [{key: row[key] for key in row if key not in ("ids", "logprobs")} for row in rows]
+            note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
+            write_adapted(out / "adapted", published, provenance_note=note)
+            return inputs.tokens_used(mapper, self.models.target_engine()) - before
+
+        self.run.stage(f"synthesise-s{seed}", stage_inputs, work)
+
+    # arms
+
+    def _training_rows(self, arm: str, seed: int) -> tuple[list[tuple[str, str]], str]:
+        """What an arm trains on, and the key of the stage it comes from."""
+        if arm == "sft":
+            return [(row.question, row.solution) for row in self.data.train], self.run.key("data")
+        rows = read_jsonl(self.run.stage_folder(f"synthesise-s{seed}") / "rows.jsonl")
+        kept = [(row["question"], row["solution"]) for row in rows if row["provenance"] != "dropped"]
+        return kept, self.run.key(f"synthesise-s{seed}")
+
+    def train_arm(self, arm: str, seed: int) -> None:
+        """Fine-tune the target once per learning rate; dev accuracy chooses, alike for every arm."""
+        if arm in TARGET_FREE_ARMS:
+            return
+        rows, source = self._training_rows(arm, seed)
+        for rate in self.config.sft.learning_rates:
+            stage_inputs = {
+                "rows": source,
+                "target": self.models.target_fingerprint,
+                "sft": self.config.sft.model_dump(exclude={"learning_rates"}),
+                "learning_rate": rate,
+                "seed": seed,
+                "max_new_tokens": self.config.evaluate.max_new_tokens,
+            }
+            name = f"train-{arm}-s{seed}-lr{rate:g}"
+            self.run.stage(name, stage_inputs, self._training(name, rows, rate, seed))
+
+    def _training(self, name: str, rows: list[tuple[str, str]], rate: float, seed: int) -> Callable[[Path], Cost]:
+        from dartune.stages.evaluate import accuracy, evaluate
+        from dartune.train.sft import fine_tune
+
+        def work(out: Path) -> Cost:
+            with self.progress(self.config.sft.steps, name) as progress:
+                model, cost = fine_tune(rows, self.models, self.config.sft, rate, seed, out, progress)
+            engine = self.models.engine(model)
+            limit = self.config.evaluate.max_new_tokens
+            dev = evaluate({"dev": self.data.dev}, engine, self.models.renderer, self.checker, limit)
+            write_jsonl(out / "dev.jsonl", dev)
+            atomic_write_json(out / "dev.json", {"accuracy": accuracy(dev), "n": len(dev)})
+            return cost + inputs.tokens_used(engine)
+
+        return work
+
+    def _chosen(self, arm: str, seed: int) -> tuple[float, dict[str, float]]:
+        """The learning rate of best dev accuracy (the smaller one of equals), and every rate's accuracy."""
+        dev = {}
+        for rate in sorted(self.config.sft.learning_rates):
+            folder = self.run.stage_folder(f"train-{arm}-s{seed}-lr{rate:g}")
+            dev[rate] = json.loads((folder / "dev.json").read_text())["accuracy"]
+        best = max(dev, key=lambda rate: (dev[rate], -rate))
+        return best, {f"{rate:g}": value for rate, value in dev.items()}
+
+    def evaluate_arm(self, arm: str, seed: int) -> None:
+        """Greedy solutions of every suite, by the arm's chosen model."""
+        from dartune.stages.evaluate import evaluate
+
+        if arm in TARGET_FREE_ARMS:
+            name, trained, folder = f"evaluate-{arm}", self.models.target_fingerprint, None
+        else:
+            stage = f"train-{arm}-s{seed}-lr{self._chosen(arm, seed)[0]:g}"
+            name, trained, folder = f"evaluate-{arm}-s{seed}", self.run.key(stage), self.run.stage_folder(stage)
+        stage_inputs = {
+            "model": trained,
+            "suites": self.data.suites_fingerprint,
+            "max_new_tokens": self.config.evaluate.max_new_tokens,
+        }
+
+        def work(out: Path) -> Cost:
+            engine = self.models.trained_engine(folder / "model") if folder else self.models.target_engine()
+            before = inputs.tokens_used(engine)
+            limit = self.config.evaluate.max_new_tokens
+            with self.progress(sum(map(len, self.data.suites.values())), name) as progress:
+                records = evaluate(
+                    self.data.suites,
+                    engine,
+                    self.models.renderer,
+                    self.checker,
+                    limit,
+                    judge=self.judge,
+                    progress=progress,
+                )
+            write_jsonl(out / "records.jsonl", records)
+            return inputs.tokens_used(engine) - before
+
+        self.run.stage(name, stage_inputs, work)
+
+    # report
+
+    def report(self) -> Path:
+        """`report/results.json` and the page, from what the stages wrote; prints the summary table."""
+        results = build_results(**self._measured())
+        page = write_report(self.run.folder / "report", results)
+        self.run.log(summarise(results, page))
+        return page
+
+    def _measured(self) -> dict[str, Any]:
+        config, run_folder = self.config, self.run
+        adapting = run_folder.finished("probe") and any(arm.startswith("dart") for arm in config.arms)
+        seeds = config.seeds if adapting else []
+        adapted = {s: read_jsonl(run_folder.stage_folder(f"synthesise-s{s}") / "rows.jsonl") for s in seeds}
+        evaluations, rates = [], {}
+        for arm in config.arms:
+            for seed in config.seeds:
+                fixed = arm in TARGET_FREE_ARMS
+                name = f"evaluate-{arm}" if fixed else f"evaluate-{arm}-s{seed}"
+                records = read_jsonl(run_folder.stage_folder(name) / "records.jsonl")
+                evaluations += [{"arm": arm, "seed": seed, **record} for record in records]
+                if not fixed:
+                    chosen, dev = self._chosen(arm, seed)
+                    rates.setdefault(arm, {})[seed] = {"chosen": chosen, "dev": dev}
+        return {
+            "name": config.name,
+            "config": config.model_dump(mode="json"),
+            "evaluations": evaluations,
+            "costs": {name: asdict(run_folder.cost(name)) for name in run_folder.finished_stages()},
+            "mapper_metrics": {s: read_jsonl(run_folder.stage_folder(f"mapper-s{s}") / "metrics.jsonl") for s in seeds},
+            "adapted": adapted,
+            "adapted_quality": inputs.adapted_quality(adapted, self.judge),
+            "learning_rates": rates,
+            "examples": inputs.examples(adapted, self.data.train, run_folder, self.models.renderer),
+            "input_rows": len(self.data.train),
+            "templates": {arm: self.models.renderer.hash for arm in config.arms},
+            "notes": self.data.notes,
+        }
+
+    @contextmanager
+    def progress(self, total: int, label: str) -> Iterator[Progress]:
+        with Progress(total, label, log_path=self.run.log_path) as progress:
+            yield progress

@@ -1,0 +1,67 @@
+"""What the report shows of the adapted data: measured quality and rows to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+EXAMPLES = 10
+
+
+def adapted_quality(
+    rows: Sequence[Mapping[str, Any]], judge: Callable[[str, str], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Share of rewritten rows whose steps and names are right, and which dialects they are in."""
+    judged = [
+        judge(row["question"], row["solution"])
+        for row in rows
+        if row["provenance"] not in ("original", "dropped")
+    ]
+    named = [verdict["names_correct"] for verdict in judged if verdict["names_correct"] is not None]
+    styles = Counter(verdict["dialect"] or "none" for verdict in judged)
+    return {
+        "rows": len(judged),
+        "step_correct": sum(verdict["steps_correct"] for verdict in judged) / max(1, len(judged)),
+        "names_correct": sum(named) / max(1, len(judged)),
+        "dialects": {style: count / len(judged) for style, count in sorted(styles.items())},
+    }
+
+
+def pieces(
+    decode: Callable[[Sequence[int]], str], ids: Sequence[int], logprobs: Iterable[float]
+) -> list[list[Any]]:
+    """[[text, log-probability in nats], ...]: the text each token adds, whatever the tokenizer joins with."""
+    parts, before = [], ""
+    for count, logprob in enumerate(logprobs, start=1):
+        text = decode(ids[:count])
+        parts.append([text[len(before) :] if text.startswith(before) else text, logprob])
+        before = text
+    return parts
+
+
+def examples(
+    rows: Sequence[Mapping[str, Any]],
+    sources: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    decode: Callable[[Sequence[int]], str],
+) -> list[dict[str, Any]]:
+    """The first rows, unselected, before and after, with per-token log-probabilities under the target.
+
+    Args:
+        rows: adapted rows.
+        sources: per row id, the source solution's response ids and their log-probabilities.
+        decode: response ids to text.
+    """
+    shown = []
+    for row in rows[:EXAMPLES]:
+        shown.append(
+            {
+                **{key: row[key] for key in ("id", "question", "source_solution", "solution", "provenance")},
+                "alignment_before": row["alignment_before"],
+                "alignment_after": row["alignment_after"],
+                "reason": row["reason"],
+                "tokens_before": pieces(decode, *sources[row["id"]]),
+                "tokens_after": pieces(decode, row["ids"], row["logprobs"]),
+            }
+        )
+    return shown

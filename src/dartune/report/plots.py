@@ -1,0 +1,231 @@
+"""Plots of the results as SVG: text takes the colour of the page around it, for light and dark alike."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dartune.report.summary import printable, summary_of, title
+
+# Okabe and Ito's colour-blind safe hues, moved to mid-tones that stand out on white and on near-black.
+COLOURS = ("#8a8a8a", "#d98200", "#2f86d6", "#0f9d74", "#c96aa0", "#d4572a", "#8877d0", "#9a7b1f")
+ARM_COLOURS = {"base": COLOURS[0], "sft": COLOURS[1], "dart": COLOURS[2]}
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+TEXT = "#010203"  # stands for currentColor while matplotlib draws
+WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
+ALWAYS = 0.98  # a gate passed this often at every step is named, not drawn
+STYLE = (
+    "<style>svg{color:#222;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
+)
+
+Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowest, highest)
+
+
+def draw_plots(results: Mapping[str, Any]) -> dict[str, str]:
+    """Plot name -> SVG without XML header, transparent; plots without data are left out.
+
+    Names: accuracy, reward, alignment, gates, hacks, dialects. Drawing the same results twice gives the same
+    text. Inside a page the SVG takes the page's text colour; `standalone` makes a file of it.
+    """
+    plots: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
+        "accuracy": _accuracy,
+        "reward": _reward,
+        "alignment": _alignment,
+        "gates": _gates,
+        "hacks": _hacks,
+        "dialects": _dialects,
+    }
+    drawn = {name: plot(results) for name, plot in plots.items()}
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
+def standalone(svg: str) -> str:
+    """The SVG as a file of its own, with a text colour for light and for dark viewers."""
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(r"(<svg[^>]*>)", rf"\1{STYLE}", svg, count=1)
+
+
+def arm_colours(arms: Sequence[str]) -> dict[str, str]:
+    """A colour per arm; base, sft and dart keep theirs in every report."""
+    free = [colour for colour in COLOURS if colour not in ARM_COLOURS.values()]
+    others = [arm for arm in arms if arm not in ARM_COLOURS]
+    return ARM_COLOURS | {arm: free[index % len(free)] for index, arm in enumerate(others)}
+
+
+def _accuracy(results: Mapping[str, Any]) -> str:
+    arms, suites = results["arms"], results["suites"]
+    colours, several = arm_colours(arms), len(results["seeds"]) > 1
+    step = 0.8 / len(arms)
+    figure, axes = _figure(0.9 + max(1.0, 0.11 * len(arms) + 0.16) * len(suites) * 0.62)
+    for row, suite in enumerate(suites):
+        for index, arm in enumerate(arms):
+            summary = summary_of(results, arm, suite["name"], "suite")
+            accuracy, y = summary["accuracy"], row + (index - (len(arms) - 1) / 2) * step
+            axes.plot([100 * accuracy["low"], 100 * accuracy["high"]], [y, y], color=colours[arm], lw=2)
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(100 * accuracy["estimate"], y, marker, color=colours[arm], ms=6)
+            if several:
+                seeds = [100 * share for share in summary["by_seed"].values()]
+                axes.plot(seeds, [y] * len(seeds), "|", color=TEXT, ms=6, mew=0.8, alpha=0.7)
+        if row:
+            axes.axhline(row - 0.5, color=TEXT, lw=0.4, alpha=0.3)
+    axes.set_yticks(range(len(suites)), [_label(suite["name"]) for suite in suites], color=TEXT)
+    axes.set_ylim(len(suites) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("accuracy, % (bar: 95% interval" + ("; ticks: seeds)" if several else ")"), color=TEXT)
+    for index, arm in enumerate(arms):
+        axes.plot([], [], MARKERS[index % len(MARKERS)], color=colours[arm], ms=6, label=_label(arm))
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, labelcolor=TEXT, frameon=False, borderpad=0.2
+    )
+    return _svg(figure, "accuracy", "Accuracy per suite and arm, with 95% intervals")
+
+
+def _reward(results: Mapping[str, Any]) -> str | None:
+    curves = {name: _curve(results, name) for name in ("reward", "gain")}
+    return _lines(curves, "reward", "per rewrite", "Reward and gain over the mapper's training")
+
+
+def _alignment(results: Mapping[str, Any]) -> str | None:
+    curves = {
+        "rewrites": _curve(results, "alignment_after"),
+        "demonstrations": _curve(results, "alignment_before"),
+    }
+    return _lines(curves, "alignment", "alignment (0: certain)", "Alignment of rewrites and demonstrations")
+
+
+def _gates(results: Mapping[str, Any]) -> str | None:
+    curves = {"all gates": _curve(results, "gate_pass")} | _parts(results, "gates")
+    always = [
+        name for name, curve in curves.items() if curve and min(mean for _, mean, *_ in curve) >= ALWAYS
+    ]
+    shown = {name: curve for name, curve in curves.items() if name not in always}
+    note = f"above {ALWAYS:.0%} at every step: {', '.join(always)}" if always else ""
+    return _lines(shown or curves, "gates", "pass, %", "Pass rate of each gate", percent=True, note=note)
+
+
+def _hacks(results: Mapping[str, Any]) -> str | None:
+    curves = _parts(results, "hacks")
+    never = [name for name, curve in curves.items() if curve and max(mean for _, mean, *_ in curve) == 0]
+    shown = {name: curve for name, curve in curves.items() if name not in never}
+    note = f"never seen: {', '.join(never)}" if never else ""
+    return _lines(shown, "hacks", "of rewrites, %", "Rate of each hack", percent=True, note=note)
+
+
+def _dialects(results: Mapping[str, Any]) -> str | None:
+    curves = _parts(results, "dialects")
+    return _lines(curves, "dialects", "of rewrites, %", "Share of each dialect", percent=True)
+
+
+def _curve(results: Mapping[str, Any], *path: str) -> Curve:
+    """One metric over the steps: mean, lowest and highest of the seeds that report it."""
+    by_step: dict[float, list[float]] = {}
+    for mapper in results["mapper"].values():
+        for index, row in enumerate(mapper["steps"]):
+            value: Any = row
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, (int, float)):
+                by_step.setdefault(row.get("step", index), []).append(value)
+    return [
+        (step, sum(seen) / len(seen), min(seen), max(seen)) for step, seen in sorted(by_step.items()) if seen
+    ]
+
+
+def _parts(results: Mapping[str, Any], part: str) -> dict[str, Curve]:
+    rows = [row for mapper in results["mapper"].values() for row in mapper["steps"]]
+    names = dict.fromkeys(name for row in rows for name in row.get(part) or {})
+    return {name: _curve(results, part, name) for name in names}
+
+
+def _lines(
+    curves: Mapping[str, Curve], name: str, ylabel: str, label: str, *, percent: bool = False, note: str = ""
+) -> str | None:
+    """Curves over mapper steps, each named at its right end; None when there is nothing to draw."""
+    curves = {key: curve for key, curve in curves.items() if curve}
+    if not curves:
+        return None
+    scale = 100 if percent else 1
+    figure, axes = _figure(2.6)
+    ends = {}
+    for index, (key, curve) in enumerate(curves.items()):
+        colour = COLOURS[(index + 2) % len(COLOURS)]
+        steps = [step for step, *_ in curve]
+        style = "-" if index < len(COLOURS) else "--"
+        axes.plot(steps, [scale * mean for _, mean, *_ in curve], style, color=colour, lw=1.7)
+        if any(high > low for *_, low, high in curve):
+            low, high = ([scale * point[at] for point in curve] for at in (2, 3))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+        ends[key] = (colour, scale * curve[-1][1])
+    if percent:
+        axes.set_ylim(0, 100)
+    _name_ends(axes, ends)
+    axes.set_xlabel("mapper step" + (f"   ({note})" if note else ""), color=TEXT)
+    axes.set_ylabel(ylabel, color=TEXT)
+    return _svg(figure, name, label)
+
+
+def _name_ends(axes: Any, ends: Mapping[str, tuple[str, float]]) -> None:
+    """Name every curve beside its last point, names pushed apart so that none covers another."""
+    bottom, top = axes.get_ylim()
+    gap = (top - bottom) / 14
+    order = sorted(ends, key=lambda key: ends[key][1])
+    places: list[float] = []
+    for key in order:
+        places.append(max(ends[key][1], places[-1] + gap if places else bottom))
+    # A pile that grew past the top is pushed back down, as far as the bottom allows.
+    for index in range(len(places) - 1, -1, -1):
+        ceiling = places[index + 1] - gap if index + 1 < len(places) else top
+        places[index] = min(places[index], ceiling)
+    for key, place in zip(order, places, strict=True):
+        axes.annotate(
+            _label(key),
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            color=ends[key][0],
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _label(text: str) -> str:
+    text = printable(str(text)).replace("_", " ")
+    return text if len(text) <= 28 else text[:27] + "…"
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    """A figure without pyplot: no global state, no display, safe in any thread."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="tight")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(TEXT)
+    axes.tick_params(colors=TEXT)
+    axes.grid(axis="both", color=TEXT, alpha=0.12, lw=0.6)
+    return figure, axes
+
+
+def _svg(figure: Any, name: str, label: str) -> str:
+    """The figure as inline SVG: own id space, readable text, no date, no fixed size."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    # Names come from data: a dollar sign in one must not start a formula.
+    options = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
+    with matplotlib.rc_context(options):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(TEXT, "currentColor")
+    # The font is the page's; matplotlib measured with a wider one, so nothing overlaps.
+    svg = re.sub(r"font-family:[^;\"]*;", "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace('xlink:href="#', f'xlink:href="#{name}-').replace("url(#", f"url(#{name}-")
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title(label)}" ', 1)

@@ -1,0 +1,242 @@
+"""What a solution's text says: its words, numbers, names and final answers, and how often it repeats itself.
+
+Everything here is a pure function of text that works on natural English and on space-separated tokens alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
+_LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[*#]+[ \t]*)?(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+(?=\S)")
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})")
+_NUMBER = re.compile(
+    r"(?:(?<!\w)|(?<=\d[xX]))(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)(?!\d|st\b|nd\b|rd\b|th\b)"
+)
+_CAPITALISED = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_OPENS_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"“”‘*#(\[{]|(?:^|\s)')\s*$")
+_TITLE = re.compile(r"\b(?:mr|mrs|ms|dr|st|prof)\s?\.\s*$", re.IGNORECASE)
+
+NOT_NAMES = frozenset(
+    """i i'm i'll i've i'd a an the he she it they we you his her its their our my your this that these those
+    how what who whom whose when where why which if then and or but so as at in on of to for from with by
+    mr mrs ms dr prof miss answer question note hint step give find
+    celsius fahrenheit kelvin joule joules newton newtons watt watts volt volts ohm ohms hz khz mhz ghz
+    kg km mph kwh""".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """Words, numbers and single punctuation marks, in order."""
+    return _WORD.findall(text)
+
+
+def numbers(text: str) -> list[str]:
+    """Every number in order, in one spelling: `1,000` -> `1000`, `$5` -> `5`, `3.50` -> `3.5`, `1/2` -> `1`, `2`.
+
+    A minus sign counts only where it cannot be a subtraction. Digits inside words (`x2`), ordinals
+    (`3rd`), list marks (`1.` at a line's start, `Step 2:`) and calculator notes (`<<3*4=12>>`) are no numbers.
+    """
+    text = _CALCULATOR_NOTE.sub(" ", text).replace("−", "-").replace("–", "-")
+    text = _LATEX_COMMA.sub(",", _LIST_MARK.sub(" ", text))
+    found = []
+    for match in _NUMBER.finditer(text):
+        plain = match[0].replace(",", "")
+        whole, _, fraction = plain.partition(".")
+        fraction = fraction.rstrip("0")
+        value = (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
+        found.append(f"-{value}" if value != "0" and _is_negative(text, match.start()) else value)
+    return found
+
+
+def _is_negative(text: str, start: int) -> bool:
+    """Whether the number at `start` carries a minus sign of its own, such as in `= -3` or `-$3`."""
+    sign = start - 1
+    if sign >= 0 and text[sign] == "$":
+        sign -= 1
+    if sign < 0 or text[sign] != "-":
+        return False
+    if sign and (text[sign - 1].isalnum() or text[sign - 1] in "-_"):
+        return False
+    before = text[:sign].rstrip()
+    return not before or not (before[-1].isdigit() or before[-1] in ")]}%$")
+
+
+def entities(question: str) -> list[str]:
+    """Proper names in order of first appearance: capitalised words that occur inside a sentence.
+
+    A capital at the start of a sentence proves nothing, so a name that only ever starts sentences
+    is missed. Abbreviations in capitals (`TV`), units and question words are no names.
+    """
+    found: dict[str, None] = {}
+    for match in _CAPITALISED.finditer(question):
+        name = re.sub(r"['’]s?$", "", match[0])
+        if not name[0].isupper() or not any(letter.islower() for letter in name[1:]):
+            continue
+        if name.lower() in NOT_NAMES or _starts_sentence(question, match.start()):
+            continue
+        found.setdefault(name)
+    return list(found)
+
+
+def _starts_sentence(text: str, start: int) -> bool:
+    before = text[max(0, start - 40) : start]
+    return bool(_OPENS_SENTENCE.search(before)) and not (start and _TITLE.search(before))
+
+
+def mentions(text: str) -> set[str]:
+    """The words a name can be looked up in: as written, possessives without their `'s`."""
+    return {re.sub(r"['’]s?$", "", match[0]) for match in _CAPITALISED.finditer(text)}
+
+
+def lcs_fraction(needle: Sequence[Hashable], hay: Sequence[Hashable]) -> float:
+    """Share of `needle` found in `hay` in order: their longest common subsequence; 1 for an empty needle.
+
+    One machine operation per item of `hay` (bit-parallel, Hyyrö 2004): bit i of `row` is 0 where
+    `needle[i]` ends a longer match.
+    """
+    if not needle:
+        return 1.0
+    places: dict[Hashable, int] = {}
+    for i, item in enumerate(needle):
+        places[item] = places.get(item, 0) | 1 << i
+    full = (1 << len(needle)) - 1
+    row = full
+    for item in hay:
+        matched = row & places.get(item, 0)
+        row = ((row + matched) | (row - matched)) & full
+    return 1.0 - row.bit_count() / len(needle)
+
+
+def ngram_repeats(tokens: Sequence[Hashable], n: int) -> int:
+    """How often the most frequent run of `n` tokens occurs; 0 where there are fewer than `n` tokens."""
+    counts = Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    return max(counts.values(), default=0)
+
+
+def tandem_repeats(tokens: Sequence[Hashable], longest: int = 32) -> int:
+    """How often, at most, one block of up to `longest` tokens stands back to back with itself.
+
+    Blocks shorter than 4 tokens count as parts of a block of 4, so that `7 + 7 + 7` is no loop yet.
+    """
+    most = min(1, len(tokens))
+    for period in range(1, min(longest, len(tokens) // 2) + 1):
+        run = 0
+        for i in range(period, len(tokens)):
+            run = run + 1 if tokens[i] == tokens[i - period] else 0
+            if run >= period:
+                most = max(most, (run + period) // max(period, 4))
+    return most
+
+
+def spaced(text: str) -> str:
+    """Lower-case words with one space around each, so that phrases can be found whatever the spacing."""
+    return f" {' '.join(words(text.lower()))} "
+
+
+# ---------------------------------------------------------------- final answers
+
+
+@dataclass(frozen=True, slots=True)
+class StatedAnswer:
+    """One final answer in a text: characters `start:end` are the answer, `cue:stop` with what announces it."""
+
+    text: str
+    start: int
+    end: int
+    cue: int
+    stop: int
+
+
+_BOX = re.compile(r"\\f?boxed\s*(?:\{|(-?\w+(?:\.\d+)?))")
+_HASHES = re.compile(r"####[ \t]*([^\n]*)")
+_PHRASE = re.compile(
+    r"\banswers?\b(?: to (?:the|this) \w+)?[*_]{0,3}\s{0,3}"
+    r"(?:(?:is|are|would be|will be|must be|should be)\b\s{0,3}:?|:|=|equals\b)[*_]{0,3}\s*",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?]+(?=[\s*\"'”)$]|$)|\n|;(?=\s|$)")
+_REASON = re.compile(r",?\s(?:because|since|which|so|as)\b", re.IGNORECASE)
+_EQUALS = re.compile(r"(?<![<>!=≤≥])=(?!=)")
+_ANSWER_LIKE = re.compile(r"[-−+($.]*\d|\$?\\")
+_BEFORE = " \t\n*_\"'“”:"
+_AFTER = " \t\n*_\"'“”.,;:!?"
+
+
+def stated_answers(text: str) -> list[StatedAnswer]:
+    """Every final answer stated in `text`, in order; `The answer is \\boxed{42}` is one answer.
+
+    Read are `\\boxed{...}`, `#### 42`, `The answer is 42 .`, `final answer: 42`, `Answer: 42`.
+    """
+    boxes = list(_boxes(text))
+    marked = boxes + [mark for mark in _hashes(text) if not _overlaps(mark, boxes)]
+    found = marked + [phrase for phrase in _phrases(text) if not _overlaps(phrase, marked)]
+    return sorted(found, key=lambda answer: answer.start)
+
+
+def _overlaps(one: StatedAnswer, others: Sequence[StatedAnswer]) -> bool:
+    return any(one.cue <= other.stop and other.cue <= one.stop for other in others)
+
+
+def _boxes(text: str) -> Iterator[StatedAnswer]:
+    closing = _closing_braces(text)
+    inside = 0
+    for match in _BOX.finditer(text):
+        start = match.end() if match[1] is None else match.start(1)
+        end = closing.get(match.end() - 1) if match[1] is None else match.end()
+        answer = _trimmed(text, start, end) if end is not None else None
+        if answer and match.start() >= inside:
+            inside = end + 1 if match[1] is None else end
+            yield StatedAnswer(text[slice(*answer)], *answer, match.start(), inside)
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Position of each `{` that is closed -> position of its `}`."""
+    closing: dict[int, int] = {}
+    still_open: list[int] = []
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{":
+            still_open.append(match.start())
+        elif match[0] == "}" and still_open:
+            closing[still_open.pop()] = match.start()
+    return closing
+
+
+def _hashes(text: str) -> Iterator[StatedAnswer]:
+    """`#### 42`. The same marks are a heading elsewhere, so words only count on the last line."""
+    for match in _HASHES.finditer(text):
+        answer = _trimmed(text, match.start(1), match.end(1))
+        if answer and (_ANSWER_LIKE.match(match[1]) or not text[match.end() :].strip()):
+            yield StatedAnswer(text[slice(*answer)], *answer, match.start(), match.end())
+
+
+def _phrases(text: str) -> Iterator[StatedAnswer]:
+    """`The answer is 42 .`: up to the sentence's end, right of its last `=`, without the reason given for it."""
+    for match in _PHRASE.finditer(text):
+        end = _SENTENCE_END.search(text, match.end())
+        stop = end.start() if end else len(text)
+        reason = _REASON.search(text, match.end(), stop)
+        stop = reason.start() if reason else stop
+        start = max([match.end(), *(sign.end() for sign in _EQUALS.finditer(text, match.end(), stop))])
+        answer = _trimmed(text, start, stop)
+        if answer:
+            yield StatedAnswer(text[slice(*answer)], *answer, match.start(), stop)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """The span without white space, emphasis, quotes, maths delimiters and closing punctuation; None if empty."""
+    before = None
+    while start < end and (start, end) != before:
+        before = start, end
+        start += len(text[start:end]) - len(text[start:end].lstrip(_BEFORE))
+        end -= len(text[start:end]) - len(text[start:end].rstrip(_AFTER))
+        pair = text[start : start + 2], text[max(start, end - 2) : end]
+        if pair in ((r"\(", r"\)"), (r"\[", r"\]")):
+            start, end = start + 2, end - 2
+        elif pair[1].endswith("$") and pair[1] != r"\$":
+            start, end = start + (pair[0][:1] == "$"), end - 1
+    return (start, end) if start < end else None

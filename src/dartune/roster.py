@@ -1,0 +1,112 @@
+"""The models of a run: loaded once, when a stage first needs them, always through one tokenizer."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from dartune import inputs
+from dartune.config import Config
+from dartune.data.render import Renderer
+from dartune.errors import InputError
+from dartune.models.hf_engine import HFEngine
+from dartune.models.loading import context_length, load_model, load_tokenizer
+from dartune.run import Cost
+
+
+class Meter:
+    """Tokens that engines generate and score from here on."""
+
+    def __init__(self, *engines: HFEngine):
+        self.engines = list({id(engine): engine for engine in engines}.values())
+        self.start = self._sums()
+
+    def _sums(self) -> tuple[int, int]:
+        return (
+            sum(engine.generated_tokens for engine in self.engines),
+            sum(engine.scored_tokens for engine in self.engines),
+        )
+
+    def cost(self) -> Cost:
+        generated, scored = self._sums()
+        return Cost(generated_tokens=generated - self.start[0], scored_tokens=scored - self.start[1])
+
+
+class Roster:
+    """Target, mapper start and what was trained from them."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.target_path = inputs.model_path(config.target.path)
+        self.mapper_path = inputs.model_path(config.mapper.path) if config.mapper.path else self.target_path
+
+    @cached_property
+    def tokenizer(self):
+        return load_tokenizer(self.target_path, trust_remote_code=self.config.target.trust_remote_code)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        return Renderer(self.tokenizer, self.config.target.system_prompt)
+
+    @cached_property
+    def target_fingerprint(self) -> str:
+        return f"{inputs.content_hash(self.target_path)}/{self.renderer.hash}/{self.config.target.dtype}"
+
+    @cached_property
+    def mapper_fingerprint(self) -> str:
+        return inputs.content_hash(self.mapper_path)
+
+    @cached_property
+    def target_engine(self) -> HFEngine:
+        """The frozen target."""
+        return self.engine(self.target_copy())
+
+    @cached_property
+    def start_engine(self) -> HFEngine:
+        """The mapper before training: what its KL penalty is measured from."""
+        if self.mapper_path == self.target_path:
+            return self.target_engine
+        return self.engine(self.mapper_copy())
+
+    def target_copy(self):
+        return self._load(self.target_path)
+
+    def mapper_copy(self):
+        return self._load(self.mapper_path)
+
+    def trained(self, folder: Path) -> HFEngine:
+        return self.engine(self._load(str(folder)))
+
+    def engine(self, model) -> HFEngine:
+        return HFEngine(model.eval())
+
+    def _load(self, path: str):
+        target = self.config.target
+        return load_model(
+            path, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code
+        )
+
+    def context(self, model) -> int:
+        return context_length(model)
+
+    def check(self) -> None:
+        """Load what the run needs; every problem of the models is raised at once.
+
+        Raises:
+            InputError: a model cannot be loaded, or target and mapper do not share their tokens.
+        """
+        problems: list[str] = []
+        for path in dict.fromkeys([self.target_path, self.mapper_path]):
+            try:
+                tokenizer = load_tokenizer(path, trust_remote_code=self.config.target.trust_remote_code)
+                self._load(path)
+            except InputError as error:
+                problems += str(error).splitlines()
+                continue
+            if path != self.target_path and not problems and tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                problems.append(
+                    f"mapper.path {path}: its vocabulary is not the target's. Rewrites are passed between the two "
+                    "as token ids; take a mapper of the target's family, or mapper.path: null for a copy of the target"
+                )
+        if problems:
+            raise InputError("the models cannot be used", problems)

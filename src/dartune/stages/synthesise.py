@@ -1,0 +1,174 @@
+"""Synthesis: the trained mapper rewrites every demonstration; the best accepted candidate is kept.
+
+The gate is the one of mapper training. A row whose candidates all fail goes down the fallback
+ladder; whatever it becomes, its provenance and the reason are recorded. No row is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dartune.config import SynthesiseConfig
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.models.engine import Engine, SampleSpec
+from dartune.progress import Progress
+from dartune.rewards.reward import GainOverFallback, Scored
+from dartune.run import append_jsonl, read_jsonl
+from dartune.train.mapper import mapper_prompt
+
+CHUNK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a row can become: a text, its alignment, and what the reward and the gates said of it."""
+
+    text: str
+    alignment: float
+    reward: dict[str, float]
+    gates: dict[str, bool]
+    logprobs: Sequence[float]
+    ids: Sequence[int]
+
+
+def synthesise(
+    demonstrations: Sequence[Demonstration],
+    probed: Sequence[dict[str, Any]],
+    mapper: Engine,
+    target: Engine,
+    reward: GainOverFallback,
+    renderer: Renderer,
+    config: SynthesiseConfig,
+    prompt: str,
+    max_new_tokens: int,
+    seed: int,
+    path: Path,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Append one adapted row per demonstration to `path`; rows already there are kept, not redone.
+
+    A chunk's samples depend on its place and the seed alone, so a resumed synthesis ends with the
+    rows of an uninterrupted one.
+    """
+    done = read_jsonl(path) if path.exists() else []
+    if [row["id"] for row in done] != [d.id for d in demonstrations[: len(done)]]:
+        done = []
+        path.unlink()
+    for low in range(0, len(demonstrations), CHUNK):
+        chunk = demonstrations[low : low + CHUNK]
+        if low + len(chunk) <= len(done):
+            if progress:
+                progress.update(len(chunk))
+            continue
+        spec = SampleSpec(
+            config.samples, max_new_tokens, config.temperature, (renderer.end_id,), seed * 1_000_003 + 500_000 + low
+        )
+        prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
+        rungs = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
+        if "guided" in config.ladder:
+            rungs["guided"] = reward(chunk, target.generate(prompts, spec))
+        for index, demonstration in enumerate(chunk):
+            if low + index < len(done):
+                continue
+            tried = {rung: groups[index] for rung, groups in rungs.items()}
+            row = adapted_row(demonstration, probed[low + index], tried, config.ladder, renderer)
+            append_jsonl(path, row)
+            done.append(row)
+        if progress:
+            progress.update(len(chunk), rewritten=sum(row["provenance"] == "rewrite" for row in done) / len(done))
+    return done
+
+
+def adapted_row(
+    demonstration: Demonstration,
+    probe: dict[str, Any],
+    tried: dict[str, list[Scored]],
+    ladder: Sequence[str],
+    renderer: Renderer,
+) -> dict[str, Any]:
+    """Take the first rung of the ladder that holds; "original" always does, an exhausted ladder drops the row."""
+    reasons = []
+    for rung in ladder:
+        if rung == "original":
+            source = _original(demonstration, probe, renderer)
+            return _row(demonstration, probe, "original", source, "; ".join(reasons), tried)
+        candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
+        better = [item for item in candidates if item.alignment > probe["source_alignment"]]
+        if better:
+            best = max(better, key=lambda item: item.alignment)
+            return _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
+        reasons.append(f"{rung}: {_why_none(rung, candidates, tried)}")
+    return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried)
+
+
+def _candidate(item: Scored) -> Candidate:
+    parts = {"reward": item.reward, "gain": item.gain}
+    return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids)
+
+
+def _own(probe: dict[str, Any]) -> list[Candidate]:
+    return [
+        Candidate(
+            own["text"],
+            own["alignment"],
+            {"gain": own["alignment"] - probe["source_alignment"]},
+            own["gates"],
+            own["logprobs"],
+            own["ids"],
+        )
+        for own in probe["own"]
+    ]
+
+
+def _original(demonstration: Demonstration, probe: dict[str, Any], renderer: Renderer) -> Candidate:
+    ids = renderer.response_ids(demonstration.solution)
+    parts = {"reward": 0.0, "gain": 0.0}
+    return Candidate(demonstration.solution, probe["source_alignment"], parts, {}, probe["source_logprobs"], ids)
+
+
+def _why_none(rung: str, accepted: Sequence[Candidate], tried: dict[str, list[Scored]]) -> str:
+    if accepted:
+        return f"{len(accepted)} passed the gate, none is likelier than the original"
+    if rung == "own":
+        return "the target has no verified sample of its own"
+    counts: dict[str, int] = {}
+    for item in tried[rung]:
+        for name in item.hacks:
+            counts[name] = counts.get(name, 0) + 1
+    failed = ", ".join(f"{name} {count}x" for name, count in sorted(counts.items(), key=lambda kv: -kv[1]))
+    return f"none of {len(tried[rung])} passed the gate ({failed})"
+
+
+def _row(
+    demonstration: Demonstration,
+    probe: dict[str, Any],
+    provenance: str,
+    kept: Candidate | None,
+    reason: str,
+    tried: dict[str, list[Scored]],
+) -> dict[str, Any]:
+    solution = kept.text if kept else ""
+    return {
+        "id": demonstration.id,
+        "question": demonstration.question,
+        "solution": solution,
+        "messages": [
+            {"role": "user", "content": demonstration.question},
+            {"role": "assistant", "content": solution},
+        ],
+        "source_solution": demonstration.solution,
+        "answer": demonstration.answer,
+        "provenance": provenance,
+        "alignment_before": probe["source_alignment"],
+        "alignment_after": kept.alignment if kept else None,
+        "reward": kept.reward if kept else {},
+        "gates": kept.gates if kept else {},
+        "hacks": sorted({name for items in tried.values() for item in items for name in item.hacks}),
+        "reason": reason or "the best accepted candidate",
+        "ids": list(kept.ids) if kept else [],
+        "logprobs": [round(value, 4) for value in kept.logprobs] if kept else [],
+    }

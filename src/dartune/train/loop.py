@@ -1,0 +1,162 @@
+"""The one training loop: optimiser, schedule, accumulation, checkpoints, exact resume.
+
+Lab pretraining, SFT and reinforcement learning differ only in their `Objective`. Everything an
+objective draws is a function of the step number, so the whole state of a run is its parameters,
+its optimiser state and the step: a resumed run continues as if it had never stopped (bit-equal
+on a CPU in float32).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dartune.errors import MachineError
+from dartune.run import append_jsonl, read_jsonl, write_jsonl
+from dartune.train import checkpoint
+
+
+class Objective(Protocol):
+    """What a step trains on and by which loss."""
+
+    def begin(self, step: int) -> Sequence[Any]:
+        """The step's microbatches; a function of `step` and the current parameters only."""
+
+    def loss(self, model: nn.Module, microbatch: Any) -> torch.Tensor:
+        """Scalar; summed over the microbatches it is the step's loss."""
+
+    def end(self, step: int) -> dict[str, Any]:
+        """The step's metrics, JSON-friendly."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopConfig:
+    """Settings of one training run; `decay` lets the learning rate fall linearly to zero."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 0
+    decay: bool = True
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 50
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of 0-based `step`."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * min(warm, left if self.decay else 1.0)
+
+
+def build_optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon on the hidden matrices and AdamW on the rest."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise MachineError("the model has no trainable parameter")
+    hidden = [p for name, p in trainable if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    if config.optimizer != "muon" or not hidden:
+        hidden = []
+    inside = {id(p) for p in hidden}
+    rest = [p for _, p in trainable if id(p) not in inside]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    ]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def shuffled_rows(n: int, per_step: int, step: int, seed: int) -> list[int]:
+    """Row numbers of a step: every row once an epoch, a new order each; a function of `step` alone."""
+    rows: list[int] = []
+    position = step * per_step
+    while len(rows) < per_step:
+        epoch, offset = divmod(position, n)
+        order = list(range(n))
+        random.Random(f"{seed}-{epoch}").shuffle(order)
+        taken = order[offset : offset + per_step - len(rows)]
+        rows += taken
+        position += len(taken)
+    return rows
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train `model` in place and return the metrics of every step, resumed ones included.
+
+    `folder` holds `metrics.jsonl` and `checkpoints/`; where it holds the complete checkpoint of an
+    earlier, interrupted call, training continues from it.
+
+    Raises:
+        MachineError: the loss or the gradient is not finite (the checkpoint before it is kept).
+    """
+    from accelerate import Accelerator
+
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    optimizers = build_optimizers(model, config)
+    start = checkpoint.restore(folder / "checkpoints", model, optimizers)
+    metrics_path = folder / "metrics.jsonl"
+    history = [row for row in read_jsonl(metrics_path) if row["step"] <= start] if metrics_path.exists() else []
+    if start or history:
+        write_jsonl(metrics_path, history)
+    elif metrics_path.exists():
+        metrics_path.unlink()
+    wrapped, *prepared = accelerator.prepare(model, *optimizers)
+    for step in range(start, config.steps):
+        row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
+        row |= _one_step(accelerator, wrapped, prepared, objective, config, step)
+        append_jsonl(metrics_path, row)
+        history.append(row)
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            checkpoint.save(folder / "checkpoints", model, optimizers, step + 1)
+        if on_step:
+            on_step(step + 1, row)
+    model.eval()
+    return history
+
+
+def _one_step(accelerator, model, optimizers, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:
+    microbatches = objective.begin(step)
+    model.train()
+    total = 0.0
+    for microbatch in microbatches:
+        loss = objective.loss(model, microbatch)
+        total += loss.item()
+        accelerator.backward(loss)
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)) if microbatches else 0.0
+    if not math.isfinite(total) or not math.isfinite(norm):
+        raise MachineError(
+            f"step {step + 1}: the loss is {total} and the gradient norm {norm}; "
+            "lower the learning rate, or look at this step's rows"
+        )
+    rate = config.learning_rate_at(step)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if microbatches:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {"loss": total, "grad_norm": norm, **objective.end(step)}

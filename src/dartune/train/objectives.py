@@ -1,0 +1,53 @@
+"""Losses: pure functions on tensors."""
+
+from __future__ import annotations
+
+import torch
+
+
+def cross_entropy(logprobs: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Negative log-likelihood in nats per trained token.
+
+    Args:
+        logprobs: log-probabilities of the response tokens, (B, T).
+        mask: 1 where a token is trained, (B, T).
+        tokens: trained tokens of the whole step, over all of its microbatches.
+    """
+    return -(logprobs * mask).sum() / tokens
+
+
+def group_advantages(rewards: torch.Tensor, scale: float) -> torch.Tensor:
+    """Rewards (groups, samples) centred per group and divided by a constant.
+
+    Dividing by the group's standard deviation instead would turn any tiny spread of a saturated
+    group into a full-size advantage (cf. Dr. GRPO, arXiv 2503.20783).
+    """
+    return (rewards - rewards.mean(dim=-1, keepdim=True)) / scale
+
+
+def grpo(
+    logprobs: torch.Tensor,
+    start_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    tokens: int,
+    kl_weight: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """On-policy group-relative policy gradient with a KL penalty to the start (arXiv 2402.03300, eq. 3-4).
+
+    Args:
+        logprobs: log q_phi(y_t | ...), with gradient, (B, T).
+        start_logprobs: the same tokens under the start policy, (B, T).
+        advantages: one per sample, (B,).
+        mask: 1 where a token counts, (B, T).
+        tokens: sampled tokens of the whole step, over all of its microbatches.
+        kl_weight: weight of the KL penalty.
+
+    Returns:
+        The loss, and the summed per-token KL estimate (k3: exp(d) - d - 1, d = start - current).
+    """
+    ratio = torch.exp(logprobs - logprobs.detach())
+    difference = start_logprobs - logprobs
+    kl = ((torch.exp(difference) - difference - 1.0) * mask).sum()
+    gain = (ratio * advantages[:, None] * mask).sum()
+    return (kl_weight * kl - gain) / tokens, kl.detach()

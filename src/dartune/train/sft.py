@@ -1,0 +1,85 @@
+"""Supervised fine-tuning: cross-entropy on exactly the response tokens and the end token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dartune.config import SFTConfig
+from dartune.data.render import Renderer
+from dartune.errors import InputError
+from dartune.models.loading import add_lora, context_length, merge_lora
+from dartune.models.shared_prefix import sequence_logprobs
+from dartune.run import Cost
+from dartune.train.loop import LoopConfig, shuffled_rows, train
+from dartune.train.objectives import cross_entropy
+
+ROWS_PER_MICROBATCH = 16
+
+
+class SFTObjective:
+    """The `Objective` of fine-tuning on (question, solution) rows; step k's rows depend on k and the seed."""
+
+    def __init__(self, rows: Sequence[tuple[str, str]], renderer: Renderer, batch_size: int, seed: int, context: int):
+        """`context` is the model's context length in tokens.
+
+        Raises:
+            InputError: there is no row, or rows do not fit the context (all of them are named).
+        """
+        self.rows = [(renderer.prompt_ids(question), renderer.response_ids(solution)) for question, solution in rows]
+        long = [i for i, (prompt, reply) in enumerate(self.rows) if len(prompt) + len(reply) > context]
+        if not rows or long:
+            raise InputError(
+                "the training rows cannot be used" if rows else "there is no row to train on",
+                [f"row {i + 1}: {sum(map(len, self.rows[i]))} tokens, the model reads {context}" for i in long],
+            )
+        self.batch_size, self.seed = min(batch_size, len(rows)), seed
+
+    def begin(self, step: int) -> list[tuple[list[tuple[list[int], list[int]]], int]]:
+        chosen = [self.rows[i] for i in shuffled_rows(len(self.rows), self.batch_size, step, self.seed)]
+        chosen.sort(key=lambda row: len(row[0]) + len(row[1]))
+        self._tokens = sum(len(reply) for _, reply in chosen)
+        return [(chosen[i : i + ROWS_PER_MICROBATCH], self._tokens) for i in range(0, len(chosen), ROWS_PER_MICROBATCH)]
+
+    def loss(self, model: torch.nn.Module, microbatch: tuple[list[tuple[list[int], list[int]]], int]) -> torch.Tensor:
+        rows, tokens = microbatch
+        logprobs, mask = sequence_logprobs(model, rows)
+        return cross_entropy(logprobs, mask, tokens)
+
+    def end(self, step: int) -> dict[str, Any]:
+        return {"trained_tokens": self._tokens}
+
+
+def fine_tune(
+    model: torch.nn.Module,
+    rows: Sequence[tuple[str, str]],
+    renderer: Renderer,
+    config: SFTConfig,
+    learning_rate: float,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[torch.nn.Module, Cost]:
+    """Fine-tune `model` on (question, solution) rows, fully or by LoRA (merged at the end).
+
+    Continues from the checkpoints an interrupted call left in `folder`.
+    """
+    torch.manual_seed(seed)
+    if config.adapter == "lora":
+        model = add_lora(model, config.lora_rank)
+    objective = SFTObjective(rows, renderer, config.batch_size, seed, context_length(model))
+    loop = LoopConfig(
+        steps=config.steps,
+        learning_rate=learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        checkpoint_every=config.checkpoint_every,
+    )
+    history = train(model, objective, loop, folder, on_step=on_step)
+    if config.adapter == "lora":
+        model = merge_lora(model)
+    return model, Cost(trained_tokens=sum(row["trained_tokens"] for row in history))

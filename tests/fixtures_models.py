@@ -1,0 +1,113 @@
+"""Tiny randomly initialised models and tokenizers in Hugging Face format, built in code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# How Qwen and Llama 3 cut text before BPE: line breaks stay with what precedes them.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ARCHITECTURES = ("qwen3", "llama", "gpt2")
+
+
+def byte_tokenizer(
+    chat: bool = True, *, bos: bool = False, eos: bool = True, merges: tuple[tuple[str, str], ...] = ()
+):
+    """A byte-level BPE tokenizer: 256 byte tokens, merged ones if asked for, then the special ones.
+
+    Args:
+        chat: add a ChatML-like template and its two turn tokens.
+        bos: write `<s>` in front of every sequence, as Llama tokenizers do.
+        eos: define an end-of-text token.
+        merges: BPE merges in the byte-level alphabet, such as ("Ċ", "Ċ") for two line breaks.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    names = {"pad_token": "<|pad|>"}
+    if eos:
+        names["eos_token"] = "<|endoftext|>"
+    if bos:
+        names["bos_token"] = "<s>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"] if chat else None,
+        model_max_length=512,
+        **names,
+    )
+    if bos:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+    if chat:
+        tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def tiny_model(
+    architecture: str, vocab_size: int, *, pad: int, eos: int, bos: int | None = None, seed: int = 0
+):
+    """A two-layer causal LM, 32 wide, fp32, of the named architecture (one of `ARCHITECTURES`)."""
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+
+    shared = {"vocab_size": vocab_size, "pad_token_id": pad, "eos_token_id": eos, "bos_token_id": bos}
+    wide = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    if architecture == "qwen3":
+        config = Qwen3Config(**shared, **wide, head_dim=8, tie_word_embeddings=True)
+    elif architecture == "llama":
+        config = LlamaConfig(**shared, **wide)
+    elif architecture == "gpt2":
+        config = GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=512)
+    else:
+        raise ValueError(f"unknown architecture {architecture!r}; known: {ARCHITECTURES}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def save_tiny(
+    folder: Path, architecture: str = "qwen3", *, chat: bool = True, bos: bool = False, seed: int = 0
+) -> Path:
+    """Writes config, safetensors weights and tokenizer to `folder` and returns it."""
+    tokenizer = byte_tokenizer(chat, bos=bos)
+    eos = tokenizer.convert_tokens_to_ids("<|im_end|>") if chat else tokenizer.eos_token_id
+    model = tiny_model(
+        architecture,
+        len(tokenizer),
+        pad=tokenizer.pad_token_id,
+        eos=eos,
+        bos=tokenizer.bos_token_id,
+        seed=seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,152 @@
+"""The training loop: resumed runs are bit-equal, broken checkpoints are passed over, batches are exact."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from dartune.errors import MachineError
+from dartune.run import read_jsonl
+from dartune.train import checkpoint
+from dartune.train.loop import LoopConfig, shuffled_rows, train
+
+
+class Regression:
+    """Fits a fixed random map; step k's batch depends on k alone."""
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+
+    def begin(self, step):
+        if step == self.fail_at:
+            raise KeyboardInterrupt
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 4, generator=generator)
+        return [x[:4], x[4:]]
+
+    def loss(self, model, x):
+        return ((model(x) - x.flip(1)) ** 2).sum() / 32
+
+    def end(self, step):
+        return {"seen": step}
+
+
+def new_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def config(**changes):
+    return LoopConfig(**{"steps": 12, "learning_rate": 1e-2, "warmup_steps": 3, "checkpoint_every": 4, **changes})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop", [1, 4, 6, 11])
+def test_an_interrupted_run_ends_bit_equal(tmp_path, optimizer, stop):
+    whole, parts = new_model(), new_model()
+    expected = train(whole, Regression(), config(optimizer=optimizer), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, Regression(fail_at=stop), config(optimizer=optimizer), tmp_path / "parts")
+    resumed = new_model()
+    history = train(resumed, Regression(), config(optimizer=optimizer), tmp_path / "parts")
+    assert history == expected
+    assert read_jsonl(tmp_path / "parts" / "metrics.jsonl") == expected
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_finished_run_is_a_no_op(tmp_path):
+    first = train(new_model(), Regression(), config(), tmp_path)
+    again = new_model()
+    assert train(again, Regression(fail_at=0), config(), tmp_path) == first
+
+
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+    train(new_model(), Regression(), config(), tmp_path)
+    last = checkpoint.latest(tmp_path / "checkpoints")
+    assert last.name == "step-000012"
+    data = (last / "parameters.safetensors").read_bytes()
+    (last / "parameters.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000008"
+    (last / checkpoint.MARK).unlink()
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000008"
+
+
+def test_only_the_last_two_checkpoints_are_kept(tmp_path):
+    train(new_model(), Regression(), config(checkpoint_every=1), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000011", "step-000012"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    class Broken(Regression):
+        def loss(self, model, x):
+            return super().loss(model, x) * (float("nan") if self.now == 6 else 1.0)
+
+        def begin(self, step):
+            self.now = step
+            return super().begin(step)
+
+    with pytest.raises(MachineError, match="step 7"):
+        train(new_model(), Broken(), config(), tmp_path)
+    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000004"
+
+
+def test_one_batch_of_eight_equals_two_of_four(tmp_path):
+    class Whole(Regression):
+        def begin(self, step):
+            return [torch.cat(super().begin(step))]
+
+    a, b = new_model(), new_model()
+    train(a, Regression(), config(), tmp_path / "a")
+    train(b, Whole(), config(), tmp_path / "b")
+    for one, two in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    rates = [config().learning_rate_at(step) for step in range(12)]
+    assert rates[0] == pytest.approx(1e-2 / 3) and max(rates) == pytest.approx(1e-2)
+    assert rates[-1] < 2e-3 and all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
+
+
+def test_every_row_comes_once_an_epoch_in_a_new_order():
+    epochs = [[], []]
+    for step in range(10):
+        rows = shuffled_rows(25, 5, step, seed=1)
+        epochs[step // 5] += rows
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(25))
+    assert epochs[0] != epochs[1]
+    assert shuffled_rows(25, 5, 7, seed=1) == shuffled_rows(25, 5, 7, seed=1) != shuffled_rows(25, 5, 7, seed=2)
+    across = shuffled_rows(3, 2, 1, seed=0)  # the last row of one epoch and the first of the next
+    assert len(across) == 2
+
+
+def test_a_killed_run_continues_bit_equal(tmp_path):
+    script = textwrap.dedent(
+        """
+        import os, signal, sys, time
+        from pathlib import Path
+        sys.path.insert(0, {tests!r})
+        from test_loop import Regression, config, new_model
+        from dartune.train.loop import train
+        class Killed(Regression):
+            def begin(self, step):
+                if step == 7 and {kill}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().begin(step)
+        train(new_model(), Killed(), config(), Path({folder!r}))
+        """
+    )
+    folder = tmp_path / "killed"
+    code = script.format(tests=os.path.dirname(__file__), kill=True, folder=str(folder))
+    died = subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False)
+    assert died.returncode == -signal.SIGKILL
+    expected = train(new_model(), Regression(), config(), tmp_path / "whole")
+    assert train(new_model(), Regression(), config(), folder) == expected
+    assert json.dumps(read_jsonl(folder / "metrics.jsonl")) == json.dumps(expected)
