@@ -99,9 +99,9 @@ def test_statements_are_shuffled_so_that_position_does_not_solve_a_question():
 def test_a_targets_pretraining_never_shows_a_new_relation_or_another_dialect():
     rng = random.Random(0)
     for _ in range(500):
-        question, solution = target_example(rng, "explicit")
+        question, solution = target_example(rng, "equations", 0.0)
         assert all(fact.relation not in NEW_RELATIONS for fact in parse_question(question).statements)
-        assert dialect_of(solution) == "explicit"
+        assert dialect_of(solution) == "equations"
 
 
 def test_demonstrations_share_no_question_with_any_suite():

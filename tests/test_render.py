@@ -26,7 +26,7 @@ JINJA = [
 TEXT = st.lists(st.text(max_size=12) | st.sampled_from(SPECIAL + JINJA), max_size=6).map("".join)
 HARMLESS = st.text(st.characters(codec="utf-8", exclude_characters="<|>{}"), max_size=40)
 
-# The parts of Qwen3's template that matter here: an empty thinking block is written before the assistant's text.
+# What matters here of Qwen3's template: an empty thinking block is written before the assistant's text.
 THINKING = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + message['content'] + '<|im_end|>\n' }}"
@@ -124,7 +124,8 @@ def test_solutions_with_their_own_thinking_start_at_the_generation_prompt():
 
 def test_a_template_that_trims_and_writes_no_end_token_ends_with_eos():
     tokenizer = with_template(
-        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] | trim + '\n' }}{% endfor %}"
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] | trim + '\n' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     renderer = Renderer(tokenizer)
@@ -159,6 +160,24 @@ def test_a_normaliser_cannot_turn_text_into_a_special_token():
     evil = tokenizer.convert_tokens_to_ids("<|evil|>")
     assert evil in tokenizer.encode(text)
     assert evil not in Renderer(tokenizer).prompt_ids(text)
+
+
+def test_a_word_level_vocabulary_does_not_make_words_of_special_tokens():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "<user>": 2, "one": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<end>",
+        additional_special_tokens=["<user>"],
+        chat_template="{% for m in messages %}<user> {{ m.content }} <end> {% endfor %}",
+    )
+    renderer = Renderer(tokenizer)
+    assert renderer.response_ids("one <end> one") == [3, 0, 0, 3, 1]
+    assert renderer.prompt_ids("one <user> word") == [2, 3, 0, 0, 0, 1, 2]
 
 
 def test_a_date_in_the_template_is_fixed():

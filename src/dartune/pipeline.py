@@ -15,7 +15,9 @@ from typing import Any
 
 from dartune import inputs
 from dartune.config import Config
+from dartune.lab import source as lab
 from dartune.progress import Progress
+from dartune.report.gather import adapted_quality, examples
 from dartune.report.page import write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
@@ -55,15 +57,17 @@ class Job:
 
     def __init__(self, config: Config, run_folder: Run, checker: AnswerChecker):
         self.config, self.run, self.checker = config, run_folder, checker
-        self.models = inputs.Models(config)
-        self.judge, self.describe = inputs.lab_views(config)
+        self.models = Roster(config)
+        in_lab = lab.is_lab(config.data.path)
+        self.judge = lab.judge if in_lab else None
+        self.describe = lab.dialect if in_lab else None
 
     # data
 
     def prepare(self) -> None:
         """Read, check and split the data; write what the later stages train and test on."""
-        self.data = inputs.load(self.config, self.checker)
-        self.models.check(self.data)
+        self.data = inputs.load(self.config)
+        self.models.check()
 
         def write(out: Path) -> None:
             for name, rows in self.data.parts.items():
@@ -87,7 +91,7 @@ class Job:
             with self.progress(len(self.data.train), "probe") as progress:
                 return probe(
                     self.data.train,
-                    self.models.target_engine(),
+                    self.models.target_engine,
                     self.models.renderer,
                     self.checker,
                     config.reward,
@@ -106,7 +110,7 @@ class Job:
         from dartune.stages.probe import load_probe
 
         rows, references, thresholds = load_probe(self.probed)
-        target = self.models.target_engine()
+        target = self.models.target_engine
         return rows, GainOverFallback(target, self.models.renderer, self.checker, thresholds, references)
 
     def train_mapper(self, seed: int) -> None:
@@ -123,9 +127,20 @@ class Job:
         def work(out: Path) -> Cost:
             _, reward = self._reward()
             with self.progress(self.config.mapper.steps, f"mapper, seed {seed}") as progress:
-                return train_mapper(
-                    self.data.train, reward, self.models, self.config.mapper, seed, out, progress, self.describe
+                model, cost = train_mapper(
+                    self.models.mapper_copy(),
+                    self.data.train,
+                    reward,
+                    self.models.start_engine,
+                    self.models.renderer,
+                    self.config.mapper,
+                    seed,
+                    out,
+                    describe=self.describe,
+                    on_step=follow(progress, "reward", "gate_pass", "alignment_after"),
                 )
+            self.models.keep(model, out)
+            return cost
 
         self.run.stage(f"mapper-s{seed}", stage_inputs, work)
 
@@ -144,14 +159,14 @@ class Job:
 
         def work(out: Path) -> Cost:
             probed, reward = self._reward()
-            mapper = self.models.mapper_engine(mapper_folder / "model")
-            before = inputs.tokens_used(mapper, self.models.target_engine())
+            mapper, target = self.models.trained(mapper_folder / "model"), self.models.target_engine
+            meter = Meter(mapper, target)
             with self.progress(len(self.data.train), f"synthesise, seed {seed}") as progress:
                 rows = synthesise(
                     self.data.train,
                     probed,
                     mapper,
-                    self.models.target_engine(),
+                    target,
                     reward,
                     self.models.renderer,
                     config.synthesise,
@@ -164,7 +179,7 @@ class Job:
             published = [{key: row[key] for key in row if key not in ("ids", "logprobs")} for row in rows]
             note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
             write_adapted(out / "adapted", published, provenance_note=note)
-            return inputs.tokens_used(mapper, self.models.target_engine()) - before
+            return meter.cost()
 
         self.run.stage(f"synthesise-s{seed}", stage_inputs, work)
 
@@ -201,13 +216,24 @@ class Job:
 
         def work(out: Path) -> Cost:
             with self.progress(self.config.sft.steps, name) as progress:
-                model, cost = fine_tune(rows, self.models, self.config.sft, rate, seed, out, progress)
+                model, cost = fine_tune(
+                    self.models.target_copy(),
+                    rows,
+                    self.models.renderer,
+                    self.config.sft,
+                    rate,
+                    seed,
+                    out,
+                    on_step=follow(progress, "loss"),
+                )
             engine = self.models.engine(model)
+            meter = Meter(engine)
             limit = self.config.evaluate.max_new_tokens
             dev = evaluate({"dev": self.data.dev}, engine, self.models.renderer, self.checker, limit)
             write_jsonl(out / "dev.jsonl", dev)
             atomic_write_json(out / "dev.json", {"accuracy": accuracy(dev), "n": len(dev)})
-            return cost + inputs.tokens_used(engine)
+            self.models.keep(model, out)
+            return cost + meter.cost()
 
         return work
 
@@ -236,8 +262,8 @@ class Job:
         }
 
         def work(out: Path) -> Cost:
-            engine = self.models.trained_engine(folder / "model") if folder else self.models.target_engine()
-            before = inputs.tokens_used(engine)
+            engine = self.models.trained(folder / "model") if folder else self.models.target_engine
+            meter = Meter(engine)
             limit = self.config.evaluate.max_new_tokens
             with self.progress(sum(map(len, self.data.suites.values())), name) as progress:
                 records = evaluate(
@@ -250,7 +276,7 @@ class Job:
                     progress=progress,
                 )
             write_jsonl(out / "records.jsonl", records)
-            return inputs.tokens_used(engine) - before
+            return meter.cost()
 
         self.run.stage(name, stage_inputs, work)
 
@@ -285,15 +311,31 @@ class Job:
             "costs": {name: asdict(run_folder.cost(name)) for name in run_folder.finished_stages()},
             "mapper_metrics": {s: read_jsonl(run_folder.stage_folder(f"mapper-s{s}") / "metrics.jsonl") for s in seeds},
             "adapted": adapted,
-            "adapted_quality": inputs.adapted_quality(adapted, self.judge),
+            "adapted_quality": {s: adapted_quality(rows, self.judge) for s, rows in adapted.items()} if self.judge else None,
             "learning_rates": rates,
-            "examples": inputs.examples(adapted, self.data.train, run_folder, self.models.renderer),
+            "examples": self._examples(adapted),
             "input_rows": len(self.data.train),
             "templates": {arm: self.models.renderer.hash for arm in config.arms},
             "notes": self.data.notes,
         }
 
+    def _examples(self, adapted: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        if not adapted:
+            return []
+        renderer = self.models.renderer
+        probed = read_jsonl(self.probed / "probe.jsonl")
+        sources = {
+            row.id: (renderer.response_ids(row.solution), known["source_logprobs"])
+            for row, known in zip(self.data.train, probed, strict=True)
+        }
+        return examples(adapted[self.config.seeds[0]], sources, renderer.decode)
+
     @contextmanager
     def progress(self, total: int, label: str) -> Iterator[Progress]:
         with Progress(total, label, log_path=self.run.log_path) as progress:
             yield progress
+
+
+def follow(progress: Progress, *shown: str) -> Callable[[int, dict[str, Any]], None]:
+    """A step callback that moves a progress bar and shows some of the step's metrics."""
+    return lambda step, row: progress.advance_to(step, **{name: row[name] for name in shown})

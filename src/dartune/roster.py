@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from dartune.config import Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import context_length, load_model, load_tokenizer
+from dartune.models.loading import load_model, load_tokenizer, save_model
 from dartune.run import Cost
 
 
@@ -80,14 +81,16 @@ class Roster:
     def engine(self, model) -> HFEngine:
         return HFEngine(model.eval())
 
+    def keep(self, model, stage_folder: Path) -> None:
+        """Save a stage's trained model and drop the checkpoints it no longer needs."""
+        save_model(model, self.tokenizer, stage_folder / "model")
+        shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)
+
     def _load(self, path: str):
         target = self.config.target
         return load_model(
             path, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code
         )
-
-    def context(self, model) -> int:
-        return context_length(model)
 
     def check(self) -> None:
         """Load what the run needs; every problem of the models is raised at once.

@@ -1,4 +1,4 @@
-"""Reads demonstrations from files, folders and the Hub; every bad row is reported at once, with its place and field."""
+"""Reads demonstrations from files, folders and the Hub; reports all bad rows at once, by place and field."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def load_demonstrations(
 
     Args:
         path: a .jsonl, .json, .csv or .parquet file; a folder of such files or one written by
-            `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>]`, the only form that uses the
-            network.
+            `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>]`, the only form that
+            uses the network.
         split: which split of a folder or Hub data set.
         columns: our field -> their column, for any of `FIELDS`.
         limit: read the first so many rows only.
@@ -99,8 +99,8 @@ def choose_layout(
     if fitting:
         example = LAYOUTS[fitting[0]][0]
         raise InputError(
-            f"{path} fits several layouts ({', '.join(fitting)}); {found}; say which by naming one of its columns, "
-            f"for example data.columns: {{{example}: {fields[example]}}}"
+            f"{path} fits several layouts ({', '.join(fitting)}); {found}; say which by naming one of its "
+            f"columns, for example data.columns: {{{example}: {fields[example]}}}"
         )
     raise InputError(
         f"{path} fits no layout ({', '.join(LAYOUTS)}); {found}; "
@@ -176,7 +176,7 @@ def _collect(
 def parse_row(
     row: Mapping[str, Any], layout: str, fields: Mapping[str, str]
 ) -> tuple[Demonstration | None, list[str]]:
-    """One row to a demonstration (id "" where the data has none), or None and what is wrong, field by field."""
+    """One row to a demonstration (id "" where the data has none), or None and what is wrong with it."""
     complaints: list[str] = []
 
     def get(name: str) -> Any:
@@ -212,7 +212,7 @@ def parse_row(
 
 
 def _turns(messages: Any, column: str, meta: dict[str, Any], complaints: list[str]) -> dict[str, Any]:
-    """The user's and the assistant's text of a conversation of one turn each; a system text goes to `meta`."""
+    """The user's and the assistant's text of a one-turn conversation; a system text goes to `meta`."""
     if messages is None and complaints:
         return {}
     if not isinstance(messages, list) or not all(

@@ -177,7 +177,7 @@ def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    """The folder's data files whose name or subfolder says `split`; all of them where no name says any split."""
+    """The data files whose name or subfolder says `split`; all of them where no name says any split."""
     files = sorted(
         file for file in folder.rglob("*") if file.suffix.lower() in READERS and _is_data(file, folder)
     )

@@ -14,7 +14,7 @@ class Demonstration:
         id: unique within a data set; from the data, or a hash of the row's text.
         question: the user's text, exactly as in the data.
         solution: the demonstrated response, exactly as in the data.
-        answer: the final answer as text where the data states one; None means it must be read from the solution.
+        answer: the final answer as text where the data states one; None: it must be read from the solution.
         meta: whatever else must travel with the row, such as a `system` message.
     """
 

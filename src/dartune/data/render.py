@@ -1,7 +1,8 @@
 """Text to token ids and back: the only place where a chat template is applied.
 
-A row is trained as `prompt_ids + response_ids`, and the loss is on `response_ids` alone. Text from the data is
-always plain text: a special token spelled out in it does not become that token, and Jinja in it is not evaluated.
+A row is trained as `prompt_ids + response_ids`, and the loss is on `response_ids` alone. Text from the data
+is always plain text: a special token spelled out in it does not become that token, and Jinja in it is not
+evaluated.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from dartune.errors import InputError
@@ -26,14 +28,14 @@ class Renderer:
     """Renders questions and solutions for one tokenizer.
 
     The prompt ends exactly where the template puts the assistant's text. For most templates that is what
-    `add_generation_prompt=True` gives. Where a template writes more in front of the text (Qwen3 adds an empty
-    `<think>` block), that is part of the prompt, so that prompt + response is how the template writes the whole
-    conversation.
+    `add_generation_prompt=True` gives. Where a template writes more in front of the text (Qwen3 adds an
+    empty `<think>` block), that is part of the prompt, so that prompt + response is how the template writes
+    the whole conversation.
 
     Args:
         tokenizer: a Hugging Face tokenizer, with or without a chat template.
         system_prompt: put before every question.
-        thinking: the solutions carry their own `<think>` block; the prompt is then the plain generation prompt.
+        thinking: the solutions carry their own `<think>` block; the prompt is the plain generation prompt.
 
     Raises:
         InputError: no token can end a response, or the template fails or leaves out the text it is given.
@@ -61,8 +63,8 @@ class Renderer:
             end_id = self._probe_template()
         if end_id is None:
             raise InputError(
-                f"the tokenizer {tokenizer.name_or_path or ''!r} has no end-of-sequence token, so a response cannot "
-                'end; set one (tokenizer.eos_token = "<|endoftext|>", a token the model knows) and save it again'
+                f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, so no response can "
+                'end; set one that the model knows (tokenizer.eos_token = "<|endoftext|>") and save it again'
             )
         self.end_id: int = end_id
 
@@ -84,7 +86,7 @@ class Renderer:
         )
         if not found:
             ids = self.tokenizer.encode(rendered, add_special_tokens=False, verbose=False)
-            # A normaliser can turn harmless-looking text into a special token; then the careful way below is taken.
+            # A normaliser can turn harmless text into a special token: then take the careful way below.
             if sum(index in self._special_ids for index in ids) == len(self._control.findall(rendered)):
                 return ids
         return self._encode_between_controls(rendered, lambda text: _restore(text, mark, found))
@@ -95,7 +97,12 @@ class Renderer:
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text: no special token is added, and none is read from the text."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids = self._encode_plain(text)
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        # A word-level vocabulary lists special tokens among its words: cut them after their first character.
+        cuts = [0, *(match.start() + 1 for match in self._names.finditer(text)), len(text)]
+        return [index for start, end in pairwise(cuts) for index in self._encode_plain(text[start:end])]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Response ids to text, without the end token and other special tokens."""
@@ -183,13 +190,13 @@ class Renderer:
         ids: list[int] = []
         position = 0
         for match in self._control.finditer(rendered):
-            ids += self._plain_ids(restore(rendered[position : match.start()]))
+            ids += self.text_ids(restore(rendered[position : match.start()]))
             ids.append(self.tokenizer.convert_tokens_to_ids(self._names.search(match.group()).group()))
             position = match.end()
-        return ids + self._plain_ids(restore(rendered[position:]))
+        return ids + self.text_ids(restore(rendered[position:]))
 
-    def _plain_ids(self, text: str) -> list[int]:
-        return self.text_ids(text) if text else []
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
 
 
 def _with_spaces(name: str, token: Any) -> str:

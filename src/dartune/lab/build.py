@@ -2,7 +2,7 @@
 
 A target sees only old relations, solved in its one native dialect. The mapper start is a model
 of its own: it sees all relations, always as "question and solution in one dialect -> solution
-in another", every dialect equally often, so it can rewrite but prefers nothing.
+in another", drawn evenly, so it can rewrite but prefers nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dartune.lab.dialects import DIALECTS
+from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.tokenizer import build_tokenizer
 from dartune.lab.world import Problem, ProblemSpec, draw
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-TARGETS = ("explicit", "equations")
+TARGETS = ("equations", "backward")
 MODELS = (*TARGETS, "mapper")
 MAPPER_PROMPT = "{question} Solution : {solution} Rewrite :"
 
@@ -36,7 +36,7 @@ class Recipe:
     learning_rate: float = 3e-3
 
 
-RECIPES = {"explicit": Recipe(), "equations": Recipe(), "mapper": Recipe(batch=48)}
+RECIPES = {"equations": Recipe(steps=1600), "backward": Recipe(steps=1600), "mapper": Recipe(batch=48)}
 
 
 def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
@@ -61,7 +61,7 @@ def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
     return LlamaForCausalLM(config)
 
 
-def target_example(rng: random.Random, dialect: str) -> tuple[str, str]:
+def target_example(rng: random.Random, dialect: str, _done: float) -> tuple[str, str]:
     """(question, solution): old relations only, in the native dialect."""
     spec = ProblemSpec(
         steps=(1, 5),
@@ -76,10 +76,16 @@ def mapper_problem(rng: random.Random) -> Problem:
     return draw(rng, ProblemSpec(steps=(1, 4), new_steps=(0, 2), distractors=(0, 1) if rng.random() < 0.2 else (0, 0)))
 
 
-def mapper_example(rng: random.Random, _name: str) -> tuple[str, str]:
-    """(question with a solution, the solution in another dialect): every pair equally often."""
+def mapper_example(rng: random.Random, _name: str, done: float) -> tuple[str, str]:
+    """(question with a solution, the solution in another dialect), the wanted one drawn evenly from the others.
+
+    In the second half the sources are mostly the experts': their solutions leave things out, so
+    rewriting them is what takes longest to learn.
+    """
     problem = mapper_problem(rng)
-    source, wanted = rng.sample(sorted(DIALECTS), 2)
+    sources = EXPERTS if done >= 0.5 and rng.random() < 0.75 else sorted(DIALECTS)
+    source = rng.choice(sources)
+    wanted = rng.choice([dialect for dialect in sorted(DIALECTS) if dialect != source])
     prompt = MAPPER_PROMPT.format(question=problem.question, solution=DIALECTS[source](problem))
     return prompt, DIALECTS[wanted](problem)
 
@@ -87,12 +93,14 @@ def mapper_example(rng: random.Random, _name: str) -> tuple[str, str]:
 class Pretraining:
     """Next-token loss on fresh examples; step k's batch depends on the name and k alone."""
 
-    def __init__(self, name: str, renderer, batch: int, example: Callable[[random.Random, str], tuple[str, str]]):
-        self.name, self.renderer, self.batch, self.example = name, renderer, batch, example
+    def __init__(self, name: str, renderer, recipe: Recipe, example: Callable[[random.Random, str, float], tuple[str, str]]):
+        """`example` gets a random generator, the name and the share of training done."""
+        self.name, self.renderer, self.recipe, self.example = name, renderer, recipe, example
 
     def begin(self, step: int) -> list[list[tuple[list[int], list[int]]]]:
         rng = random.Random(f"pretrain-{self.name}-{step}")
-        texts = [self.example(rng, self.name) for _ in range(self.batch)]
+        done = step / self.recipe.steps
+        texts = [self.example(rng, self.name, done) for _ in range(self.recipe.batch)]
         rows = [(self.renderer.prompt_ids(prompt), self.renderer.response_ids(reply)) for prompt, reply in texts]
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
         self.tokens = sum(len(reply) for _, reply in rows)
@@ -130,6 +138,6 @@ def build_one(name: str, folder: Path, work: Path, on_step: Callable[[int, dict[
         checkpoint_every=200,
         optimizer="muon",
     )
-    train(model, Pretraining(name, renderer, recipe.batch, example), config, work, on_step=on_step)
+    train(model, Pretraining(name, renderer, recipe, example), config, work, on_step=on_step)
     save_model(model.to(torch.bfloat16), tokenizer, folder / name)
     return folder / name

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,13 +25,19 @@ from transformers.cache_utils import DynamicLayer
 from dartune.errors import InputError
 from dartune.models.engine import Sample, SampleSpec, TokenIds
 from dartune.models.loading import context_length
-from dartune.models.shared_prefix import device_of, read_completions, read_prompts, select_rows
+from dartune.models.shared_prefix import (
+    FILL_ID,
+    Prefix,
+    device_of,
+    read_completions,
+    read_prompts,
+    select_rows,
+)
 
-# Keys and values held at a time while sampling, in tokens; a 1M-parameter model on a CPU is fastest
-# well below what would fit, since a batch beyond the processor's caches gains nothing.
-CPU_TOKENS, GPU_TOKENS = 2**15, 2**16
-# Completion tokens per scoring forward on a CPU: enough to hide the overhead of small operations.
-CPU_SCORED_TOKENS = 2**11
+# Tokens whose keys and values are held at a time.
+MAX_BATCH_TOKENS = 2**16
+# Tokens per forward on a CPU: enough to hide the overhead of small operations; more leaves its caches.
+CPU_FORWARD_TOKENS = 2**11
 # Most logits (tokens x vocabulary) of one scoring forward.
 MAX_LOGITS = 2**28
 # Finished rows are dropped once fewer than this share of a batch is still being sampled.
@@ -63,34 +70,37 @@ class HFEngine:
         self,
         model: nn.Module,
         *,
-        max_batch_tokens: int | None = None,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model = model
-        self.on_cpu = device_of(model).type == "cpu"
-        self.max_batch_tokens = max_batch_tokens or (CPU_TOKENS if self.on_cpu else GPU_TOKENS)
+        self.max_batch_tokens = max_batch_tokens
         self.progress = progress or (lambda done, total: None)
         self.generated_tokens = 0
         self.scored_tokens = 0
         self.version = 0
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
+        on_cpu = device_of(model).type == "cpu"
+        self.forward_tokens = min(max_batch_tokens, CPU_FORWARD_TOKENS) if on_cpu else max_batch_tokens
+        self.check_every = 1 if on_cpu else GPU_CHECK_EVERY
         self.context = context_length(model)
 
     def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
         """See `Engine.generate`; a prompt given twice is sampled twice, with different random numbers."""
         self._check(prompts, [spec.max_new_tokens] * len(prompts))
-        if not prompts or spec.n < 1:
-            return [[] for _ in prompts]
         draws = _uniforms(prompts, spec)
-        ids = torch.zeros(len(prompts), spec.n, spec.max_new_tokens, dtype=torch.long)
-        logprobs = torch.zeros(ids.shape)
+        ids = torch.zeros(draws.shape, dtype=torch.long)  # (prompts, n, max_new_tokens)
+        logprobs = torch.zeros(draws.shape)
         # Longest first: a batch that does not fit in memory fails at once, not after an hour.
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
         rows = [(p, j) for p in order for j in range(spec.n)]
         done = 0
-        with torch.no_grad(), evaluating(self.model):
-            for batch in _batches(rows, lambda p, j: len(prompts[p]) + spec.max_new_tokens, self.max_batch_tokens):
-                self._sample(batch, prompts, spec, draws, ids, logprobs)
+        with torch.no_grad(), _evaluating(self.model):
+            for batch in _batches(
+                rows, lambda p, j: (len(prompts[p]) + spec.max_new_tokens) / self.max_batch_tokens
+            ):
+                p, j = torch.tensor(batch).T
+                ids[p, j], logprobs[p, j] = self._sample(batch, prompts, spec, draws[p, j])
                 done += len(batch)
                 self.progress(done, len(rows))
         samples = _cut(ids, logprobs, spec.stop_ids)
@@ -98,22 +108,24 @@ class HFEngine:
         return samples
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
-        """See `Engine.score`; pairs are grouped by prompt, equal pairs are scored once."""
+        """See `Engine.score`; pairs are grouped by prompt, and equal pairs scored once."""
         self._check([prompt for prompt, _ in pairs], [len(completion) for _, completion in pairs])
         keys = [(tuple(prompt), tuple(completion)) for prompt, completion in pairs]
-        groups: dict[TokenIds, dict[TokenIds, None]] = {}
+        groups: dict[TokenIds, dict[TokenIds, list[float]]] = {}
         for prompt, completion in keys:
-            groups.setdefault(prompt, {})[completion] = None
-        scores: dict[tuple[TokenIds, TokenIds], list[float]] = {}
+            groups.setdefault(prompt, {})[completion] = []
         prompts = sorted(groups, key=len, reverse=True)
-        total = sum(len(group) for group in groups.values())
-        with torch.no_grad(), evaluating(self.model):
-            for batch in _batches([(p, 0) for p in range(len(prompts))], lambda p, _: len(prompts[p]), self._scored()):
-                chosen = [prompts[p] for p, _ in batch]
-                scores |= self._score(chosen, [list(groups[prompt]) for prompt in chosen])
-                self.progress(len(scores), total)
-        self.scored_tokens += sum(len(completion) for _, completion in scores)
-        return [scores[key] for key in keys]
+        total, done = sum(map(len, groups.values())), 0
+        with torch.no_grad(), _evaluating(self.model):
+            for batch in _batches(
+                list(enumerate(prompts)), lambda _, prompt: len(prompt) / self.forward_tokens
+            ):
+                shared = [groups[prompt] for _, prompt in batch]
+                self._score([prompt for _, prompt in batch], shared)
+                done += sum(map(len, shared))
+                self.progress(done, total)
+        self.scored_tokens += sum(len(completion) for group in groups.values() for completion in group)
+        return [groups[prompt][completion] for prompt, completion in keys]
 
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
         """Copy weights into the model; names left out must be tied to one that is given.
@@ -124,7 +136,9 @@ class HFEngine:
         own = self.model.state_dict()
         given = {own[name].data_ptr() for name in state_dict if name in own}
         problems = [f"unknown weight {name}" for name in state_dict if name not in own]
-        problems += [f"missing weight {name}" for name, w in own.items() if w.data_ptr() not in given]
+        problems += [
+            f"missing weight {name}" for name, weight in own.items() if weight.data_ptr() not in given
+        ]
         if problems:
             raise InputError("these weights belong to another model", problems)
         self.model.load_state_dict(state_dict, strict=False)
@@ -133,22 +147,278 @@ class HFEngine:
     def close(self) -> None:
         """Nothing to free: the model belongs to the caller."""
 
-    def _scored(self) -> int:
-        return min(self.max_batch_tokens, CPU_SCORED_TOKENS) if self.on_cpu else self.max_batch_tokens
-
-    def _score(self, prompts: list[TokenIds], groups: list[list[TokenIds]]) -> dict[tuple, list[float]]:
+    def _score(self, prompts: list[TokenIds], groups: list[dict[TokenIds, list[float]]]) -> None:
+        """Fill in the values of `groups`, whose keys are the completions of `prompts`."""
         prefix = read_prompts(self.model, prompts)
         width = prefix.valid.shape[1]
-        rows = [(p, j) for p, group in enumerate(groups) for j in range(len(group))]
-        rows.sort(key=lambda row: -len(groups[row[0]][row[1]]))
-        cost = width if not self.on_cpu else 0
-        scores = {}
+        most = min(self.forward_tokens, max(1, MAX_LOGITS // self.vocabulary))
+        rows = [(p, completion) for p, group in enumerate(groups) for completion in group]
+        rows.sort(key=lambda row: -len(row[1]))
 
-        def length(p: int, j: int) -> int:
-            return len(groups[p][j])
+        def share(_: int, completion: TokenIds) -> float:
+            return max(len(completion) / most, (width + len(completion)) / self.max_batch_tokens)
 
-        longest = max(map(len, (c for g in groups for c in g)))
-        fits = max(1, MAX_LOGITS // self.vocabulary)
-        for batch in _batches(rows, lambda p, j: length(p, j) + cost, self._scored()):
-            pass
-        return scores
+        for batch in _batches(rows, share):
+            batch.sort(key=lambda row: row[0])
+            owner, completions = zip(*batch, strict=True)
+            logprobs, _, _ = read_completions(self.model, prefix, owner, completions)
+            for (p, completion), row in zip(batch, logprobs.tolist(), strict=True):
+                groups[p][completion] = row[: len(completion)]
+
+    def _sample(
+        self, batch: list[tuple[int, int]], prompts: Sequence[TokenIds], spec: SampleSpec, draws: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and log-probabilities of B samples, (B, max_new_tokens); what follows a stop token is noise.
+
+        Args:
+            batch: (prompt, sample) of each, samples of a prompt side by side.
+            draws: uniform random numbers, (B, max_new_tokens).
+        """
+        unique = {p: i for i, p in enumerate(dict.fromkeys(p for p, _ in batch))}
+        owner = [unique[p] for p, _ in batch]
+        prefix = read_prompts(self.model, [prompts[p] for p in unique])
+        device = prefix.logits.device
+        ids = torch.zeros(draws.shape, dtype=torch.long, device=device)
+        logprobs = torch.zeros(draws.shape, device=device)
+        draws = draws.to(device)
+        stops = torch.tensor(spec.stop_ids, dtype=torch.long, device=device)
+        rows = torch.arange(len(batch), device=device)  # those still being sampled
+        done = torch.zeros(len(batch), dtype=torch.bool, device=device)
+        logits = prefix.logits[torch.tensor(owner, device=device)]
+        decoder = _Decoder(self.model, prefix, owner, spec.max_new_tokens)
+        for t in range(spec.max_new_tokens):
+            tokens, chosen = _draw(logits, spec.temperature, draws[rows, t])
+            ids[rows, t], logprobs[rows, t] = tokens, chosen
+            if t + 1 == spec.max_new_tokens:
+                break
+            done |= torch.isin(tokens, stops)
+            if t % self.check_every == 0:
+                alive = done.logical_not().nonzero()[:, 0]
+                if len(alive) == 0:
+                    break
+                if len(alive) < COMPACT_BELOW * len(rows):
+                    rows, done, tokens = rows[alive], done[alive], tokens[alive]
+                    decoder.keep(alive.tolist())
+            logits = decoder.step(tokens)
+        return ids.cpu(), logprobs.cpu()
+
+    def _check(self, prompts: Sequence[TokenIds], new_tokens: Sequence[int]) -> None:
+        problems = []
+        for i, (prompt, new) in enumerate(zip(prompts, new_tokens, strict=True)):
+            if not len(prompt):
+                problems.append(f"prompt {i} is empty: start it with a BOS token or an instruction")
+            elif min(prompt) < 0 or max(prompt) >= self.vocabulary:
+                problems.append(
+                    f"prompt {i} has a token outside the vocabulary of {self.vocabulary}: another tokenizer?"
+                )
+            if len(prompt) + new > self.context:
+                problems.append(
+                    f"prompt {i}: {len(prompt)} prompt tokens + {new} new ones exceed the context length {self.context}"
+                )
+        if problems:
+            raise InputError("the model cannot read these prompts; shorten or drop them", problems)
+
+
+class _Decoder:
+    """Feeds tokens to A samples that share prompts.
+
+    A row of the batch holds one prompt and up to C of its samples. Its cache is prompt | step 0 of
+    columns 0..C-1 | step 1 of columns 0..C-1 | ..., and the mask shows a column the prompt and its own
+    tokens, so a prompt's keys and values are stored and read once per row. A model with sliding windows
+    gets one sample per row and the masks that transformers makes.
+    """
+
+    def __init__(self, model: nn.Module, prefix: Prefix, owner: list[int], room: int) -> None:
+        self.model, self.prefix, self.owner, self.room = model, prefix, owner, room
+        self.device = prefix.logits.device
+        self.width, self.t = prefix.valid.shape[1], 0
+        self.packed = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
+        self.row, self.column = torch.arange(len(owner), device=self.device), 0
+        if self.packed:
+            self.cache = copy.copy(prefix.cache)
+            self.cache.layers = [_PackedLayer(x.keys, x.values, self.width) for x in self.cache.layers]
+            nowhere = torch.empty(0, dtype=torch.long, device=self.device)
+            self._pack(range(len(prefix.lengths)), (nowhere, nowhere))
+        else:
+            self.cache = select_rows(prefix, owner)
+            index = torch.tensor(owner, device=self.device)
+            self.mask = nn.functional.pad(prefix.valid[index], (0, room), value=True)
+            self.positions = prefix.lengths[index, None]
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append one token to every sample, (A,), and return the logits of the next ones, (A, V)."""
+        ids = tokens.new_full(self.positions.shape, FILL_ID)
+        ids[self.row, self.column] = tokens
+        self.t += 1
+        output = self.model(
+            input_ids=ids,
+            attention_mask=self.mask[..., : self.width + self.t * ids.shape[1]],
+            position_ids=self.positions + (self.t - 1),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[self.row, self.column]
+
+    def keep(self, alive: list[int]) -> None:
+        """Drop all samples but these."""
+        self.owner = [self.owner[i] for i in alive]
+        if self.packed:
+            places = self.row[alive], self.column[alive]
+            self._pack(dict(zip(self.owner, places[0].tolist(), strict=True)), places)
+            return
+        index = torch.tensor(alive, device=self.device)
+        self.cache.batch_select_indices(index)
+        self.mask, self.positions = self.mask[index], self.positions[index]
+        self.row = self.row[: len(alive)]
+
+    def _pack(self, home: Mapping[int, int] | range, old: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Lay the samples out anew; they were at `old` (row, column), and prompt g's keys are in row `home[g]`."""
+        columns = self._columns()
+        prompts: list[int] = []  # of each row
+        places: list[tuple[int, int]] = []
+        for g in self.owner:
+            column = places[-1][1] + 1 if prompts and prompts[-1] == g else columns
+            if column == columns:
+                prompts.append(g)
+                column = 0
+            places.append((len(prompts) - 1, column))
+        self.row, self.column = torch.tensor(places, device=self.device).T
+        source = torch.tensor([home[g] for g in prompts], device=self.device)
+        new = (self.row, self.column)
+        self.cache.layers = [layer.moved(source, old, new, columns, self.room) for layer in self.cache.layers]
+        index = torch.tensor(prompts, device=self.device)
+        own = torch.eye(columns, dtype=torch.bool, device=self.device).repeat(1, self.room)
+        shape = (len(prompts), 1, columns, -1)
+        seen = torch.cat([self.prefix.valid[index, None, None].expand(shape), own.expand(shape)], dim=-1)
+        self.mask = torch.zeros(seen.shape, dtype=self.prefix.logits.dtype, device=self.device)
+        self.mask.masked_fill_(~seen, float("-inf"))
+        self.positions = self.prefix.lengths[index, None].expand(-1, columns)
+
+    def _columns(self) -> int:
+        """The C that makes attention cheapest, over the steps to come.
+
+        Measured: time goes with the keys read, and a key costs about 24 + C for C queries. Beyond one
+        query, transformers copies grouped keys out to every query head.
+        """
+        groups = Counter(self.owner).values()
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        copies = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        steps = (self.t + self.room) / 2
+
+        def cost(columns: int) -> float:
+            rows = sum(math.ceil(size / columns) for size in groups)
+            return rows * (self.width + columns * steps) * (24 + columns) * (copies if columns > 1 else 1)
+
+        return min(range(1, max(groups) + 1), key=cost)
+
+
+class _PackedLayer(DynamicLayer):
+    """Keys and values of `_Decoder`'s rows, with room for all steps: a step writes C tokens and copies nothing."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, width: int, columns: int = 1) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values  # (R, heads, width + steps * C, head size)
+        self.width, self.columns, self.length = width, columns, width
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def moved(self, source: torch.Tensor, old: tuple, new: tuple, columns: int, room: int) -> _PackedLayer:
+        """Rows with `columns` columns: prompts from rows `source`, samples from places `old` to places `new`."""
+        width, t = self.width, (self.length - self.width) // self.columns
+
+        def move(states: torch.Tensor) -> torch.Tensor:
+            _, heads, _, size = states.shape
+            # Zeros, since a place without a sample is masked, and only finite values can be masked.
+            fresh = states.new_zeros(len(source), heads, width + columns * room, size)
+            fresh[:, :, :width] = states[source, :, :width]
+            if t:
+                before = states[:, :, width:].unflatten(2, (-1, self.columns))
+                after = fresh[:, :, width:].unflatten(2, (-1, columns))
+                after[new[0], :, :t, new[1]] = before[old[0], :, :t, old[1]]
+            return fresh
+
+        layer = _PackedLayer(move(self.keys), move(self.values), width, columns)
+        layer.length = width + t * columns
+        return layer
+
+
+def _draw(
+    logits: torch.Tensor, temperature: float, uniform: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row and its log-probability, by inverting the cumulative distribution at `uniform`.
+
+    One random number per token keeps a sample's randomness independent of the rest of the batch;
+    float64 sums keep the rare tokens of a large vocabulary at their probability.
+    """
+    logits = logits.float()
+    if temperature > 0:
+        logits = logits / temperature
+    logprobs = logits.log_softmax(dim=-1)
+    if temperature == 0:
+        tokens = logits.argmax(dim=-1, keepdim=True)
+    else:
+        cumulative = logprobs.exp().cumsum(dim=-1, dtype=uniform.dtype)
+        threshold = uniform[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+
+
+def _uniforms(prompts: Sequence[TokenIds], spec: SampleSpec) -> torch.Tensor:
+    """Uniform random numbers in float64, (prompts, n, max_new_tokens), from the seed and the prompt alone."""
+    draws = torch.empty(len(prompts), spec.n, spec.max_new_tokens, dtype=torch.float64)
+    if spec.temperature == 0:
+        return draws.zero_()
+    seen: Counter[bytes] = Counter()
+    for p, prompt in enumerate(prompts):
+        content = array("q", prompt).tobytes()
+        digest = hashlib.blake2b(content, digest_size=8, key=f"{spec.seed}/{seen[content]}".encode()).digest()
+        seen[content] += 1
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        torch.rand(draws[p].shape, generator=generator, dtype=draws.dtype, out=draws[p])
+    return draws
+
+
+def _batches(rows: list[tuple], share: Callable[[Any, Any], float]) -> Iterator[list[tuple]]:
+    """Cut `rows`, largest first, into batches; `share` is the part of a batch that a row takes."""
+    start = 0
+    while start < len(rows):
+        size = max(1, int(1 / share(*rows[start]))) if share(*rows[start]) > 0 else len(rows)
+        yield rows[start : start + size]
+        start += size
+
+
+def _cut(ids: torch.Tensor, logprobs: torch.Tensor, stop_ids: Sequence[int]) -> list[list[Sample]]:
+    """Samples from tokens and log-probabilities (prompts, n, max_new_tokens), each ending at its first stop token."""
+    stops = torch.isin(ids, torch.tensor(stop_ids, dtype=torch.long))
+    stopped = stops.any(dim=-1)
+    lengths = torch.where(stopped, stops.int().argmax(dim=-1) + 1, ids.shape[-1])
+    columns = (ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
+    return [
+        [
+            Sample(tuple(row[:length]), tuple(values[:length]), "stop" if ended else "length")
+            for row, values, length, ended in zip(*group, strict=True)
+        ]
+        for group in zip(*columns, strict=True)
+    ]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout, put back into its mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

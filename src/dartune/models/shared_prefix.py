@@ -163,7 +163,7 @@ def read_completions(
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prefix.valid[index], torch.ones_like(later)], dim=1),
             position_ids=prefix.lengths[index, None] + torch.arange(ids.shape[1] - 1, device=device),
-            past_key_values=select_rows(prefix.cache, owner, index),
+            past_key_values=select_rows(prefix, owner),
             use_cache=True,
             logits_to_keep=later,
         )
@@ -174,16 +174,16 @@ def read_completions(
     return torch.cat(logprobs, dim=1), mask, torch.cat(entropy, dim=1) if with_entropy else None
 
 
-def select_rows(cache: Any, owner: Sequence[int], index: torch.Tensor) -> Any:
-    """A cache whose row i is row `owner[i]` of `cache`, which stays as it is; `index` is `owner` as a tensor."""
-    rows = copy.copy(cache)
-    rows.layers = [copy.copy(layer) for layer in cache.layers]
-    repeats, rest = divmod(len(owner), max(owner) + 1)
+def select_rows(prefix: Prefix, owner: Sequence[int]) -> Any:
+    """A cache whose row i is the cache of prompt `owner[i]`; that of `prefix` stays as it is."""
+    cache = copy.copy(prefix.cache)
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    repeats, rest = divmod(len(owner), len(prefix.lengths))
     if rest == 0 and list(owner) == [i // repeats for i in range(len(owner))]:
-        rows.batch_repeat_interleave(repeats)  # its backward is a sum, far cheaper than an index's
+        cache.batch_repeat_interleave(repeats)  # its backward is a sum, far cheaper than an index's
     else:
-        rows.batch_select_indices(index)
-    return rows
+        cache.batch_select_indices(torch.tensor(owner, device=prefix.logits.device))
+    return cache
 
 
 def token_logprobs(

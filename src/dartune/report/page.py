@@ -13,7 +13,7 @@ from typing import Any
 from dartune.report import summary
 from dartune.report.plots import arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
-from dartune.run import atomic_write_json, atomic_write_text
+from dartune.run import atomic_write_text
 
 SURPRISE = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; bounds of the six shades of a token
 SHOWN_EXAMPLES = 12
@@ -27,20 +27,20 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write results.json, the plots and index.html; return the page.
 
     Args:
-        folder: the run folder; files go to `folder/report/`, each replaced atomically, the page last.
+        folder: of the report, made if need be; each file is replaced atomically, the page last.
         results: as built by `build_results`.
 
     Raises:
         InputError: `results` does not follow the schema.
     """
     results = validate_results(results)
-    report = folder / "report"
-    report.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     plots = draw_plots(results)
-    atomic_write_json(report / "results.json", results)
+    # ASCII, because data may hold lone surrogates, which JSON can write and UTF-8 cannot.
+    atomic_write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     for name, svg in plots.items():
-        atomic_write_text(report / f"{name}.svg", standalone(svg))
-    page = report / "index.html"
+        atomic_write_text(folder / f"{name}.svg", standalone(svg))
+    page = folder / "index.html"
     atomic_write_text(page, render_page(results, plots))
     return page
 
@@ -74,7 +74,6 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         headline=summary.headline(results),
         cautions=_cautions(results),
         accuracy=_accuracy_rows(results),
-        pairs=summary.pairs(results),
         differences=_difference_rows(results),
         rates=_rate_tables(results),
         adapted=[_adapted(seed, adapted) for seed, adapted in results["adapted"].items()],
@@ -118,32 +117,38 @@ def _accuracy_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _difference_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per measure and group: the difference of every pair, None where it was not measured."""
+    """Per pair of arms and measure: the difference in every group, None where it was not measured."""
     rows = []
-    for measure in ("accuracy", "step_accuracy"):
-        for group in results["groups"]:
+    for arm, against in summary.pairs(results):
+        for measure in ("accuracy", "step_accuracy"):
             found = [
-                summary.difference_of(results, *pair, group, measure=measure)
-                for pair in summary.pairs(results)
+                summary.difference_of(results, arm, against, group, measure=measure)
+                for group in results["groups"]
             ]
             if any(found):
-                rows.append({"measure": measure, "name": group, "pairs": found})
+                rows.append({"arm": arm, "against": against, "measure": measure, "groups": found})
     return rows
 
 
 def _rate_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gates and hacks: rate at the start, between and at the end of training, and in the adapted data."""
+    """Gates and hacks: rate at the start, between and at the end of training, and in synthesis."""
     tables = []
-    for part, title in (("gates", "Gate passed, % of rewrites"), ("hacks", "Hack seen, % of rewrites")):
+    titles = {
+        "gates": ("Gate passed, % of rewrites", "adapted rows"),
+        "hacks": ("Hack caught, % of rewrites", "rows with a caught try"),
+    }
+    for part, (title, synthesis) in titles.items():
         sources = [mapper["phases"] for mapper in results["mapper"].values()]
         columns = [[phases.get(phase, {}).get(part) or {} for phases in sources] for phase in PHASES]
         columns.append([adapted[part] for adapted in results["adapted"].values()])
+        absent = 0.0 if part == "hacks" else None  # only hacks that were seen are listed
         names = dict.fromkeys(name for column in columns for rates in column for name in rates)
         rows = [
-            (name, [_mean([rates.get(name) for rates in column]) for column in columns]) for name in names
+            (name, [_mean([rates.get(name, absent) for rates in column]) for column in columns])
+            for name in names
         ]
         if rows:
-            tables.append({"title": title, "rows": rows, "part": part})
+            tables.append({"title": title, "synthesis": synthesis, "rows": rows})
     return tables
 
 
@@ -180,13 +185,21 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "title": title,
                 "text": example[text] or "",
-                "tokens": [_token(token) for token in example.get(tokens, [])[:SHOWN_TOKENS]],
-                "hidden": max(0, len(example.get(tokens, [])) - SHOWN_TOKENS),
+                "tokens": _tokens(example.get(tokens) or []),
+                "hidden": max(0, len(example.get(tokens) or []) - SHOWN_TOKENS),
                 "alignment": example.get(alignment),
             }
             for title, text, tokens, alignment in sides
         ],
     }
+
+
+def _tokens(tokens: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Tokens to show. The end token has no text of its own, yet its probability is part of the alignment."""
+    shown = [_token(token) for token in tokens[:SHOWN_TOKENS]]
+    if shown and not shown[-1]["text"]:
+        shown[-1]["text"] = " [end]"
+    return shown
 
 
 def _token(token: Sequence[Any]) -> dict[str, Any]:
@@ -201,8 +214,7 @@ def _legend() -> list[tuple[int, str]]:
     """Shade and the probabilities it stands for."""
     shares = [1.0, *(exp(-bound) for bound in SURPRISE), 0.0]
     return [
-        (shade, f"{100 * low:.0f}-{100 * high:.0f}%")
-        for shade, (high, low) in enumerate(pairwise(shares))
+        (shade, f"{100 * low:.0f}-{100 * high:.0f}%") for shade, (high, low) in enumerate(pairwise(shares))
     ]
 
 

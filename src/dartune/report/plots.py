@@ -15,7 +15,8 @@ ARM_COLOURS = {"base": COLOURS[0], "sft": COLOURS[1], "dart": COLOURS[2]}
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 TEXT = "#010203"  # stands for currentColor while matplotlib draws
 WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
-ALWAYS = 0.98  # a gate passed this often at every step is named, not drawn
+ALWAYS = 0.97  # a gate passed this often on average is named, not drawn
+LINE = 12.5  # points from one curve's name to the next
 STYLE = (
     "<style>svg{color:#222;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 )
@@ -57,7 +58,7 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     arms, suites = results["arms"], results["suites"]
     colours, several = arm_colours(arms), len(results["seeds"]) > 1
     step = 0.8 / len(arms)
-    figure, axes = _figure(0.9 + max(1.0, 0.11 * len(arms) + 0.16) * len(suites) * 0.62)
+    figure, axes = _figure(0.9 + (0.15 + 0.13 * len(arms)) * max(2, len(suites)))
     for row, suite in enumerate(suites):
         for index, arm in enumerate(arms):
             summary = summary_of(results, arm, suite["name"], "suite")
@@ -76,9 +77,9 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     axes.set_xlabel("accuracy, % (bar: 95% interval" + ("; ticks: seeds)" if several else ")"), color=TEXT)
     for index, arm in enumerate(arms):
         axes.plot([], [], MARKERS[index % len(MARKERS)], color=colours[arm], ms=6, label=_label(arm))
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, labelcolor=TEXT, frameon=False, borderpad=0.2
-    )
+    columns = max(1, min(4, 44 // (4 + max(len(_label(arm)) for arm in arms))))
+    legend = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": columns, "borderpad": 0.2}
+    axes.legend(**legend, labelcolor=TEXT, frameon=False)
     return _svg(figure, "accuracy", "Accuracy per suite and arm, with 95% intervals")
 
 
@@ -98,10 +99,12 @@ def _alignment(results: Mapping[str, Any]) -> str | None:
 def _gates(results: Mapping[str, Any]) -> str | None:
     curves = {"all gates": _curve(results, "gate_pass")} | _parts(results, "gates")
     always = [
-        name for name, curve in curves.items() if curve and min(mean for _, mean, *_ in curve) >= ALWAYS
+        name
+        for name, curve in curves.items()
+        if curve and sum(mean for _, mean, *_ in curve) >= ALWAYS * len(curve)
     ]
     shown = {name: curve for name, curve in curves.items() if name not in always}
-    note = f"above {ALWAYS:.0%} at every step: {', '.join(always)}" if always else ""
+    note = f"{ALWAYS:.0%} or more on average: {', '.join(map(_label, always))}" if always else ""
     return _lines(shown or curves, "gates", "pass, %", "Pass rate of each gate", percent=True, note=note)
 
 
@@ -109,7 +112,7 @@ def _hacks(results: Mapping[str, Any]) -> str | None:
     curves = _parts(results, "hacks")
     never = [name for name, curve in curves.items() if curve and max(mean for _, mean, *_ in curve) == 0]
     shown = {name: curve for name, curve in curves.items() if name not in never}
-    note = f"never seen: {', '.join(never)}" if never else ""
+    note = f"never seen: {', '.join(map(_label, never))}" if never else ""
     return _lines(shown, "hacks", "of rewrites, %", "Rate of each hack", percent=True, note=note)
 
 
@@ -147,7 +150,7 @@ def _lines(
     if not curves:
         return None
     scale = 100 if percent else 1
-    figure, axes = _figure(2.6)
+    figure, axes = _figure(max(2.6, 0.9 + len(curves) * LINE / 72))
     ends = {}
     for index, (key, curve) in enumerate(curves.items()):
         colour = COLOURS[(index + 2) % len(COLOURS)]
@@ -159,17 +162,19 @@ def _lines(
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         ends[key] = (colour, scale * curve[-1][1])
     if percent:
-        axes.set_ylim(0, 100)
-    _name_ends(axes, ends)
-    axes.set_xlabel("mapper step" + (f"   ({note})" if note else ""), color=TEXT)
+        highest = max(scale * high for curve in curves.values() for *_, high in curve)
+        axes.set_ylim(0, min(100, max(10, 1.2 * highest)))
+    _name_ends(figure, axes, ends)
+    axes.set_xlabel("mapper step" + (f"\n{note}" if note else ""), color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
     return _svg(figure, name, label)
 
 
-def _name_ends(axes: Any, ends: Mapping[str, tuple[str, float]]) -> None:
+def _name_ends(figure: Any, axes: Any, ends: Mapping[str, tuple[str, float]]) -> None:
     """Name every curve beside its last point, names pushed apart so that none covers another."""
     bottom, top = axes.get_ylim()
-    gap = (top - bottom) / 14
+    height = 72 * figure.get_figheight() - 55  # points left for the axes by ticks and labels
+    gap = (top - bottom) * min(LINE / height, 1 / len(ends))
     order = sorted(ends, key=lambda key: ends[key][1])
     places: list[float] = []
     for key in order:

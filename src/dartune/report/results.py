@@ -48,8 +48,8 @@ def build_results(
     Args:
         evaluations: records of every arm, suite and seed (see `Evaluation`).
         costs: stage name -> cost. Stages are named `probe`, `mapper-s0`, `synthesise-s0`,
-            `train-<arm>-s0...`, `evaluate-<arm>-s0`; what prepares the adapted data is charged to every arm
-            whose name starts with `dart`.
+            `train-<arm>-s0...`, `evaluate-<arm>-s0` (no `-s0` where no seed plays a part); what
+            prepares the adapted data is charged to every arm whose name starts with `dart`.
         mapper_metrics: seed -> one row per mapper step.
         adapted: seed -> rows of the adapted data set, dropped rows included.
         adapted_quality: seed -> measurements only the lab can make (numbers, or dicts of numbers).
@@ -130,10 +130,11 @@ def group_of(suite: str) -> str:
 
 
 def arm_pairs(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (arm, against): dart with sft and base, every arm with sft (or the first arm, without sft)."""
+    """Pairs (arm, against): every arm with sft (or the first arm, without sft), and dart with every arm."""
     against = "sft" if "sft" in arms else arms[0]
     wanted = [("dart", "sft"), ("dart", "base"), ("sft", "base")]
     wanted += [(arm, against) for arm in arms if (against, arm) not in wanted]
+    wanted += [("dart", arm) for arm in arms]
     return [pair for pair in dict.fromkeys(wanted) if pair[0] != pair[1] and set(pair) <= set(arms)]
 
 
@@ -293,7 +294,7 @@ def _costs(arms: Sequence[str], stages: Mapping[str, Mapping[str, float]]) -> di
     for arm in arms:
         parts = {"prepare": preparing if arm.startswith("dart") else []}
         for part in ("train", "evaluate"):
-            pattern = re.compile(rf"{part}-{re.escape(arm)}-s\d+(-.*)?")
+            pattern = re.compile(rf"{part}-{re.escape(arm)}(-s\d+(-.*)?)?")
             parts[part] = [stage for stage in stages if pattern.fullmatch(stage)]
         charged.update(stage for names in parts.values() for stage in names)
         table[arm] = {part: _add(stages[stage] for stage in names) for part, names in parts.items()}
@@ -342,7 +343,12 @@ def _adapted(
     for row in rows:
         for gate, passed in (row.get("gates") or {}).items():
             gates[gate].append(float(passed))
-    hacks = Counter(hack for row in kept for hack in set(row.get("hacks") or []))
+    aligned = [
+        row
+        for row in kept
+        if row.get("alignment_before") is not None and row.get("alignment_after") is not None
+    ]
+    hacks = Counter(hack for row in rows for hack in set(row.get("hacks") or []))
     return {
         "provenance": {source: provenance.pop(source, 0) for source in PROVENANCES} | dict(provenance),
         "accounting": {
@@ -354,9 +360,9 @@ def _adapted(
         },
         "reasons": dict(Counter(row["reason"] for row in rows if row.get("reason")).most_common()),
         "gates": {gate: sum(passed) / len(passed) for gate, passed in gates.items()},
-        "hacks": {hack: count / len(kept) for hack, count in hacks.items()},
-        "alignment_before": _mean(row.get("alignment_before") for row in kept),
-        "alignment_after": _mean(row.get("alignment_after") for row in kept),
+        "hacks": {hack: count / len(rows) for hack, count in hacks.items()},
+        "alignment_before": _mean(row["alignment_before"] for row in aligned),
+        "alignment_after": _mean(row["alignment_after"] for row in aligned),
         "quality": quality,
     }
 

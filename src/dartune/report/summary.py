@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 GAP = "  "
@@ -11,7 +12,7 @@ HEADLINE_PAIRS = (("dart", "sft"), ("dart", "base"), ("sft", "base"))
 
 
 def summarise(results: Mapping[str, Any], page: Path | None = None, width: int = 100) -> str:
-    """Plain text for a terminal, at most `width` columns wide where one table column fits.
+    """Plain text for a terminal; sentences are wrapped, wide tables split, at `width` columns.
 
     Args:
         results: as built by `build_results`.
@@ -30,13 +31,9 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
         differences.append([f"{arm} - {against}", *(f"{points_interval(d)} {d['verdict']}" for d in row)])
     if len(differences) > 1:
         parts += _blocks(differences, width)
-    parts.append("\n".join(headline(results)))
-    facts = [
-        *provenance_lines(results),
-        *learning_rate_lines(results),
-        *cost_lines(results),
-        *results["notes"],
-    ]
+    parts.append("\n".join(fill(line, width, subsequent_indent=GAP) for line in headline(results)))
+    facts = [*provenance_lines(results), *learning_rate_lines(results), *cost_lines(results)]
+    facts += [fill(note, width) for note in results["notes"]]
     if facts:
         parts.append("\n".join(facts))
     if page is not None:
@@ -61,10 +58,15 @@ def headline(results: Mapping[str, Any]) -> list[str]:
     if not compared:
         arm = results["arms"][0]
         shares = ((group, summary_of(results, arm, group)["accuracy"]) for group in results["groups"])
-        return [f"{title(group)}: {arm} {percent_interval(share)}% correct." for group, share in shares]
+        return [f"{title(group)}: {arm} answers {_share_in_words(share)}." for group, share in shares]
     main, *others = [pair for pair in HEADLINE_PAIRS if pair in compared] or compared[:1]
     sentences = [sentence(results, difference_of(results, *main, group)) for group in results["groups"]]
     return sentences + [overview(results, *pair) for pair in others]
+
+
+def _share_in_words(interval: Mapping[str, float]) -> str:
+    estimate, low, high = (percent(interval[key]) for key in ("estimate", "low", "high"))
+    return f"{estimate}% correctly, 95% interval {low} to {high}"
 
 
 def overview(results: Mapping[str, Any], arm: str, against: str) -> str:
@@ -78,7 +80,7 @@ def overview(results: Mapping[str, Any], arm: str, against: str) -> str:
         )
         if where:
             parts.append(f"{word}: {where}")
-    return f"{title(arm)} against {against}, points: {'; '.join(parts)}."
+    return f"{arm} against {against}, points: {'; '.join(parts)}."
 
 
 def sentence(results: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
@@ -87,7 +89,8 @@ def sentence(results: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
     ours, theirs = (
         percent(summary_of(results, name, group)["accuracy"]["estimate"]) for name in (arm, against)
     )
-    by = f"{points_interval(difference)} points"
+    estimate, low, high = (points(difference[key]) for key in ("estimate", "low", "high"))
+    by = f"{estimate} points, 95% interval {low} to {high}"
     claim = {
         "higher": f"{arm} is better than {against}",
         "lower": f"{arm} is worse than {against}",

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
@@ -167,7 +169,8 @@ _BEFORE = " \t\n*_\"'“”:"
 _AFTER = " \t\n*_\"'“”.,;:!?"
 
 
-def stated_answers(text: str) -> list[StatedAnswer]:
+@lru_cache(maxsize=4096)
+def stated_answers(text: str) -> tuple[StatedAnswer, ...]:
     """Every final answer stated in `text`, in order; `The answer is \\boxed{42}` is one answer.
 
     Read are `\\boxed{...}`, `#### 42`, `The answer is 42 .`, `final answer: 42`, `Answer: 42`.
@@ -175,7 +178,7 @@ def stated_answers(text: str) -> list[StatedAnswer]:
     boxes = list(_boxes(text))
     marked = boxes + [mark for mark in _hashes(text) if not _overlaps(mark, boxes)]
     found = marked + [phrase for phrase in _phrases(text) if not _overlaps(phrase, marked)]
-    return sorted(found, key=lambda answer: answer.start)
+    return tuple(sorted(found, key=lambda answer: answer.start))
 
 
 def _overlaps(one: StatedAnswer, others: Sequence[StatedAnswer]) -> bool:
@@ -216,9 +219,12 @@ def _hashes(text: str) -> Iterator[StatedAnswer]:
 
 def _phrases(text: str) -> Iterator[StatedAnswer]:
     """`The answer is 42 .`: up to the sentence's end, right of its last `=`, without the reason given for it."""
-    for match in _PHRASE.finditer(text):
+    matches = list(_PHRASE.finditer(text))
+    for match, following in zip_longest(matches, matches[1:]):
         end = _SENTENCE_END.search(text, match.end())
         stop = end.start() if end else len(text)
+        if following and following.start() < stop:
+            continue  # "Final answer: the answer is 42" is one statement
         reason = _REASON.search(text, match.end(), stop)
         stop = reason.start() if reason else stop
         start = max([match.end(), *(sign.end() for sign in _EQUALS.finditer(text, match.end(), stop))])

@@ -68,13 +68,10 @@ def strip_answer(text: str) -> tuple[str, tuple[int, int] | None]:
 def resolve_answer(demonstration: HasAnswer) -> str | None:
     """The gold answer: the explicit one, else the last final answer of the solution, else None."""
     explicit = (demonstration.answer or "").strip()
-    for source in (explicit, demonstration.solution):
-        stated = final_answers(source)
-        if stated:
-            return stated[-1]
-        if source and source is explicit:
-            return explicit
-    return None
+    if explicit:
+        return (final_answers(explicit) or [explicit])[-1]
+    stated = final_answers(demonstration.solution)
+    return stated[-1] if stated else None
 
 
 # ---------------------------------------------------------------- equality without mathematics
@@ -94,7 +91,7 @@ _VALUE = re.compile(
     rf"(?<![\w.])(?P<sign>[-+]?)(?P<currency>[$€£¥]?)(?P<inner>-?)"
     rf"(?:(?P<top>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,3}}))?(?:\s?/\s?(?P<bottom>{_DECIMAL}))?"
     r"|\\frac\{?(?P<num>-?\d+)\}?\{?(?P<den>\d+)\}?)(?!\d)"
-    r"\s?(?P<percent>%|percent\b)?(?:\s?[$€£¥])?(?P<glued>(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
+    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥])?(?P<glued>(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
 )
 _WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*")
 _CHANGES_VALUE = frozenset(
@@ -337,6 +334,11 @@ class AnswerChecker:
     @staticmethod
     def _worth_asking(predicted: str, gold: str) -> bool:
         return max(len(predicted), len(gold)) <= MAX_ANSWER_CHARS
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the idle workers."""
+        return [worker.process.pid for worker in list(self._idle.queue) if worker is not None]
 
     def _ask(self, pair: tuple[str, str]) -> bool | None:
         worker = self._idle.get()

@@ -132,5 +132,5 @@ def _final_thresholds(config: RewardConfig, rows: Sequence[dict[str, Any]]) -> G
         ratios = [row["length"] / row["expected_tokens"] for row in rows]
         ratios += [len(own["ids"]) / row["expected_tokens"] for row in rows for own in row["own"]]
         low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
-        thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=2.0 * float(high))
+        thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=2.0 * max(1.0, float(high)))
     return thresholds

@@ -119,7 +119,7 @@ class MapperObjective:
         advantages = microbatch.advantages.to(logprobs)
         loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)
         self._sums["kl"] += float(kl)
-        self._sums["entropy"] += float((entropy * mask).sum())
+        self._sums["entropy"] += float((entropy.detach() * mask).sum())
         return loss
 
     def end(self, step: int) -> dict[str, Any]:

@@ -1,0 +1,285 @@
+"""The adapted data set on disk: every input row in `data.jsonl`, two Parquet views to train on, a card."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dartune.errors import DartuneError, InputError
+
+ADAPTED = ("rewrite", "own", "guided")
+"""Provenances of rows whose solution is no longer the demonstration's."""
+PROVENANCES = (*ADAPTED, "original", "dropped")
+FIELDS = (
+    "id",
+    "question",
+    "solution",
+    "messages",
+    "source_solution",
+    "answer",
+    "provenance",
+    "alignment_before",
+    "alignment_after",
+    "reward",
+    "gates",
+    "hacks",
+    "reason",
+)
+VIEWS = {
+    "keep_original": (
+        "every question once; where no adapted solution was found, the original one",
+        (*ADAPTED, "original"),
+    ),
+    "success_only": ("only the questions with an adapted solution", ADAPTED),
+}
+
+CARD = """\
+# Adapted data set
+
+Demonstrations rewritten so that their solutions are natural to the model that will be trained on them.
+
+| provenance | rows | share |
+|---|---|---|
+{shares}
+| all input rows | {n_input} | |
+
+Median alignment (log-probability under the target, higher is more natural): {before} for the original
+solutions, {after} for these.
+
+## Views
+
+{views}
+
+```python
+from datasets import load_dataset
+rows = load_dataset("path/to/this/folder", split="train")                  # keep_original
+rows = load_dataset("path/to/this/folder", "success_only", split="train")
+```
+
+Both train as they are with any trainer that reads prompt/completion rows, such as `trl.SFTTrainer`;
+{columns}.
+`data.jsonl` lists every input row, dropped ones included, with its reason.
+
+## Columns
+
+`solution` is what to train on and `source_solution` what the demonstration said. `provenance` is one of
+{provenances}; `reward` holds the parts of the reward, `gates` which checks the
+solution passed, `hacks` the ways in which the row's candidates tried to game the reward, `reason` why the row
+is what it is.
+
+## Source
+
+{source}
+
+The rows inherit the licence and the limits of the data and models named above. The solutions were checked by
+programs, not read by people.
+"""
+
+
+def accounting(rows: Iterable[Mapping[str, Any]], n_input: int) -> dict[str, int]:
+    """Counts rows by provenance: input = adapted + original + dropped.
+
+    Raises:
+        DartuneError: a row is lost, doubled, or of unknown provenance.
+    """
+    rows = list(rows)
+    counts = Counter(row["provenance"] for row in rows)
+    twice = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+    unknown = sorted(set(counts) - set(PROVENANCES))
+    if twice or unknown or len(rows) != n_input:
+        raise DartuneError(
+            f"the adapted data set does not account for its input: {n_input} rows in, {len(rows)} out, "
+            f"repeated ids {twice[:5] or 'none'}, unknown provenance {unknown or 'none'}"
+        )
+    adapted = sum(counts[name] for name in ADAPTED)
+    return {"input": n_input, "adapted": adapted} | {name: counts[name] for name in PROVENANCES}
+
+
+def write_adapted(
+    folder: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    provenance_note: Mapping[str, Any],
+    chat: bool = True,
+) -> Path:
+    """Writes `data.jsonl`, `keep_original.parquet`, `success_only.parquet` and the card `README.md`.
+
+    The folder appears whole or not at all; an older one of that name is replaced. A view without rows has no
+    file, since `datasets` cannot load one.
+
+    Args:
+        rows: one per input row, dropped ones included, with the keys of `FIELDS`.
+        provenance_note: where the rows come from (target, mapper, seed, ...); goes into the card.
+        chat: True: the views hold conversations (`messages`, `prompt`, `completion`). False, for a model
+            without a chat template: plain text in `prompt` and `completion`, no `messages`.
+
+    Raises:
+        DartuneError: a row lacks a field, repeats an id, or has nothing to train on.
+    """
+    folder = Path(folder)
+    _check(rows)
+    rows = [{name: plain(row[name]) for name in FIELDS} for row in rows]
+    counts = accounting(rows, len(rows))
+    fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    with (fresh / "data.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    for view, (_, provenances) in VIEWS.items():
+        _write_view(fresh / f"{view}.parquet", rows, provenances, chat)
+    (fresh / "README.md").write_text(card(rows, counts, provenance_note, chat), encoding="utf-8")
+    for file in fresh.iterdir():
+        _sync(file)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def read_adapted(folder: str | Path) -> list[dict[str, Any]]:
+    """All rows of a folder of `write_adapted`, dropped ones included, as they were written.
+
+    Raises:
+        InputError: the folder is no adapted data set.
+    """
+    path = Path(folder) / "data.jsonl"
+    if not path.is_file():
+        raise InputError(f"{folder} is no adapted data set: it has no data.jsonl")
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; synthesise it again") from error
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if value is None or isinstance(value, str | bool):
+        return value
+    if hasattr(value, "item"):  # a number of numpy or torch
+        return plain(value.item())
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+def _check(rows: Sequence[Mapping[str, Any]]) -> None:
+    problems = []
+    for number, row in enumerate(rows, start=1):
+        missing = [name for name in FIELDS if name not in row]
+        if missing:
+            problems.append(f"row {number}: lacks {', '.join(missing)}")
+        elif row["provenance"] != "dropped" and not row["solution"].strip():
+            problems.append(f"row {number} ({row['id']}): has an empty solution and is not dropped")
+    if problems:
+        shown = "; ".join(problems[:20])
+        raise DartuneError(f"{len(problems)} rows cannot be written to the adapted data set: {shown}")
+
+
+def _write_view(path: Path, rows: Sequence[dict[str, Any]], provenances: Sequence[str], chat: bool) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = _schema(rows, chat)
+    kept = [_view_row(row, chat) for row in rows if row["provenance"] in provenances]
+    if kept:
+        parquet.write_table(pyarrow.Table.from_pylist(kept, schema=schema), path)
+
+
+def _view_row(row: dict[str, Any], chat: bool) -> dict[str, Any]:
+    if chat:
+        return {**row, "prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+    return {**row, "prompt": row["question"] + "\n", "completion": row["solution"]}
+
+
+def _schema(rows: Sequence[dict[str, Any]], chat: bool) -> Any:
+    """Equal for both views; a struct has one field per name that any row uses, None where a row lacks it."""
+    import pyarrow
+
+    def struct(column: str, kind: Any, at_least: str) -> Any:
+        # Parquet has no struct without fields.
+        names = sorted({name for row in rows for name in row[column]}) or [at_least]
+        return pyarrow.struct([(name, kind) for name in names])
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    conversation = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
+    turn = conversation if chat else text
+    kinds = {
+        "messages": conversation,
+        "alignment_before": number,
+        "alignment_after": number,
+        "reward": struct("reward", number, "reward"),
+        "gates": struct("gates", pyarrow.bool_(), "answer"),
+        "hacks": pyarrow.list_(text),
+    }
+    names = [name for name in FIELDS if chat or name != "messages"]
+    columns = [(name, kinds.get(name, text)) for name in names]
+    return pyarrow.schema([*columns, ("prompt", turn), ("completion", turn)])
+
+
+def card(
+    rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], note: Mapping[str, Any], chat: bool = True
+) -> str:
+    """The data card: YAML front matter that `datasets` reads, then what the rows are and their source."""
+    configs = []
+    filled = {view: any(row["provenance"] in kinds for row in rows) for view, (_, kinds) in VIEWS.items()}
+    for view in (view for view in VIEWS if filled[view]):
+        configs += [f"- config_name: {view}", *([] if configs else ["  default: true"]), "  data_files:"]
+        configs += ["  - split: train", f"    path: {view}.parquet"]
+    shares = "\n".join(
+        f"| {name} | {counts[name]} | {_percent(counts[name], counts['input'])} |" for name in PROVENANCES
+    )
+    views = "\n".join(
+        f"* `{view}`: {meaning}{'' if filled[view] else ' (no rows here, so no file)'}"
+        for view, (meaning, _) in VIEWS.items()
+    )
+    source = "\n".join(f"* {key}: {_one_line(value)}" for key, value in note.items()) or "* not recorded"
+    before, after = (_median(rows, f"alignment_{when}") for when in ("before", "after"))
+    columns = (
+        "`messages`, `prompt` and `completion` hold conversations"
+        if chat
+        else "`prompt` and `completion` hold plain text, for a model without a chat template"
+    )
+    front_matter = "\n".join(["---", "configs:" if configs else "configs: []", *configs, "---", ""])
+    return front_matter + CARD.format(
+        shares=shares,
+        n_input=counts["input"],
+        before=before,
+        after=after,
+        views=views,
+        columns=columns,
+        provenances=", ".join(PROVENANCES),
+        source=source,
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}%" if whole else "-"
+
+
+def _median(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = [row[name] for row in rows if row[name] is not None and row["provenance"] != "dropped"]
+    return f"{median(values):.3f}" if values else "unknown"
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(plain(value)).split())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

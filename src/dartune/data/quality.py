@@ -1,0 +1,160 @@
+"""What to know about a data set before anything is spent on it, and how its rows look to the model."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+
+PERCENTILES = (5, 50, 95, 100)
+UNKNOWN_SHARE = 0.01
+"""Above this share of unknown tokens the tokenizer does not fit the data."""
+FEWEST_WORDS = 3
+GREEN, RESET = "\x1b[32m", "\x1b[0m"
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReport:
+    """Counts and lengths of a data set; what needs a tokenizer is None without one.
+
+    `tokens` and `solution_tokens` map a percentile to a length in tokens: of the whole row as trained, and of
+    its trained part (end token included). `too_long` and `near_empty` list ids.
+    """
+
+    rows: int
+    checkable: int | None
+    repeated_rows: int
+    repeated_questions: int
+    near_empty: tuple[str, ...]
+    tokens: dict[int, int] | None
+    solution_tokens: dict[int, int] | None
+    max_tokens: int | None
+    too_long: tuple[str, ...]
+    unknown_share: float | None
+    thinking: int
+
+    def lines(self) -> list[str]:
+        """The facts, one per line, then one line per warning."""
+        lines = [f"{self.rows} rows"]
+        if self.checkable is not None:
+            lines.append(f"{self.checkable} of {self.rows} have a checkable answer")
+        for name, lengths in (("row", self.tokens), ("solution", self.solution_tokens)):
+            if lengths:
+                shown = ", ".join(f"{_percentile_name(q)} {value}" for q, value in lengths.items())
+                lines.append(f"tokens per {name}: {shown}")
+        return lines + [f"warning: {warning}" for warning in self.warnings()]
+
+    def warnings(self) -> list[str]:
+        """What is likely to be a mistake, each with what to do."""
+        found = []
+        if self.checkable is not None and self.checkable < self.rows:
+            found.append(
+                f"{self.rows - self.checkable} rows have no checkable answer; only the other gates guard "
+                "their rewrites; give an answer column (data.columns: {answer: ...})"
+            )
+        if self.too_long:
+            found.append(
+                f"{len(self.too_long)} rows are longer than the model's {self.max_tokens} tokens "
+                f"({_some(self.too_long)}); remove or shorten them"
+            )
+        if self.unknown_share is not None and self.unknown_share > UNKNOWN_SHARE:
+            found.append(
+                f"{100 * self.unknown_share:.1f}% of the tokens are unknown to the tokenizer; "
+                "this model cannot read the data"
+            )
+        if self.repeated_rows:
+            found.append(f"{self.repeated_rows} rows repeat an earlier row word for word; they weigh double")
+        if self.repeated_questions:
+            found.append(
+                f"{self.repeated_questions} rows ask an earlier row's question with another solution"
+            )
+        if self.near_empty:
+            found.append(
+                f"{len(self.near_empty)} solutions have fewer than {FEWEST_WORDS} words "
+                f"({_some(self.near_empty)}); a bare answer leaves nothing to adapt"
+            )
+        if self.thinking:
+            found.append(
+                f"{self.thinking} solutions carry a <think> block, but the chat template closes one before "
+                "the response; render with thinking=True or remove the blocks"
+            )
+        return found
+
+
+def check_report(
+    demonstrations: Sequence[Demonstration],
+    renderer: Renderer | None = None,
+    max_tokens: int | None = None,
+    has_answer: Callable[[Demonstration], bool] | None = None,
+) -> QualityReport:
+    """Measures a data set.
+
+    Args:
+        renderer: the target's; without one nothing is counted in tokens.
+        max_tokens: the model's context length.
+        has_answer: whether a row's answer can be checked by program.
+    """
+    pairs = Counter((row.question, row.solution) for row in demonstrations)
+    lengths, trained, too_long, unknown = [], [], [], 0
+    for row in demonstrations if renderer else ():
+        response = renderer.response_ids(row.solution)
+        trained.append(len(response))
+        lengths.append(len(renderer.prompt_ids(row.question)) + len(response))
+        if max_tokens is not None and lengths[-1] > max_tokens:
+            too_long.append(row.id)
+        # The end token is left out: some tokenizers use one token as end and as unknown.
+        unknown += response[:-1].count(renderer.tokenizer.unk_token_id)
+    closes = renderer is not None and "</think>" in renderer.tokenizer.decode(renderer.prompt_ids("question"))
+    return QualityReport(
+        rows=len(demonstrations),
+        checkable=None if has_answer is None else sum(map(has_answer, demonstrations)),
+        repeated_rows=len(demonstrations) - len(pairs),
+        repeated_questions=len(pairs) - len({question for question, _ in pairs}),
+        near_empty=tuple(row.id for row in demonstrations if len(row.solution.split()) < FEWEST_WORDS),
+        tokens=_percentiles(lengths),
+        solution_tokens=_percentiles(trained),
+        max_tokens=max_tokens,
+        too_long=tuple(too_long),
+        unknown_share=unknown / max(1, sum(trained) - len(trained)) if renderer else None,
+        thinking=sum("<think>" in row.solution for row in demonstrations) if closes else 0,
+    )
+
+
+def show_rows(
+    demonstrations: Sequence[Demonstration], renderer: Renderer, n: int = 3, *, colour: bool | None = None
+) -> str:
+    """The first `n` rows as the model sees them, trained tokens in green or, without colour, between ⟦ and ⟧.
+
+    Args:
+        colour: None decides by whether the output is a terminal.
+    """
+    start, end = (GREEN, RESET) if (sys.stdout.isatty() if colour is None else colour) else ("⟦", "⟧")
+    shown = []
+    for row in demonstrations[:n]:
+        prompt, response = renderer.prompt_ids(row.question), renderer.response_ids(row.solution)
+        pieces = renderer.marked(prompt, response)
+        body = "".join(f"{start}{_safe(text)}{end}" if trained else _safe(text) for text, trained in pieces)
+        shown.append(f"--- {row.id}: {len(prompt)} prompt tokens, {len(response)} trained tokens\n{body}")
+    return "\n".join(shown)
+
+
+def _safe(text: str) -> str:
+    """Text from outside must not steer the terminal: control characters are spelled out, \\n and \\t stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def _percentiles(values: Sequence[int]) -> dict[int, int] | None:
+    ordered = sorted(values)
+    return {q: ordered[(q * (len(ordered) - 1)) // 100] for q in PERCENTILES} if ordered else None
+
+
+def _percentile_name(percentile: int) -> str:
+    return {50: "median", 100: "longest"}.get(percentile, f"{percentile}%")
+
+
+def _some(ids: Sequence[str], most: int = 5) -> str:
+    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")

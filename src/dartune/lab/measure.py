@@ -1,0 +1,132 @@
+"""`dartune lab show`: what the shipped lab models can and cannot do, measured, as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+
+from dartune.data.records import Demonstration
+from dartune.lab.build import CHECKPOINTS, MAPPER_PROMPT, TARGETS
+from dartune.lab.checker import Verdict, check
+from dartune.lab.dialects import DIALECTS, EXPERTS
+from dartune.lab.suites import DEMONSTRATIONS, SUITES, demonstrate, suite
+from dartune.lab.world import Problem, ProblemSpec, draw_many, parse_question
+
+MAX_NEW_TOKENS = 160
+CHANCE_SPEC = ProblemSpec(steps=(4, 4), new_steps=(1, 2))
+
+
+def _percent(values: list[bool] | list[float]) -> str:
+    return f"{100 * mean(values):.1f}" if values else "-"
+
+
+def _solve(engine, renderer, problems: list[Problem]) -> list[Verdict]:
+    from dartune.models.engine import SampleSpec
+
+    spec = SampleSpec(1, MAX_NEW_TOKENS, 0.0, (renderer.end_id,), 0)
+    drawn = engine.generate([renderer.prompt_ids(problem.question) for problem in problems], spec)
+    return [check(renderer.decode(group[0].ids), problem) for group, problem in zip(drawn, problems, strict=True)]
+
+
+def target_table(engine, renderer, n: int, native: str) -> list[str]:
+    """Accuracy, step-correctness and share in the native dialect, per suite."""
+    lines = ["| suite | answer % | steps % | native dialect % |", "|---|---|---|---|"]
+    rows = {name: suite(name, n) for name in SUITES} | {"new relations, 4 steps": draw_many("four", CHANCE_SPEC, n)}
+    for name, problems in rows.items():
+        verdicts = _solve(engine, renderer, problems)
+        cells = (
+            [v.answer_correct for v in verdicts],
+            [v.steps_correct for v in verdicts],
+            [v.dialect == native for v in verdicts],
+        )
+        lines.append(f"| {name} | " + " | ".join(map(_percent, cells)) + " |")
+    answers = Counter(problem.answer for problem in rows["new relations, 4 steps"])
+    lines.append(f"| (most common answer of these) | {100 * answers.most_common(1)[0][1] / n:.1f} | | |")
+    return lines
+
+
+def alignment_table(engine, renderer, n: int) -> list[str]:
+    """Mean summed log-probability of gold solutions, per dialect, on old and on new relations."""
+    old = draw_many("alignment-old", ProblemSpec(steps=(2, 3)), n)
+    new = draw_many("alignment-new", DEMONSTRATIONS, n)
+    lines = ["| dialect | old relations, nats | new relations, nats | tokens |", "|---|---|---|---|"]
+    for dialect, write in DIALECTS.items():
+        sums, tokens = [], []
+        for problems in (old, new):
+            pairs = [(renderer.prompt_ids(p.question), renderer.response_ids(write(p))) for p in problems]
+            sums.append(mean(sum(row) for row in engine.score(pairs)))
+            tokens.append(mean(len(reply) for _, reply in pairs))
+        lines.append(f"| {dialect} | {sums[0]:.1f} | {sums[1]:.1f} | {mean(tokens):.0f} |")
+    return lines
+
+
+def mapper_table(engine, renderer, gates_of: Callable[[list[Demonstration], list[list[str]]], list[bool]], n: int) -> list[str]:
+    """The mapper start's distribution over dialects, its right steps and its gate pass rate, per expert."""
+    from dartune.models.engine import SampleSpec
+
+    lines = [
+        "| expert | " + " | ".join(DIALECTS) + " | none | steps % | gate pass % |",
+        "|" + "---|" * (len(DIALECTS) + 4),
+    ]
+    problems = draw_many("mapper", DEMONSTRATIONS, n)
+    spec = SampleSpec(8, MAX_NEW_TOKENS, 1.0, (renderer.end_id,), 0)
+    for expert in EXPERTS:
+        rows = demonstrate(problems, expert)
+        prompts = [
+            renderer.prompt_ids(MAPPER_PROMPT.format(question=row.question, solution=row.solution)) for row in rows
+        ]
+        texts = [[renderer.decode(sample.ids) for sample in group] for group in engine.generate(prompts, spec)]
+        verdicts = [
+            check(text, parse_question(row.question)) for row, group in zip(rows, texts, strict=True) for text in group
+        ]
+        shares = Counter(v.dialect or "none" for v in verdicts)
+        cells = [f"{100 * shares[dialect] / len(verdicts):.1f}" for dialect in (*DIALECTS, "none")]
+        passed = gates_of(rows, texts)
+        lines.append(
+            f"| {expert} | {' | '.join(cells)} | {_percent([v.steps_correct for v in verdicts])} | {_percent(passed)} |"
+        )
+    return lines
+
+
+def text_gates(rows: list[Demonstration], texts: list[list[str]]) -> list[bool]:
+    """Whether each text passes every gate that needs no target (format, answer, coverage, loops, leaks)."""
+    from dartune.rewards.gates import GateInput, GateThresholds, run_gates
+    from dartune.rewards.verify import AnswerChecker
+
+    thresholds = GateThresholds(
+        quantity_coverage=0.95,
+        entity_coverage=1.0,
+        answer_logprob=float("-inf"),
+        length_low=0.0,
+        length_high=float("inf"),
+        max_repeats=5,
+        leak_phrases=(),
+    )
+    inputs = [
+        GateInput(row.question, row.solution, row.answer, text, "stop", (0,), 1, None)
+        for row, group in zip(rows, texts, strict=True)
+        for text in group
+    ]
+    with AnswerChecker() as checker:
+        return [all(gates.values()) for gates in run_gates(inputs, thresholds, checker)]
+
+
+def report(n: int = 256, folder: Path = CHECKPOINTS) -> str:
+    """The lab's measurements as Markdown tables."""
+    from dartune.data.render import Renderer
+    from dartune.models.hf_engine import HFEngine
+    from dartune.models.loading import load_model, load_tokenizer
+
+    lines = []
+    for name in TARGETS:
+        engine, renderer = HFEngine(load_model(folder / name)), Renderer(load_tokenizer(folder / name))
+        lines += [f"### Target `{name}`: what it solves ({n} questions a suite, greedy)", ""]
+        lines += [*target_table(engine, renderer, n, name), ""]
+        lines += [f"### Target `{name}`: alignment of gold solutions, question only ({n} each)", ""]
+        lines += [*alignment_table(engine, renderer, n), ""]
+    engine, renderer = HFEngine(load_model(folder / "mapper")), Renderer(load_tokenizer(folder / "mapper"))
+    lines += [f"### Mapper start: dialects of its rewrites ({n} demonstrations, 8 samples each, %)", ""]
+    lines += mapper_table(engine, renderer, text_gates, n)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,256 @@
+"""Models and tokenizers in and out of folders: safetensors only, checked before anything is read, written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dartune.errors import InputError, MachineError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Sampling, scoring and training must agree to the last digits, so they all attend the same way.
+ATTENTION = "sdpa"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+)
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+CONVERT = (
+    "to convert it where you trust its origin: "
+    "AutoModelForCausalLM.from_pretrained(old, use_safetensors=False).save_pretrained(new)"
+)
+
+
+def load_model(
+    path: str | Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> nn.Module:
+    """A causal LM in evaluation mode, attending by SDPA.
+
+    Args:
+        path: a local folder, which is never looked up on the network, or a Hub id (`owner/name`).
+        dtype: auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it, else float32.
+        device: auto, or any torch device; auto is the first GPU, else the CPU.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        InputError: the folder is missing or incomplete, its weights are pickled or do not fit the
+            architecture, or the dtype or device does not exist here; all problems are listed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source, local = _locate(path)
+    place, placing = _device(device)
+    kind, typing = _dtype(dtype, place)
+    problems = placing + typing + (model_problems(source) if local else [])
+    if problems:
+        raise InputError(f"cannot load the model {source}", problems)
+    with _as_input_error(f"cannot load the model {source}", trust_remote_code):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=kind,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            local_files_only=local,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    # transformers only warns about weights that it had to make up.
+    wrong = [f"weight {name} is missing" for name in sorted(info["missing_keys"])]
+    wrong += [f"weight {entry[0]} has another shape" for entry in sorted(info["mismatched_keys"], key=str)]
+    if wrong:
+        raise InputError(f"the weights of {source} do not fit its config.json", wrong)
+    return model.to(place).eval()
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a local folder or Hub id; needs no pad token.
+
+    Raises:
+        InputError: the folder is missing or incomplete; all problems are listed.
+    """
+    from transformers import AutoTokenizer
+
+    source, local = _locate(path)
+    problems = model_problems(source) if local else []
+    if problems:
+        raise InputError(f"cannot load the tokenizer {source}", problems)
+    with _as_input_error(f"cannot load the tokenizer {source}", trust_remote_code):
+        return AutoTokenizer.from_pretrained(
+            source, local_files_only=local, trust_remote_code=trust_remote_code
+        )
+
+
+def model_problems(folder: str | Path) -> list[str]:
+    """Everything that a local model folder lacks, one line each; empty when it is complete."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return [f"there is no folder {folder}"]
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        return ["this is a LoRA adapter, not a model: merge it into its base model and save that"]
+    problems = []
+    config = folder / "config.json"
+    if not config.exists():
+        problems.append("no config.json, which names the architecture")
+    else:
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            problems.append(f"config.json is not JSON: {error}")
+    problems += _weight_problems(folder)
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        problems.append(
+            "no tokenizer (tokenizer.json or the like): copy the tokenizer files of its base model here"
+        )
+    return problems
+
+
+def context_length(model_or_config: Any) -> int:
+    """Most tokens, prompt and completion together, that the model was made for; `sys.maxsize` without a limit."""
+    config = getattr(model_or_config, "config", model_or_config)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return sys.maxsize
+
+
+def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
+    """Write weights (safetensors), config and tokenizer; `folder` appears complete or not at all.
+
+    Raises:
+        ValueError: the model carries LoRA layers (see `merge_lora`).
+        MachineError: the disk is full or not writable; nothing is left behind.
+    """
+    model = getattr(model, "module", model)
+    if hasattr(model, "peft_config"):
+        raise ValueError("merge the LoRA layers first: save_model(merge_lora(model), ...)")
+    folder = Path(folder)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        for file in (*fresh.rglob("*"), fresh):
+            _flush(file)
+        if folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        raise MachineError(f"cannot write the model to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+    return folder
+
+
+def add_lora(model: nn.Module, rank: int) -> nn.Module:
+    """The model with LoRA (arXiv 2106.09685) on all linear layers but the head; only those train.
+
+    The update is scaled by 2 (alpha = 2 * rank), so the learning rate need not change with the rank.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if rank < 1:
+        raise InputError(f"lora_rank must be at least 1, not {rank}")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """A plain model with its LoRA layers added into the weights; one without them is returned as it is."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            return [f"{index.name} is not a list of weight files"]
+        return [f"the weight file {shard} is missing" for shard in shards if not (folder / shard).exists()]
+    if (folder / "model.safetensors").exists():
+        return []
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    if pickled:
+        return [
+            f"only pickled weights ({pickled[0]}): loading them can run any code, so only safetensors are read; {CONVERT}"
+        ]
+    return ["no weights (model.safetensors)"]
+
+
+def _locate(path: str | Path) -> tuple[str, bool]:
+    """The folder or Hub id, and whether it is local."""
+    text = str(path)
+    if (
+        isinstance(path, Path)
+        or Path(text).expanduser().exists()
+        or not HUB_ID.fullmatch(text.removeprefix("hub:"))
+    ):
+        return str(Path(text).expanduser()), True
+    return text.removeprefix("hub:"), False
+
+
+def _device(name: str) -> tuple[torch.device, list[str]]:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu"), []
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return torch.device("cpu"), [f"device {name!r} cannot be used here: {reason}"]
+    return device, []
+
+
+def _dtype(name: str, device: torch.device) -> tuple[torch.dtype, list[str]]:
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32, []
+    if name not in DTYPES:
+        return torch.float32, [f"unknown dtype {name!r}: choose auto, {', '.join(DTYPES)}"]
+    return DTYPES[name], []
+
+
+@contextlib.contextmanager
+def _as_input_error(what: str, trusted: bool):
+    """A library's complaint about a model, as ours; its load report is silenced because we raise what it warns about."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        hint = "" if trusted else "; code that comes with a model runs only with trust_remote_code"
+        raise InputError(f"{what}: {error}{hint if 'remote' in str(error) else ''}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or folder, so that a rename never names contents that are still in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,8 @@
+"""The report of a run: results.json, the plots, one HTML page, and the summary for a terminal."""
+
+from dartune.report.page import write_report
+from dartune.report.results import build_results, read_results
+from dartune.report.schema import SCHEMA_VERSION, validate_results
+from dartune.report.summary import summarise
+
+__all__ = ["SCHEMA_VERSION", "build_results", "read_results", "summarise", "validate_results", "write_report"]

@@ -1,0 +1,389 @@
+"""Gates: yes/no checks that a rewrite must pass before its alignment is worth anything.
+
+Each gate is one small function of one row, named after what it asks for; each stops one way of
+gaming the alignment score. All are measured against the row's own source, so that what an honest
+source does is never held against its rewrite. They read space-separated tokens and natural English.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+from dartune.rewards.text import (
+    StatedAnswer,
+    entities,
+    lcs_fraction,
+    mentions,
+    ngram_repeats,
+    numbers,
+    spaced,
+    stated_answers,
+    tandem_repeats,
+    words,
+)
+from dartune.rewards.verify import AnswerChecker, normalise, resolve_answer, same_plain
+
+LOOP_NGRAM = 4
+LOOP_SHARE = 0.1
+"""An n-gram is no loop while its occurrences make up less than this share of the text."""
+COPIED_WORDS = 8
+_CALCULATION = re.compile(r"[=+*/×÷]|\d\s?-\s?\d|\\(?:frac|times|cdot|div)")
+LEAK_PHRASES = (
+    "the given solution",
+    "given the solution",
+    "the provided solution",
+    "the solution provided",
+    "the solution given",
+    "the solution above",
+    "the above solution",
+    "the original solution",
+    "the expert solution",
+    "expert solution",
+    "expert's solution",
+    "the sample solution",
+    "the example solution",
+    "the model solution",
+    "the demonstration",
+    "demonstrated solution",
+    "the reference solution",
+    "the reference answer",
+    "the reference says",
+    "the reference states",
+    "the reference gives",
+    "according to the reference",
+    "according to the solution",
+    "according to the answer",
+    "as the solution says",
+    "the solution says",
+    "the solution states",
+    "the provided answer",
+    "the answer provided",
+    "the given answer",
+    "the answer given",
+    "the known answer",
+    "the expected answer",
+    "the gold answer",
+    "the ground truth",
+    "the answer key",
+    "as shown above",
+    "as given above",
+    "we are told the answer",
+    "we already know the answer",
+    "since the answer is known",
+    "to match the answer",
+    "working backwards from the answer",
+    "the rewrite",
+    "a rewrite",
+    "rewrite :",
+    "rewritten solution",
+    "rewritten version",
+    "rewriting the solution",
+    "rewrite the solution",
+    "in your solution",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GateInput:
+    """One rewrite with the row it belongs to.
+
+    `token_ids` are the sampled response with its end token; `expected_tokens` is the length, in the
+    same tokens, that the row's rewrites are compared with (None: not compared). `answer_logprob` is the
+    target's summed log-probability in nats of the answer's tokens after the rewrite's own reasoning,
+    without the demonstration in sight (None: not measured).
+    """
+
+    question: str
+    solution: str
+    rewrite: str
+    answer: str | None = None
+    finish: str = "stop"
+    token_ids: Sequence[int] = ()
+    expected_tokens: int | None = None
+    answer_logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateThresholds:
+    """Where the graded gates draw their lines.
+
+    Args:
+        quantity_coverage: share of the source's quantities that the rewrite must state, in order (0..1).
+        entity_coverage: share of the required names that the rewrite must use (0..1).
+        answer_logprob: least log-probability of the answer after the reasoning, in nats (None: no line).
+        length_low, length_high: band for the rewrite's tokens over `expected_tokens`.
+        max_repeats: repetitions of an n-gram allowed on top of the source's own.
+        leak_phrases: added to the built-in `LEAK_PHRASES`.
+        instruction: the fixed words of the mapper's prompt, whose long spans must not be copied.
+    """
+
+    quantity_coverage: float = 0.95
+    entity_coverage: float = 1.0
+    answer_logprob: float | None = None
+    length_low: float = 0.25
+    length_high: float = 4.0
+    max_repeats: int = 5
+    leak_phrases: tuple[str, ...] = ()
+    instruction: str = ""
+
+
+# ---------------------------------------------------------------- gates that need no answer checker
+
+
+def finished(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The rewrite says something and ends by itself.
+
+    Stops: text cut at the token limit (its likely first part would score well), and empty text, which
+    is short and therefore likely. Costs nothing. False positives: none; raise `max_new_tokens` where
+    honest rewrites are cut.
+    """
+    return item.finish == "stop" and bool(item.rewrite.strip())
+
+
+def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The rewrite states every quantity of the source's solution, in order of first appearance.
+
+    Stops: the bare answer, dropped steps, and meaningless reasoning in front of an answer copied from
+    the demonstration. Costs one longest common subsequence. Only a number's first appearance counts, so
+    that a rewrite need not repeat a value as often as its source. False positives: operands the other
+    way round (`7 + 3` for `3 + 7`), numbers spelled as words, other roundings or units; and a step whose
+    result equals an earlier number may be dropped unseen.
+    """
+    needed = list(dict.fromkeys(numbers(item.solution)))
+    return lcs_fraction(needed, numbers(item.rewrite)) >= thresholds.quantity_coverage
+
+
+def required_names(item: GateInput) -> list[str]:
+    """The question's names that a rewrite must use.
+
+    Those that the source uses; but all of them where the source shows nothing about the others: where it
+    is bare values (no words but names and its closing answer), and where it calculates nothing and the
+    rewrite fills in values, so that the persons of the skipped steps are due as well.
+    """
+    asked = entities(item.question)
+    used = mentions(item.solution) & set(asked)
+    reasoning = _reasoning(item.solution)
+    wordless = {word for word in mentions(reasoning) if len(word) > 1} - used <= {
+        "The",
+        "the",
+        "Final",
+        "final",
+    }
+    known = {*numbers(item.solution), *numbers(item.question)}
+    skips = bool(used) and not _CALCULATION.search(reasoning)
+    fills_in = skips and any(number not in known for number in numbers(_reasoning(item.rewrite)))
+    return asked if wordless or fills_in else [name for name in asked if name in used]
+
+
+def _reasoning(text: str) -> str:
+    """What comes before the first final answer."""
+    stated = stated_answers(text)
+    return text[: stated[0].cue] if stated else text
+
+
+def names_used(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The rewrite uses the names it needs (`required_names`).
+
+    Stops: every name replaced by one, whose repetition the target soon finds likely while all numbers
+    are right. Costs nothing. False positives: a place or a weekday that the source mentions and an honest
+    rewrite need not; languages that capitalise nouns. Misses: a name on the wrong step, and names that
+    the question only ever puts at a sentence's start.
+    """
+    needed = required_names(item)
+    present = mentions(item.rewrite)
+    return sum(name in present for name in needed) >= thresholds.entity_coverage * len(needed)
+
+
+def follows(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The target, with only the question and the rewrite's reasoning before it, would give this answer.
+
+    Stops: peeking, an answer that comes from the demonstration and not from the reasoning. Costs no
+    forward pass of its own (the scoring pass has the answer's tokens). False positives: answers the
+    target spells differently. Passes where the log-probability was not measured.
+    """
+    if thresholds.answer_logprob is None or item.answer_logprob is None:
+        return True
+    return item.answer_logprob >= thresholds.answer_logprob
+
+
+def no_loop(item: GateInput, thresholds: GateThresholds) -> bool:
+    """No run of words repeats much more often than anything in the source does.
+
+    Stops: loops, whose every further round is nearly free. Two signs: one block back to back with
+    itself, at any length of text; an n-gram that fills more than a tenth of the text. Costs a few passes
+    over the words. False positives: tables and long repeated additions that the source does not have.
+    """
+    written, source = words(item.rewrite), words(item.solution)
+    if tandem_repeats(written) > tandem_repeats(source) + thresholds.max_repeats:
+        return False
+    allowed = max(thresholds.max_repeats, LOOP_SHARE * len(written) / LOOP_NGRAM)
+    return ngram_repeats(written, LOOP_NGRAM) <= ngram_repeats(source, LOOP_NGRAM) + allowed
+
+
+def length(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The rewrite's token count is within a band around what is expected of this row.
+
+    Stops: padding with predictable words, and whatever brevity the coverage gates let through. Costs
+    nothing. False positives: an honest rewrite in a far wordier or terser style than the source and the
+    target's own samples. Passes where no length is expected.
+    """
+    if not item.expected_tokens:
+        return True
+    return thresholds.length_low <= len(item.token_ids) / item.expected_tokens <= thresholds.length_high
+
+
+def no_leak(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The rewrite does not talk about the demonstration and copies no long span of the prompt's instruction.
+
+    Stops: solutions that lean on something the trained model will not see ("as the given solution
+    says"). Costs a few string searches. A phrase that the question or the source itself uses is allowed.
+    False positives: honest uses of a phrase, such as "as shown above" after a derivation.
+    """
+    written, known = spaced(item.rewrite), f"{spaced(item.question)}\n{spaced(item.solution)}"
+    return not any(
+        phrase in written and phrase not in known
+        for phrase in _leaks(thresholds.leak_phrases, thresholds.instruction)
+    )
+
+
+@cache
+def _leaks(added: tuple[str, ...], instruction: str) -> tuple[str, ...]:
+    """The phrases that betray the demonstration and the instruction's long spans, as `spaced` writes them."""
+    told = words(instruction)
+    spans = (" ".join(told[i : i + COPIED_WORDS]) for i in range(len(told) - COPIED_WORDS + 1))
+    return tuple(
+        dict.fromkeys(spaced(phrase) for phrase in (*LEAK_PHRASES, *added, *spans) if phrase.strip())
+    )
+
+
+# ---------------------------------------------------------------- gates on the final answer
+
+
+def checkable(item: GateInput) -> bool:
+    """Whether the row has a gold answer at all, stated or explicit."""
+    return resolve_answer(item) is not None
+
+
+def candidates(item: GateInput) -> list[str]:
+    """What may count as the rewrite's answer: the last one it states.
+
+    A source that never announces its answer asks for no announcement: there the last number counts,
+    and where the source's own last number is not the answer, any number of the closing sentence.
+    """
+    stated = stated_answers(item.rewrite)
+    if stated:
+        return [stated[-1].text]
+    if stated_answers(item.solution):
+        return []
+    gold = resolve_answer(item)
+    ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(
+        spaced(normalise(gold)).rstrip()
+    )
+    found = numbers(item.rewrite)[-1:]
+    own = numbers(item.solution)
+    if gold and own and same_plain(own[-1], gold) is False:
+        found = numbers(_closing_sentence(item.rewrite))
+    return [gold, *found] if ends_with_gold and gold else found
+
+
+def _closing_sentence(text: str) -> str:
+    """The last line's last sentence."""
+    line = text.rstrip(" .!?\n").rsplit("\n", 1)[-1]
+    return line.rsplit(". ", 1)[-1]
+
+
+def _trailing_words(text: str, stated: Sequence[StatedAnswer]) -> int:
+    """Words and numbers behind the last stated answer."""
+    return sum(word.isalnum() for word in words(text[stated[-1].stop :])) if stated else 0
+
+
+def _early(text: str, stated: Sequence[StatedAnswer]) -> bool:
+    """Whether reasoning with numbers stands between the first stated answer and the last."""
+    return any(numbers(text[one.stop : other.cue]) for one, other in pairwise(stated))
+
+
+def _at_end(item: GateInput) -> bool:
+    stated, source = stated_answers(item.rewrite), stated_answers(item.solution)
+    if not stated:
+        return not source
+    if source and _trailing_words(item.rewrite, stated) > _trailing_words(item.solution, source):
+        return False
+    return _early(item.solution, source) or not _early(item.rewrite, stated)
+
+
+def _answer_pairs(item: GateInput) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Pairs to compare: earlier stated answers with the last; candidates with the gold answer."""
+    stated = [answer.text for answer in stated_answers(item.rewrite)]
+    gold = resolve_answer(item)
+    own = [(answer, stated[-1]) for answer in dict.fromkeys(stated[:-1])]
+    return own, [] if gold is None else [(candidate, gold) for candidate in candidates(item)]
+
+
+def one_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
+    """Exactly one final answer (however often), at the end, where the source states one; never two different.
+
+    Stops: several answers of which one is right, the right answer in the first box only, an answer in
+    front of the reasoning, talk after the answer. Costs nothing for numbers. As many words may follow the
+    answer as follow it in the source. False positives: partial answers in boxes of their own.
+    """
+    own, _ = _answer_pairs(item)
+    return _at_end(item) and all(verdicts[pair] for pair in own)
+
+
+def correct_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
+    """The last answer equals the gold answer; a row without a gold answer passes (`checkable` counts them).
+
+    Stops: wrong solutions. Costs a process call for mathematical notation only. An answer that the
+    checker could not judge does not pass; `unjudged` names such rows, whose reward is missing, not zero.
+    False positives: answers in a form that neither exact numbers nor math-verify equate (`44%` for `44`).
+    """
+    _, against_gold = _answer_pairs(item)
+    return not checkable(item) or any(verdicts[pair] for pair in against_gold)
+
+
+PLAIN_GATES: dict[str, Callable[[GateInput, GateThresholds], bool]] = {
+    "finished": finished,
+    "quantities": quantities,
+    "entities": names_used,
+    "follows": follows,
+    "no_loop": no_loop,
+    "length": length,
+    "no_leak": no_leak,
+}
+ANSWER_GATES: dict[str, Callable[[GateInput, dict[tuple[str, str], bool | None]], bool]] = {
+    "one_answer": one_answer,
+    "correct_answer": correct_answer,
+}
+GATE_NAMES = (*ANSWER_GATES, *PLAIN_GATES)
+
+
+def _verdicts(items: Sequence[GateInput], checker: AnswerChecker) -> dict[tuple[str, str], bool | None]:
+    pairs = list(dict.fromkeys(pair for item in items for side in _answer_pairs(item) for pair in side))
+    return dict(zip(pairs, checker.check(pairs), strict=True))
+
+
+def run_gates(
+    inputs: Sequence[GateInput], thresholds: GateThresholds, checker: AnswerChecker
+) -> list[dict[str, bool]]:
+    """Every gate's verdict by name for each row, in the order given; rows do not influence each other."""
+    verdicts = _verdicts(inputs, checker)
+    return [
+        {name: gate(item, verdicts) for name, gate in ANSWER_GATES.items()}
+        | {name: gate(item, thresholds) for name, gate in PLAIN_GATES.items()}
+        for item in inputs
+    ]
+
+
+def unjudged(inputs: Sequence[GateInput], checker: AnswerChecker) -> list[bool]:
+    """Rows whose answer the checker failed on (time-out, crash): `correct_answer` says no, but nobody knows."""
+    verdicts = _verdicts(inputs, checker)
+    return [
+        bool(pairs)
+        and not any(verdicts[pair] for pair in pairs)
+        and any(verdicts[pair] is None for pair in pairs)
+        for pairs in (_answer_pairs(item)[1] for item in inputs)
+    ]

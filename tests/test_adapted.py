@@ -1,0 +1,192 @@
+"""The adapted data set: no row is lost, it loads with `datasets` and trains with a stock trainer."""
+
+import json
+
+import pytest
+from fixtures_models import save_tiny
+
+from dartune.data.adapted import FIELDS, accounting, read_adapted, write_adapted
+from dartune.errors import DartuneError, InputError
+
+NOTE = {"target": "tiny", "mapper": "a copy of the target", "seed": 0}
+
+
+def row(number, provenance, **changes):
+    solution = "" if provenance == "dropped" else f"Take {number}. So {number}"
+    known = {
+        "id": f"r{number}",
+        "question": f"What is {number}?",
+        "solution": solution,
+        "messages": [
+            {"role": "user", "content": f"What is {number}?"},
+            {"role": "assistant", "content": solution},
+        ],
+        "source_solution": "Überlegung\n= x",
+        "answer": str(number),
+        "provenance": provenance,
+        "alignment_before": -2.5,
+        "alignment_after": None if provenance == "dropped" else -1.0,
+        "reward": {"reward": 1.5, "gain": 1.5} if provenance == "rewrite" else {},
+        "gates": {"answer": True, "format": True} if provenance != "dropped" else {},
+        "hacks": ["leak"] if provenance == "dropped" else [],
+        "reason": "the best accepted candidate",
+    }
+    return known | changes
+
+
+ROWS = [row(n, p) for n, p in enumerate(["rewrite", "rewrite", "own", "original", "dropped", "rewrite"])]
+
+
+def cached(tmp_path, *name):
+    import datasets
+
+    return datasets.load_dataset(
+        str(tmp_path / "adapted"), *name, split="train", cache_dir=str(tmp_path / "cache")
+    )
+
+
+def test_it_reads_back_as_written(tmp_path):
+    folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
+    assert read_adapted(folder) == ROWS
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "data.jsonl",
+        "keep_original.parquet",
+        "success_only.parquet",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapted"]
+
+
+def test_both_views_load_with_datasets(tmp_path):
+    write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
+    default, success = cached(tmp_path), cached(tmp_path, "success_only")
+    assert default["id"] == ["r0", "r1", "r2", "r3", "r5"]
+    assert success["id"] == ["r0", "r1", "r2", "r5"]
+    assert default.features == success.features
+    assert set(FIELDS) <= set(default.column_names)
+    first = default[0]
+    assert first["messages"] == first["prompt"] + first["completion"] == ROWS[0]["messages"]
+    assert first["reward"] == {"gain": 1.5, "reward": 1.5} and first["gates"] == {
+        "answer": True,
+        "format": True,
+    }
+    assert default[3]["reward"] == {"gain": None, "reward": None}
+
+
+def test_a_view_without_rows_is_left_out_and_the_other_still_loads(tmp_path):
+    rows = [row(0, "original", gates={}), row(1, "original", gates={})]
+    folder = write_adapted(tmp_path / "adapted", rows, provenance_note={})
+    assert len(cached(tmp_path)) == 2
+    assert not (folder / "success_only.parquet").exists()
+    assert "no rows here" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="success_only"):
+        cached(tmp_path, "success_only")
+    dropped = write_adapted(tmp_path / "none", [row(0, "dropped")], provenance_note={})
+    assert len(read_adapted(dropped)) == 1 and not list(dropped.glob("*.parquet"))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_stock_trl_trainer_trains_on_it_and_on_the_response_only(chat, tmp_path):
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE, chat=chat)
+    model = save_tiny(tmp_path / "model", "qwen3", chat=chat)
+    config = SFTConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(model=str(model), args=config, train_dataset=cached(tmp_path))
+    result = trainer.train()
+    assert result.global_step == 2 and 0 < result.training_loss < 10
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    trained = batch["input_ids"][0][batch["labels"][0] != -100]
+    text = AutoTokenizer.from_pretrained(model).decode(trained)
+    assert text == ROWS[0]["solution"] + ("<|im_end|>\n" if chat else "<|endoftext|>")
+
+
+def test_the_card_states_counts_views_and_source(tmp_path):
+    folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note={**NOTE, "odd": "a\n---\nb: c"})
+    card = (folder / "README.md").read_text()
+    assert "| rewrite | 3 | 50.0% |" in card and "| dropped | 1 | 16.7% |" in card
+    assert "* mapper: a copy of the target" in card and "* odd: a --- b: c" in card
+    assert "-2.500 for the original" in card and "-1.000 for these" in card
+
+
+def test_a_second_writing_replaces_the_first_and_a_failed_one_leaves_it(tmp_path, monkeypatch):
+    folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
+    write_adapted(folder, ROWS[:2], provenance_note=NOTE)
+    assert len(read_adapted(folder)) == 2
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pyarrow.parquet.write_table", full_disk)
+        with pytest.raises(OSError):
+            write_adapted(folder, ROWS, provenance_note=NOTE)
+    assert len(read_adapted(folder)) == 2
+    write_adapted(folder, ROWS, provenance_note=NOTE)
+    assert len(read_adapted(folder)) == 6 and [path.name for path in tmp_path.iterdir()] == ["adapted"]
+
+
+def test_values_json_cannot_hold_become_null_and_foreign_numbers_plain(tmp_path):
+    import numpy
+
+    changed = row(
+        0,
+        "rewrite",
+        alignment_after=float("-inf"),
+        reward={"reward": float("nan"), "gain": numpy.float32(0.5)},
+        gates={"answer": numpy.bool_(True)},
+        hacks={"b", "a"},
+    )
+    folder = write_adapted(tmp_path / "adapted", [changed], provenance_note=NOTE)
+    (found,) = read_adapted(folder)
+    assert found["alignment_after"] is None and found["reward"] == {"reward": None, "gain": 0.5}
+    assert found["gates"] == {"answer": True} and found["hacks"] == ["a", "b"]
+    json.loads((folder / "data.jsonl").read_text(), parse_constant=pytest.fail)
+
+
+def test_accounting_finds_lost_and_doubled_rows():
+    assert accounting(ROWS, 6) == {
+        "input": 6,
+        "adapted": 4,
+        "rewrite": 3,
+        "own": 1,
+        "guided": 0,
+        "original": 1,
+        "dropped": 1,
+    }
+    with pytest.raises(DartuneError, match="7 rows in, 6 out"):
+        accounting(ROWS, 7)
+    with pytest.raises(DartuneError, match="repeated ids .'r0'"):
+        accounting([*ROWS[:5], ROWS[0]], 6)
+    with pytest.raises(DartuneError, match="unknown provenance .'magic'"):
+        accounting([*ROWS[:5], row(5, "magic")], 6)
+
+
+def test_rows_that_cannot_be_trained_on_are_refused(tmp_path):
+    incomplete = row(1, "rewrite")
+    del incomplete["reason"], incomplete["gates"]
+    with pytest.raises(DartuneError, match="row 1 .r0.: has an empty solution.*row 2: lacks gates, reason"):
+        write_adapted(tmp_path / "adapted", [row(0, "own", solution=" "), incomplete], provenance_note=NOTE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_data_set(tmp_path):
+    with pytest.raises(InputError, match="no data.jsonl"):
+        read_adapted(tmp_path)
+    (tmp_path / "data.jsonl").write_text('{"id": ')
+    with pytest.raises(InputError, match="damaged"):
+        read_adapted(tmp_path)

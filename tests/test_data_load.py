@@ -1,0 +1,387 @@
+"""Reading demonstrations: every format and layout gives the same rows, and every bad row is named."""
+
+import csv
+import json
+import logging
+
+import pytest
+from fixtures_models import byte_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dartune.data.load import load_demonstrations
+from dartune.data.quality import check_report, show_rows
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.errors import InputError, MachineError
+
+ROWS = [
+    {"id": "a", "question": "2 + 2?", "solution": "It is 4.\nSo 4", "answer": "4"},
+    {
+        "id": "b",
+        "question": "Wie heißt\r\ner?",
+        "solution": 'Er heißt "Jürgen", glaube ich',
+        "answer": "Jürgen",
+    },
+]
+
+
+def jsonl(path, rows, end="\n", start=b""):
+    path.write_bytes(start + "".join(json.dumps(row, ensure_ascii=False) + end for row in rows).encode())
+    return path
+
+
+def as_csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def as_parquet(path, rows):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def saved_dataset(path, rows):
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(str(path))
+    return path
+
+
+def split_folder(path, rows):
+    (path / "data").mkdir(parents=True)
+    as_parquet(path / "data" / "train-00000-of-00002.parquet", rows[:1])
+    as_parquet(path / "data" / "train-00001-of-00002.parquet", rows[1:])
+    as_parquet(path / "data" / "test-00000-of-00001.parquet", [{"id": "t", "question": "q", "solution": "s"}])
+    return path
+
+
+def pretty_json(path, rows):
+    path.write_text("\ufeff" + json.dumps(rows, indent=1))
+    return path
+
+
+FORMATS = {
+    "jsonl": lambda folder: jsonl(folder / "d.jsonl", ROWS),
+    "jsonl with a byte order mark and CRLF": lambda folder: jsonl(
+        folder / "d.jsonl", ROWS, "\r\n", b"\xef\xbb\xbf"
+    ),
+    "json": lambda folder: pretty_json(folder / "d.json", ROWS),
+    "lines in .json": lambda folder: jsonl(folder / "d.json", ROWS),
+    "csv": lambda folder: as_csv(folder / "d.csv", ROWS),
+    "parquet": lambda folder: as_parquet(folder / "d.parquet", ROWS),
+    "save_to_disk": lambda folder: saved_dataset(folder / "saved", ROWS),
+    "folder of splits": lambda folder: split_folder(folder / "hub", ROWS),
+    "folder of one file": lambda folder: jsonl(folder / "d.jsonl", ROWS).parent,
+}
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
+def test_every_format_gives_the_same_rows(write, tmp_path):
+    assert load_demonstrations(write(tmp_path)) == [Demonstration(**row) for row in ROWS]
+
+
+TURN = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "s"}]
+LAYOUTS = {
+    "prompt/completion": {"prompt": "q", "completion": "s"},
+    "conversational": {"prompt": TURN[:1], "completion": TURN[1:]},
+    "messages": {"messages": TURN},
+}
+
+
+@pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("write", [jsonl, as_parquet])
+def test_every_layout_is_recognised(row, write, tmp_path):
+    (found,) = load_demonstrations(write(tmp_path / f"d.{'jsonl' if write is jsonl else 'parquet'}", [row]))
+    assert (found.question, found.solution, found.answer, found.meta) == ("q", "s", None, {})
+
+
+def test_a_system_message_is_kept_in_meta(tmp_path):
+    row = {"messages": [{"role": "system", "content": "Be brief."}, *TURN]}
+    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]))
+    assert found.meta == {"system": "Be brief."} and found.question == "q"
+
+
+def test_a_column_map_renames_and_a_mapped_column_is_not_read_twice(tmp_path):
+    rows = [{"question": "q", "answer": "steps #### 4", "label": 4.0, "uid": 7}]
+    columns = {"solution": "answer", "id": "uid"}
+    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows), columns=columns)
+    assert found == Demonstration("7", "q", "steps #### 4", None)
+    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows), columns={**columns, "answer": "label"})
+    assert found.answer == "4"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(4, "4"), (4.0, "4"), (0.5, "0.5"), (" x ", " x "), ("", None), (None, None), (-0.0, "0")],
+)
+def test_answers_become_text(answer, text, tmp_path):
+    rows = [{"question": "q", "solution": "s"}, {"question": "q2", "solution": "s", "answer": answer}]
+    assert load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))[1].answer == text
+
+
+def test_every_bad_row_is_reported_with_line_field_and_rule(tmp_path):
+    lines = [
+        b'{"question": "q", "solution": "good"}',
+        b'{"question": "q", "solution": "  "}',
+        b'{"question": 3, "solution": null}',
+        b'{"question": "q" "solution": "s"}',
+        b'{"question": "\xff", "solution": "s"}',
+        b"",
+        b"[1]",
+        b'{"question": "a\\u0000b", "solution": "\\ud800"}',
+        b'{"question": "q"}',
+        b'{"question": "q", "solution": "s", "answer": ["4"], "id": true}',
+        b'{"question": "q1", "solution": "s1", "id": "x"}',
+        b'{"question": "q2", "solution": "s2", "id": "x"}',
+    ]
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(path)
+    assert caught.value.problems == (
+        "bad.jsonl line 2: solution: is empty",
+        "bad.jsonl line 3: question: must be text, not int",
+        "bad.jsonl line 3: solution: is empty (null)",
+        "bad.jsonl line 4: invalid JSON at column 18: Expecting ',' delimiter",
+        "bad.jsonl line 5: invalid UTF-8 at byte 15; save the file as UTF-8",
+        "bad.jsonl line 7: must be a JSON object, not a list",
+        "bad.jsonl line 8: question: has a NUL character at position 1",
+        "bad.jsonl line 8: solution: has half of a surrogate pair at position 0, which is no valid Unicode",
+        "bad.jsonl line 9: solution: the field is missing",
+        "bad.jsonl line 10: answer: must be text or a number, not list",
+        "bad.jsonl line 10: id: must be text or a number, not bool",
+        "bad.jsonl line 12: id: 'x' is already used in bad.jsonl line 11; ids must be unique",
+    )
+    assert "12 problems" in str(caught.value) and "2 others are good" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("messages", "rule"),
+    [
+        ([*TURN, *TURN], "the roles must be .* not user, assistant, user, assistant"),
+        (TURN[:1], "the roles must be .* not user$"),
+        ([{"role": "user", "content": "q"}, {"role": "tool", "content": "s"}], "not user, tool"),
+        ([], "not none"),
+        ("user: q", "must be a list of messages"),
+        ([{"from": "human", "value": "q"}], "each with role and content"),
+        (
+            [TURN[0], {"role": "assistant", "content": [{"type": "text"}]}],
+            r"messages\[assistant\]: must be text",
+        ),
+        ([TURN[0], {"role": "assistant", "content": ""}], r"messages\[assistant\]: is empty"),
+        ([{"role": "system", "content": None}, *TURN], "system: is empty"),
+        (None, "messages: must be a list"),
+    ],
+)
+def test_bad_conversations(messages, rule, tmp_path):
+    with pytest.raises(InputError, match=f"line 1: .*{rule}"):
+        load_demonstrations(jsonl(tmp_path / "d.jsonl", [{"messages": messages}]))
+
+
+def test_bad_csv_rows_are_named_by_their_first_line(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_bytes(b'question,solution\nq,"two\nlines"\nq,s,more\nq,\xff\nq,\n"open,s\n')
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(path)
+    assert caught.value.problems == (
+        "d.csv line 4: has 3 fields, the header has 2; quote fields that contain commas",
+        "d.csv line 5: solution: invalid UTF-8; save the file as UTF-8",
+        "d.csv line 6: solution: is empty",
+        "d.csv line 7: invalid CSV: unexpected end of data",
+    )
+
+
+def test_bad_rows_of_a_json_list_have_lines(tmp_path):
+    path = tmp_path / "d.json"
+    path.write_text(
+        '[\n {"question": "q", "solution": "s"},\n 5,\n {"question": "q",\n  "solution": ""},\n {"q": }\n]'
+    )
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "d.json line 3",
+        "d.json line 4",
+        "d.json line 6",
+    ]
+
+
+def test_parquet_rows_are_named_by_number(tmp_path):
+    rows = [{"question": "q", "solution": "s"}, {"question": None, "solution": "s"}]
+    with pytest.raises(InputError, match=r"d.parquet row 2: question: is empty \(null\)"):
+        load_demonstrations(as_parquet(tmp_path / "d.parquet", rows))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        load_demonstrations(tmp_path / "broken.parquet")
+
+
+def test_layout_errors_list_the_columns_and_propose_a_map(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", [{"Problem": "q", "Answer": "s"}])
+    with pytest.raises(
+        InputError, match=r"found: 'Problem', 'Answer'.*\{question: Problem, solution: Answer\}"
+    ):
+        load_demonstrations(path)
+    with pytest.raises(InputError, match="'Text', which does not exist") as caught:
+        load_demonstrations(path, columns={"question": "Problem", "solution": "Text", "Solution": "x"})
+    assert len(caught.value.problems) == 2
+    both = jsonl(
+        tmp_path / "both.jsonl", [{"question": "q", "solution": "s", "messages": TURN, "prompt": "p"}]
+    )
+    with pytest.raises(InputError, match="several layouts .question/solution, messages.; .*'messages'"):
+        load_demonstrations(both)
+    assert load_demonstrations(both, columns={"question": "question"})[0].solution == "s"
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv"])
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_has_one_clear_message(name, content, tmp_path):
+    (tmp_path / name).write_text(content if name != "d.csv" else "question,solution\n" * bool(content))
+    with pytest.raises(InputError, match="holds no rows") as caught:
+        load_demonstrations(tmp_path / name)
+    assert caught.value.problems == ()
+
+
+def test_paths_that_cannot_be_read(tmp_path):
+    (tmp_path / "d.txt").write_text("x")
+    with pytest.raises(InputError, match="does not exist"):
+        load_demonstrations(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="'.txt' is not read; use .jsonl, .json, .csv, .parquet"):
+        load_demonstrations(tmp_path / "d.txt")
+    with pytest.raises(InputError, match="holds no data files"):
+        load_demonstrations(tmp_path)
+    with pytest.raises(InputError, match="no split 'validation', only test, train"):
+        load_demonstrations(split_folder(tmp_path / "hub", ROWS), split="validation")
+    with pytest.raises(InputError, match="no split 'test', only train"):
+        load_demonstrations(saved_dataset(tmp_path / "saved", ROWS), split="test")
+    with pytest.raises(InputError, match="is no Hub address"):
+        load_demonstrations("hub:a/b/c")
+
+
+def test_hub_addresses_and_their_errors(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(load_demonstrations("hub:openai/gsm8k:main@v1", split="test")) == 2
+    assert asked == [(("openai/gsm8k", "main"), {"revision": "v1", "split": "test"})]
+
+    def fail(error):
+        def load_dataset(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    fail(ValueError("Unknown split"))
+    with pytest.raises(InputError, match="Unknown split"):
+        load_demonstrations("hub:openai/gsm8k")
+    fail(ConnectionError("no route"))
+    with pytest.raises(MachineError, match="cannot be reached"):
+        load_demonstrations("hub:openai/gsm8k")
+
+
+def test_repeated_rows_are_kept_with_a_warning_and_ids_follow_the_content(tmp_path, caplog):
+    rows = [{"question": f"q{n}", "solution": "s"} for n in (1, 2, 1, 1)]
+    with caplog.at_level(logging.WARNING):
+        found = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
+    assert (
+        "2 rows repeat an earlier one" in caplog.text
+        and "d.jsonl line 3 repeats d.jsonl line 1" in caplog.text
+    )
+    assert [row.id for row in found[2:]] == [f"{found[0].id}-2", f"{found[0].id}-3"]
+    other_order = load_demonstrations(jsonl(tmp_path / "e.jsonl", rows[1::-1]))
+    assert [row.id for row in other_order] == [found[1].id, found[0].id]
+
+
+def test_limit_stops_reading(tmp_path):
+    path = jsonl(tmp_path / "d.jsonl", ROWS)
+    with path.open("a") as file:
+        file.write("broken")
+    assert [row.id for row in load_demonstrations(path, limit=2)] == ["a", "b"]
+    with pytest.raises(InputError, match="line 3"):
+        load_demonstrations(path, limit=3)
+
+
+def test_a_broken_first_row_does_not_hide_the_layout(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('oops\n{"Q": "q", "A": "s"}\n')
+    with pytest.raises(InputError, match="1 problems.*1 others are good"):
+        load_demonstrations(path, columns={"question": "Q", "solution": "A"})
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4, unique=True))
+def test_any_text_survives_jsonl_json_and_csv_unchanged(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    rows = [{"question": question, "solution": solution} for question, solution in pairs]
+    for path in (
+        jsonl(folder / "d.jsonl", rows),
+        pretty_json(folder / "d.json", rows),
+        as_csv(folder / "d.csv", rows),
+    ):
+        assert [(row.question, row.solution) for row in load_demonstrations(path)] == pairs
+
+
+def test_check_report_counts_what_a_user_must_know():
+    rows = [Demonstration(str(n), f"question {n}", "a b c " * (n + 1), answer="4") for n in range(20)]
+    rows += [Demonstration("x", "question 0", "42"), Demonstration("y", "question 1", rows[1].solution)]
+    report = check_report(rows, Renderer(byte_tokenizer()), 150, lambda row: row.answer is not None)
+    assert (report.rows, report.checkable, report.repeated_rows, report.repeated_questions) == (22, 20, 1, 1)
+    assert report.near_empty == ("x",)
+    assert report.solution_tokens[100] == 6 * 20 + 1
+    overhead = len(Renderer(byte_tokenizer()).prompt_ids("question 19"))
+    assert report.tokens[100] == overhead + 121
+    expected = [str(n) for n in range(20) if 6 * (n + 1) + 1 + overhead - (n < 10) > 150]
+    assert list(report.too_long) == expected and expected
+    text = "\n".join(report.lines())
+    assert "20 of 22 have a checkable answer" in text and "2 rows have no checkable answer" in text
+    assert f"{len(expected)} rows are longer than the model's 150 tokens" in text
+    assert report.unknown_share == 0 and "unknown" not in text
+
+
+def test_check_report_warns_of_a_tokenizer_that_does_not_know_the_data():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "one": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    report = check_report([Demonstration("a", "one", "one one zwei one")], Renderer(tokenizer))
+    assert report.unknown_share == 0.25
+    assert any("25.0% of the tokens are unknown" in warning for warning in report.warnings())
+
+
+def test_check_report_notices_thinking_blocks_the_template_would_double():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    rows = [Demonstration("a", "q", "<think>\nlong\n</think>\n\nfour")]
+    assert check_report(rows, Renderer(tokenizer)).thinking == 1
+    assert check_report(rows, Renderer(tokenizer, thinking=True)).thinking == 0
+
+
+def test_shown_rows_mark_what_is_trained_and_cannot_steer_the_terminal():
+    renderer = Renderer(byte_tokenizer())
+    rows = [Demonstration("a", "q", "so\n4 \x1b[2J"), Demonstration("b", "q", "s")]
+    assert show_rows(rows, renderer, 1, colour=False) == (
+        f"--- a: {len(renderer.prompt_ids('q'))} prompt tokens, 10 trained tokens\n"
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦so\n4 \\x1b[2J<|im_end|>⟧"
+    )
+    assert "\x1b[32ms<|im_end|>\x1b[0m" in show_rows(rows, renderer, 2, colour=True)

@@ -1,0 +1,72 @@
+"""Losses against their definitions: signs, masks, constants, and TRL's k3 estimate of the KL."""
+
+import pytest
+import torch
+
+from dartune.train.objectives import cross_entropy, group_advantages, grpo
+
+
+def tensors(seed=0, rows=4, length=6):
+    generator = torch.Generator().manual_seed(seed)
+    logprobs = -torch.rand(rows, length, generator=generator, dtype=torch.float64)
+    start = -torch.rand(rows, length, generator=generator, dtype=torch.float64)
+    mask = torch.ones(rows, length, dtype=torch.float64)
+    mask[1, 3:] = 0
+    mask[3, 1:] = 0
+    return logprobs.requires_grad_(), start, mask
+
+
+def test_advantages_are_centred_per_group_and_keep_their_scale():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.02, 0.0, 0.0, 0.02], [0.5, 0.5, 0.5, 0.5]])
+    advantages = group_advantages(rewards, scale=2.0)
+    torch.testing.assert_close(advantages.sum(dim=1), torch.zeros(3))
+    assert advantages[0, 0] == 0.25
+    assert advantages[1].abs().max() == pytest.approx(0.005)  # a tiny spread stays tiny
+    assert advantages[2].abs().max() == 0
+
+
+def test_the_gradient_raises_what_was_better_and_ignores_padding():
+    logprobs, start, mask = tensors()
+    advantages = torch.tensor([1.0, -1.0, 0.0, 2.0], dtype=torch.float64)
+    loss, _ = grpo(logprobs, start, advantages, mask, tokens=int(mask.sum()), kl_weight=0.0)
+    loss.backward()
+    expected = -advantages[:, None] * mask / mask.sum()
+    torch.testing.assert_close(logprobs.grad, expected)
+
+
+def test_the_kl_penalty_is_zero_at_the_start_and_pulls_back_to_it():
+    logprobs, start, mask = tensors()
+    zero = torch.zeros(4, dtype=torch.float64)
+    _, kl = grpo(start.clone().requires_grad_(), start, zero, mask, 1, 1.0)
+    assert float(kl) == 0
+    loss, kl = grpo(logprobs, start, zero, mask, 1, 1.0)
+    assert float(kl) > 0 and float(loss.detach()) == pytest.approx(float(kl))
+    loss.backward()
+    counted = mask.bool()
+    assert torch.equal(torch.sign(logprobs.grad[counted]), torch.sign((logprobs - start).detach()[counted]))
+
+
+def test_the_kl_estimate_is_trls():
+    logprobs, start, mask = tensors(seed=3)
+    with torch.no_grad():
+        per_token = torch.exp(start - logprobs) - (start - logprobs) - 1  # trl.GRPOTrainer, beta > 0
+    _, kl = grpo(logprobs, start, torch.zeros(4, dtype=torch.float64), mask, 1, 1.0)
+    torch.testing.assert_close(kl, (per_token * mask).sum())
+
+
+def test_microbatches_add_up_to_the_step():
+    logprobs, start, mask = tensors()
+    advantages = torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64)
+    tokens = int(mask.sum())
+    whole, _ = grpo(logprobs, start, advantages, mask, tokens, 0.1)
+    parts = sum(
+        grpo(logprobs[i : i + 2], start[i : i + 2], advantages[i : i + 2], mask[i : i + 2], tokens, 0.1)[0]
+        for i in (0, 2)
+    )
+    torch.testing.assert_close(whole, parts)
+
+
+def test_cross_entropy_is_the_mean_over_trained_tokens():
+    logprobs, _, mask = tensors()
+    loss = cross_entropy(logprobs, mask, int(mask.sum()))
+    torch.testing.assert_close(loss, -logprobs[mask.bool()].mean())

@@ -1,0 +1,266 @@
+"""Final answers are found where they are stated, compared exactly, and never by a process that can stall."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dartune.data.records import Demonstration
+from dartune.errors import MachineError
+from dartune.rewards import verify
+from dartune.rewards.verify import (
+    AnswerChecker,
+    answer_span,
+    final_answers,
+    parse_number,
+    resolve_answer,
+    same_plain,
+    strip_answer,
+)
+
+SURD = (r"\sqrt{8}", r"2\sqrt{2}")
+HANGING = "9^{9^{9^{9}}}"
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[AnswerChecker]:
+    with AnswerChecker(timeout_s=2.0) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("15 , 13 , 26 . The answer is 26 .", ["26"]),
+        ("2 * 60 = 120 skeins.\n#### 120", ["120"]),
+        ("#### 1,000\n", ["1,000"]),
+        ("#### Step 1: add\n2 + 3 = 5\n#### 5", ["5"]),
+        (r"so \boxed{\frac{1}{2}}", [r"\frac{1}{2}"]),
+        (r"\boxed{\text{a {nested} one}}", [r"\text{a {nested} one}"]),
+        (r"\boxed{\{1, 2\}}", [r"\{1, 2\}"]),
+        (r"first \boxed{5}, then \boxed{26}.", ["5", "26"]),
+        (r"\boxed 7", ["7"]),
+        (r"Final Answer: The final answer is $\boxed{42}$. I hope it is correct.", ["42"]),
+        ("Final answer: 42", ["42"]),
+        ("**Answer:** $42$.", ["42"]),
+        ("The answer is: \n\n$$x=5$$", ["5"]),
+        ("The answer is 10 + 3 = 13.", ["13"]),
+        ("The answer is 42 because 6 * 7 = 42.", ["42"]),
+        ("The answer is $3.50.", ["$3.50"]),
+        ("The answer is 5 . The answer is 26 .", ["5", "26"]),
+        ("Answer: 5\n#### 26", ["5", "26"]),
+        (r"cut off at \boxed{5", []),
+        (r"nothing in \boxed{}", []),
+        ("Give the result as your final answer.", []),
+        ("", []),
+    ],
+)
+def test_final_answers_are_those_that_are_stated(text: str, answers: list[str]) -> None:
+    assert final_answers(text) == answers
+
+
+def test_the_last_answer_is_the_answer_and_its_cue_stays_with_the_reasoning() -> None:
+    text = "Max has 5 . The answer is 5 . The answer is 26 ."
+    reasoning, span = strip_answer(text)
+    assert reasoning == "Max has 5 . The answer is 5 . The answer is "
+    assert span == answer_span(text)
+    assert text[slice(*span)] == "26"
+    assert strip_answer("no answer") == ("no answer", None)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                r"\boxed{",
+                "}",
+                "{",
+                "#### ",
+                "The answer is ",
+                "Answer:",
+                "$",
+                "**",
+                "\n",
+                ". ",
+                "5",
+                "x=",
+                " so ",
+                "\\",
+            ]
+        )
+    ).map("".join)
+)
+@settings(deadline=None)
+def test_any_text_can_be_read_and_spans_point_at_the_answers(text: str) -> None:
+    answers = final_answers(text)
+    span = answer_span(text)
+    assert (span is None) == (not answers)
+    if span:
+        assert text[slice(*span)] == answers[-1] != ""
+
+
+@pytest.mark.parametrize(
+    "piece", [r"\boxed{", "{", "#### ", "The answer is ", "answer: $", "$ ", ". * ", "1,111"]
+)
+def test_reading_hostile_repetition_takes_no_time(piece: str) -> None:
+    started = time.perf_counter()
+    final_answers(piece * 2000)
+    same_plain(piece * 2000, "5")
+    assert time.perf_counter() - started < 2
+
+
+def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
+    stated = "The answer is 5 . The answer is 26 ."
+    assert resolve_answer(Demonstration("a", "q", stated)) == "26"
+    assert resolve_answer(Demonstration("a", "q", stated, answer=" 27 ")) == "27"
+    assert resolve_answer(Demonstration("a", "q", "So 27 .", answer="9 * 3 = 27\n#### 27")) == "27"
+    assert resolve_answer(Demonstration("a", "q", "So 27 .", answer=" ")) is None
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold"),
+    [
+        ("1,000", "1000"),
+        (r"1{,}000", "1000"),
+        ("$5", "5"),
+        (r"\$5", "5.00"),
+        ("5.0", "5"),
+        (".5", "0.50"),
+        ("1/2", "0.5"),
+        (r"\dfrac{1}{2}", "1/2"),
+        ("50%", r"50\%"),
+        ("50 percent", "50%"),
+        ("1e3", "1000"),
+        ("- 5", "-5"),
+        ("-$5", "-5"),
+        ("−5", "-5"),
+        ("42 apples", "42"),
+        ("that Ned has 26", "26"),
+        ("5kg", "5"),
+        ("(B)", "b"),
+        (r"\text{Tuesday}", "tuesday"),
+        ("$42$", r"\boxed{42}"),
+    ],
+)
+def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
+    assert same_plain(predicted, gold) is True
+    assert same_plain(gold, predicted) is True
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold"),
+    [
+        ("50%", "50"),
+        ("50%", "0.5"),
+        ("1e3", "1"),
+        ("5 or 26", "26"),
+        ("5, 26", "26"),
+        ("13 + 13", "26"),
+        ("15 13", "1513"),
+        ("26 and a half", "26"),
+        ("5 million", "5"),
+        ("-5", "5"),
+        ("2x", "2"),
+        ("x2", "2"),
+        ("42 apples", "42 oranges"),
+        ("Monday", "Tuesday"),
+        ("Ned", "26"),
+        ("", "26"),
+        ("", ""),
+        ("1" * 300, "1"),
+        ("1e99999999", "1"),
+    ],
+)
+def test_another_answer_is_told_apart_without_mathematics(predicted: str, gold: str) -> None:
+    assert same_plain(predicted, gold) is False
+
+
+@given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=10**4), st.integers(-(10**9), 10**9))
+def test_numbers_are_exact(ratio: Fraction, whole: int) -> None:
+    assert parse_number(f"{ratio.numerator}/{ratio.denominator}").value == ratio
+    assert parse_number(f"{whole:,}").value == whole
+    assert same_plain(f"{whole:,}", f"{whole}.00") is True
+    assert same_plain(str(whole), str(whole + 1)) is False
+
+
+def test_plain_answers_start_no_process() -> None:
+    with AnswerChecker() as one:
+        assert one.check([("26 .", "26"), ("Ned", "26"), ("5 or 26", "26")]) == [True, False, False]
+        assert one.pids == []
+
+
+def test_mathematics_is_compared_by_value(checker: AnswerChecker) -> None:
+    pairs = [
+        SURD,
+        ("2^{10}", "1024"),
+        ("(x+1)^2", "x^2+2x+1"),
+        ("3, 2", "2, 3"),
+        ("(0,1)", "[0,1)"),
+        ("26", "26"),
+    ]
+    assert checker.check(pairs) == [True, True, True, True, False, True]
+
+
+def test_a_hanging_comparison_is_an_error_and_ends_in_time(checker: AnswerChecker) -> None:
+    checker.check([SURD])
+    started = time.monotonic()
+    assert checker.check([(HANGING, r"7\sqrt{3}"), ("2^{11}", "2048")]) == [None, True]
+    assert time.monotonic() - started < 2 + 8
+    started = time.monotonic()
+    assert checker.check([(HANGING, r"7\sqrt{3}")]) == [None]
+    assert time.monotonic() - started < 0.5, "a known time-out is not tried again"
+
+
+def test_answers_too_long_to_parse(checker: AnswerChecker) -> None:
+    long = "x+" * 200 + "1"
+    started = time.monotonic()
+    assert checker.check([(long, r"\frac{x}{2}"), (r"\frac{x}{2}", long)]) == [False, None]
+    assert time.monotonic() - started < 0.5
+
+
+def test_a_killed_worker_is_replaced(checker: AnswerChecker) -> None:
+    checker.check([("2^{4}", "16")])
+    (pid,) = checker.pids
+    os.kill(pid, signal.SIGKILL)
+    assert checker.check([("2^{5}", "32"), ("2^{5}", "33")]) == [True, False]
+    assert checker.pids != [pid]
+
+
+def test_a_checker_works_off_the_main_thread(checker: AnswerChecker) -> None:
+    verdicts: list[bool | None] = []
+    thread = threading.Thread(target=lambda: verdicts.extend(checker.check([(r"\sqrt{18}", r"3\sqrt{2}")])))
+    thread.start()
+    thread.join(30)
+    assert verdicts == [True]
+
+
+def test_leaving_the_context_ends_the_processes() -> None:
+    with AnswerChecker() as one:
+        one.check([SURD])
+        (pid,) = one.pids
+    assert one.pids == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_process_that_cannot_start_is_a_machine_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify.sys, "executable", "/bin/false")
+    with AnswerChecker() as one, pytest.raises(MachineError, match="math_verify"):
+        one.check([SURD])
+
+
+def test_importing_the_gates_imports_no_heavy_library() -> None:
+    code = "import sys, dartune.rewards.gates; print([m for m in ('torch', 'sympy', 'math_verify') if m in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == "[]"
