@@ -1,8 +1,5 @@
-"""`python -m dartune` is the same as the `dartune` command."""
-
-import sys
+"""`python -m dartune`."""
 
 from dartune.cli import main
 
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main())

@@ -1,332 +1,286 @@
-"""The one typed config: what can be set, its defaults, and every complaint about it at once.
+"""The one configuration: what can be set, its default, its range, and who would set it.
 
-A YAML recipe is the base; dotted flags (`--mapper.steps 40`) override any key. Unknown keys are
-errors with a suggestion, values are checked for type and range, and nothing is read that no stage uses.
+A recipe (YAML) and dotted flags (`--mapper.steps 40`) are checked together, and everything wrong
+with either is raised at once, with its place.
 """
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
+import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dartune.errors import InputError
+from dartune.recipe import Recipe, dump, explain, place_override, read_recipe
+
+Arm = Literal["base", "sft", "dart"]
+Rung = Literal["rewrite", "own", "guided", "original"]
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Arm = Literal["base", "sft", "dart"]
-Rung = Literal["rewrite", "own", "guided", "original"]
-DEFAULT_PROMPT = (
-    "{question}\n\nHere is a solution:\n{solution}\n\n"
-    "Write the solution again in your own words and style. Keep every step, every number and the final answer."
-)
+Text = Annotated[str, Field(min_length=1)]
+# Lists are `strict=False` tuples: YAML has no tuple, a frozen config no list; the items stay strict.
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    """Strict and frozen: nothing is guessed, nothing changes after loading."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", protected_namespaces=())
 
 
 class DataConfig(Section):
     """The demonstrations."""
 
-    path: str = Field(description="a file (.jsonl .json .csv .parquet), a `datasets` folder, hub:<id>, or lab:<expert>")
-    split: str = Field("train", description="which split of a `datasets` folder or Hub data set")
-    columns: dict[str, str] = Field({}, description="our field -> your column, such as {question: Problem}")
-    limit: Positive | None = Field(None, description="use only the first rows")
-    dev: Positive = Field(64, description="rows held out to choose the learning rate (at most a tenth of your data)")
-    test: Count = Field(128, description="rows held out as the in-distribution suite (at most a tenth of your data)")
+    path: Text = Field(
+        description="lab:<expert>, a .jsonl/.json/.csv/.parquet file, a folder, or hub:<owner>/<name>"
+    )
+    split: Text = Field("train", description="which split of a folder or Hub data set")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="ours -> theirs, where columns have other names: {question: Problem, answer: Result}",
+    )
+    limit: Positive | None = Field(None, description="use so many rows only, for a quick try")
+    dev: Count = Field(64, description="rows held out to choose the learning rate (at most a tenth of yours)")
+    test: Count = Field(128, description="rows held out as a test suite (at most a tenth of yours)")
 
 
 class TargetConfig(Section):
     """The model to be fine-tuned."""
 
-    path: str = Field(description="a Hugging Face model folder, a Hub id, or lab:<target>")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model; off unless you trust it")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: float32 on a CPU")
-    system_prompt: str | None = Field(None, description="a system message for every conversation")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    path: Text = Field(description="lab:<name>, a model folder (safetensors), or a Hub id owner/name")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto is bfloat16 on a GPU that has it, else float32"
+    )
+    system_prompt: str | None = Field(None, description="put before every question, always")
+    device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
 
 
-class MapperConfig(Section):
-    """The model that rewrites, and its reinforcement learning."""
+class Adapter(Section):
+    """How weights are trained."""
 
-    path: str | None = Field(None, description="a model with the target's tokenizer; null: a copy of the target")
-    prompt: str = Field(DEFAULT_PROMPT, description="how a rewrite is asked for; fields {question} and {solution}")
-    adapter: Literal["full", "lora"] = Field("full", description="train every weight, or a LoRA adapter")
-    lora_rank: Positive = 16
-    steps: Count = Field(40, description="optimiser steps; 0 leaves the mapper untrained")
-    questions_per_step: Positive = 12
-    group_size: Annotated[int, Field(ge=2)] = Field(8, description="rewrites sampled per question")
-    learning_rate: Rate = 3e-4
-    kl: Annotated[float, Field(ge=0)] = Field(0.05, description="weight of the KL penalty to the untrained mapper")
-    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
-    max_new_tokens: Positive = 128
-    warmup_steps: Count = 3
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    checkpoint_every: Positive = 10
+    adapter: Literal["full", "lora"] = Field("full", description="lora where memory is short; full otherwise")
+    lora_rank: Positive = Field(16, description="rank of the LoRA update; more can learn more")
+    steps: Count = Field(description="optimiser steps")
+    warmup_steps: Count = Field(5, description="steps in which the learning rate rises")
+    max_grad_norm: Above0 = Field(1.0, description="gradients are scaled down to this norm")
+    checkpoint_every: Positive = Field(
+        10, description="steps between checkpoints, which is what a killed run repeats at most"
+    )
+
+
+class MapperConfig(Adapter):
+    """Reinforcement learning of the model that rewrites."""
+
+    path: Text | None = Field(
+        None, description="the model to start from, of the target's tokenizer; null is a copy of the target"
+    )
+    prompt: Text = Field(
+        "{question}\n\nHere is a correct solution:\n\n{solution}\n\n"
+        "Solve the problem in your own words, step by step, keeping every intermediate result. Do not "
+        "mention the solution above. End with the final answer in the form it has there.",
+        description="the request for a rewrite, with the fields {question} and {solution}",
+    )
+    steps: Count = Field(100, description="steps of reinforcement learning; 0 keeps the mapper untrained")
+    questions_per_step: Positive = Field(12, description="questions drawn a step; fewer saves time a step")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="rewrites per question and step")
+    learning_rate: LearningRate = Field(1e-6, description="1e-5 for lora, 3e-4 for models of a million weights")
+    kl: Weight = Field(0.05, description="pull towards the untrained mapper; higher keeps rewrites diverse")
+    temperature: Above0 = Field(1.0, description="sampling temperature in training")
+    max_new_tokens: Positive = Field(512, description="most tokens of a rewrite; a longer one fails")
 
     @field_validator("prompt")
     @classmethod
-    def _has_fields(cls, value: str) -> str:
-        missing = [name for name in ("{question}", "{solution}") if name not in value]
-        if missing:
+    def _has_fields(cls, prompt: str) -> str:
+        if missing := [name for name in ("{question}", "{solution}") if name not in prompt]:
             raise ValueError(f"must contain {' and '.join(missing)}")
-        return value
+        return prompt
 
 
 class RewardConfig(Section):
-    """Gates and thresholds; null takes them from percentiles of the originals and the target's own samples."""
+    """What a rewrite must pass; null thresholds come from the data's own percentiles."""
 
-    own_samples: Count = Field(4, description="the target's own samples per question")
-    quantity_coverage: Share = Field(0.95, description="share of the source's numbers a rewrite states, in order")
-    entity_coverage: Share = Field(1.0, description="share of the names a rewrite must use")
-    answer_logprob: Annotated[float, Field(le=0)] | None = Field(
-        None, description="least log-probability (nats) of the answer after the rewrite's own reasoning"
+    own_samples: Count = Field(
+        4, description="the target's own solutions per question, for thresholds and fallback"
     )
-    length_band: tuple[float, float] | None = Field(
-        None, description="[least, most] tokens, as a ratio to the longer of the source and the target's own sample"
+    quantity_coverage: Share = Field(0.95, description="share of the source's intermediate numbers to keep")
+    entity_coverage: Share = Field(1.0, description="share of the source's names to keep")
+    answer_logprob: float | None = Field(
+        None, le=0, description="least log-probability (nats) of the answer after the reasoning"
+    )
+    length_band: tuple[Above0, Above0] | None = Field(
+        None, strict=False, description="[low, high] ratio of the rewrite's tokens to the source's"
     )
     max_repeats: Positive = Field(5, description="an n-gram repeated more often than this is a loop")
-    leak_phrases: tuple[str, ...] = Field((), description="phrases that give the demonstration away, besides the built-in ones")
-
-    @field_validator("length_band", "leak_phrases", mode="before")
-    @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    leak_phrases: tuple[Text, ...] = Field(
+        (), strict=False, description="phrases that betray the source was seen; added to the built-in ones"
+    )
 
     @field_validator("length_band")
     @classmethod
-    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value and not 0 <= value[0] < value[1]:
-            raise ValueError("must be [low, high] with 0 <= low < high")
-        return value
+    def _ordered(cls, band: tuple[float, float] | None) -> tuple[float, float] | None:
+        if band and band[0] >= band[1]:
+            raise ValueError("must be [low, high] with low below high")
+        return band
 
 
 class SynthesiseConfig(Section):
-    """Sampling of the adapted data set."""
+    """Making the adapted data set with the trained mapper."""
 
-    samples: Positive = Field(4, description="rewrites per demonstration; the best accepted one is kept")
-    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    samples: Positive = Field(4, description="rewrites tried per row; the best that passes is kept")
+    temperature: Above0 = Field(1.0, description="sampling temperature of those rewrites")
     ladder: tuple[Rung, ...] = Field(
-        ("rewrite", "own", "original"), description="what a row may become, in this order; what no rung takes is dropped"
+        ("rewrite", "own", "original"),
+        strict=False,
+        min_length=1,
+        description="what a row becomes, first that holds; without original, failing rows are dropped",
     )
 
-    @field_validator("ladder", mode="before")
+    @field_validator("ladder")
     @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    def _each_once(cls, ladder: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct(ladder)
 
 
-class SFTConfig(Section):
-    """Fine-tuning of the target, the same for every arm."""
+class SFTConfig(Adapter):
+    """Fine-tuning of the target, alike for every arm."""
 
-    steps: Positive = 150
-    batch_size: Positive = 16
-    learning_rates: tuple[Rate, ...] = Field((3e-4, 1e-3), description="the grid; dev accuracy chooses, per arm and seed")
-    warmup_steps: Count = 10
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    adapter: Literal["full", "lora"] = "full"
-    lora_rank: Positive = 16
-    checkpoint_every: Positive = 50
-
-    @field_validator("learning_rates", mode="before")
-    @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    steps: Positive = Field(200, description="optimiser steps")
+    batch_size: Positive = Field(16, description="rows a step")
+    learning_rates: tuple[LearningRate, ...] = Field(
+        (1e-6, 1e-5),
+        strict=False,
+        min_length=1,
+        description="each is tried; dev accuracy chooses, for every arm",
+    )
+    warmup_steps: Count = Field(10, description="steps in which the learning rate rises")
+    weight_decay: Weight = Field(0.0, description="decoupled weight decay")
+    checkpoint_every: Positive = Field(50, description="steps between checkpoints")
 
     @field_validator("learning_rates")
     @classmethod
-    def _not_empty(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or len(set(value)) != len(value):
-            raise ValueError("must list at least one learning rate, each once")
-        return value
+    def _each_once(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return _distinct(rates)
 
 
 class EvaluateConfig(Section):
-    """Tests of every arm."""
+    """Testing every arm on the same questions."""
 
-    suites: dict[str, str] = Field({}, description="name -> file of your own test sets")
+    suites: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Text] = Field(
+        default_factory=dict, description="your own test sets, name -> file, read like data.path"
+    )
     questions: Positive = Field(128, description="questions per suite of the lab")
-    max_new_tokens: Positive = 160
-
-    @field_validator("suites")
-    @classmethod
-    def _names(cls, value: dict[str, str]) -> dict[str, str]:
-        bad = [name for name in value if not name.replace("_", "").replace("-", "").isalnum()]
-        if bad:
-            raise ValueError(f"suite names are letters, digits, _ and -: {', '.join(bad)}")
-        return value
+    max_new_tokens: Positive = Field(512, description="most tokens of a solution; a longer one is cut")
 
 
 class Config(Section):
-    """A run."""
+    """A whole run. Relative paths are looked up from where the command is run."""
 
-    name: str = "run"
-    output: str = Field("runs/run", description="the run folder")
-    seeds: tuple[Count, ...] = (0,)
-    arms: tuple[Arm, ...] = ("base", "sft", "dart")
+    name: Text = Field("own-data", description="a name for the report")
+    output: Text = Field("runs/own-data", description="the run folder; the same command continues there")
+    seeds: tuple[Count, ...] = Field(
+        (0,), strict=False, min_length=1, description="each is a whole repetition; five for a claim"
+    )
+    arms: tuple[Arm, ...] = Field(
+        ("base", "sft", "dart"),
+        strict=False,
+        min_length=1,
+        description="what to compare: the untouched target, raw data, adapted data",
+    )
     data: DataConfig
     target: TargetConfig
-    mapper: MapperConfig = MapperConfig()
-    reward: RewardConfig = RewardConfig()
-    synthesise: SynthesiseConfig = SynthesiseConfig()
-    sft: SFTConfig = SFTConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    mapper: MapperConfig = Field(default_factory=MapperConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    synthesise: SynthesiseConfig = Field(default_factory=SynthesiseConfig)
+    sft: SFTConfig = Field(default_factory=SFTConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
-    @field_validator("seeds", "arms", mode="before")
+    @field_validator("seeds", "arms")
     @classmethod
-    def _from_list(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Config:
-        problems = [f"{name} must not be empty" for name in ("seeds", "arms") if not getattr(self, name)]
-        problems += [f"{name} lists a value twice" for name in ("seeds", "arms") if _repeats(getattr(self, name))]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _distinct(values)
 
     def resolved_yaml(self) -> str:
-        """The whole config, defaults included, as YAML that loads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Every key with its value, as YAML that `load_config` reads back to an equal config."""
+        return dump(self.model_dump(mode="json"))
 
 
-def _repeats(values: Sequence[Any]) -> bool:
-    return len(set(values)) != len(values)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def load_config(path: Path | None, overrides: Mapping[str, str] | None = None) -> Config:
-    """The config of a recipe with dotted overrides on top, whose values are read as YAML.
+def load_config(path: str | Path | None, overrides: dict[str, str] | None = None) -> Config:
+    """A config from a recipe (None: the defaults for data of one's own) and dotted overrides.
 
     Raises:
-        InputError: everything that is wrong with the recipe and the overrides, at once.
+        InputError: the recipe cannot be read, or anything in it or in the overrides is wrong; all problems
+            are listed, each with its key and its place (line of the recipe, or flag).
     """
-    raw = _read_yaml(path) if path else {}
-    problems: list[str] = []
-    for dotted, text in (overrides or {}).items():
-        _put(raw, dotted, text, problems)
-    _coerce(raw, Config)
-    config = None
+    recipe = read_recipe(Path(path)) if path is not None else Recipe()
+    problems = list(recipe.problems)
+    for key, value in (overrides or {}).items():
+        problems += place_override(recipe, Config, key, value)
+    for name, field in Config.model_fields.items():
+        # An empty or absent section is one with nothing set, so that what is missing in it is named.
+        if _is_section(field.annotation) and recipe.values.get(name) is None:
+            recipe.values[name] = {}
     try:
-        config = Config.model_validate(raw)
+        config = Config.model_validate(recipe.values)
     except ValidationError as error:
-        problems += [_explain(item) for item in error.errors()]
+        problems += explain(error, recipe, Config)
+        config = None
+    if config is not None:
+        problems += missing_paths(config, recipe)
     if problems or config is None:
-        raise InputError(f"{path or 'the settings'} cannot be used", list(dict.fromkeys(problems)))
+        raise InputError(f"{path or 'the settings'} cannot be used", problems)
     return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a recipe file such as recipes/lab.yaml")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise InputError(f"there is no recipe {path}; see recipes/ for ready-made ones") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path} is empty or not a mapping; a recipe needs at least data.path and target.path")
-    return raw
-
-
-def _put(raw: dict[str, Any], dotted: str, text: str, problems: list[str]) -> None:
-    *sections, last = dotted.split(".")
-    place = raw
-    for section in sections:
-        inner = place.setdefault(section, {})
-        if not isinstance(inner, dict):
-            problems.append(f"--{dotted}: {section} is a value, not a section")
-            return
-        place = inner
-    try:
-        place[last] = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        problems.append(f"--{dotted}: {text!r} is not a value ({' '.join(str(error).split())})")
-
-
-def _coerce(raw: Any, section: type[BaseModel]) -> None:
-    """Read what YAML took for something else: `2e-5` (a string to YAML 1.1), `1` for a float, `7` for a name."""
-    if not isinstance(raw, dict):
-        return
-    for name, field in section.model_fields.items():
-        if name not in raw:
+def missing_paths(config: Config, recipe: Recipe) -> list[str]:
+    """Files and folders that `config` names and that are not there."""
+    models = {"target.path": config.target.path, "mapper.path": config.mapper.path}
+    suites = {f"evaluate.suites.{name}": file for name, file in config.evaluate.suites.items()}
+    problems = []
+    for key, text in {"data.path": config.data.path, **models, **suites}.items():
+        if text is None or text.startswith(("lab:", "hub:")) or Path(text).expanduser().exists():
             continue
-        kinds = _leaves(field.annotation)
-        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if inner:
-            _coerce(raw[name], inner)
-        elif float in kinds:
-            raw[name] = [_number(v) for v in raw[name]] if isinstance(raw[name], list) else _number(raw[name])
-        elif str in kinds and isinstance(raw[name], int | float) and not isinstance(raw[name], bool):
-            raw[name] = str(raw[name])
+        if key in models and HUB_ID.fullmatch(text):
+            continue
+        what = "model folder" if key in models else "file or folder"
+        problems.append(f"{recipe.place(key)}: there is no {what} {text!r} (looked for from {Path.cwd()})")
+    return problems
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _leaves(typing.get_args(annotation)[0])
-    if origin in (types.UnionType, typing.Union, tuple):
-        return set().union(*(_leaves(part) for part in typing.get_args(annotation)))
-    return {annotation}
-
-
-def _explain(error: Any) -> str:
-    """One line per pydantic error: dotted key, what is wrong, what to do."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.5)
-        return f"unknown key {key}" + (f", did you mean {close[0]}?" if close else "")
-    if error["type"] == "missing":
-        return f"{key} is missing; give it in the recipe or as --{key}"
-    if error["type"] == "value_error":
-        return f"{key}: {error['ctx']['error']}".removeprefix(": ")
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]} (got {error['input']!r})"
-
-
-def _all_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += [prefix + name, *_all_keys(annotation, f"{prefix}{name}.")]
+def describe_keys() -> str:
+    """Every key with its default and what it is for, one line each."""
+    lines = []
+    for name, field in Config.model_fields.items():
+        inner = field.annotation
+        if _is_section(inner):
+            lines.append(f"\n{name}: {(inner.__doc__ or '').splitlines()[0]}")
+            lines += [_key_line(f"{name}.{key}", part) for key, part in inner.model_fields.items()]
         else:
-            keys.append(prefix + name)
-    return keys
+            lines.append(_key_line(name, field))
+    return "\n".join(lines)
+
+
+def _key_line(key: str, field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    default = "required" if field.is_required() else " ".join(json.dumps(value).replace("\\n", " ").split())
+    default = default if len(default) <= 40 else f"{default[:37]}..."
+    return f"  --{key} [{default}]  {field.description}"
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names something twice")
+    return values

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 SHOWN_PROBLEMS = 20
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+OUT_OF_MEMORY = ("OutOfMemoryError", "not enough memory", "can't allocate memory", "CUDA out of memory")
 
 
 class DartuneError(Exception):
@@ -16,7 +19,7 @@ class DartuneError(Exception):
 class InputError(DartuneError, ValueError):
     """Something in the user's input (recipe, flag, data, model folder) must change.
 
-    Collect every problem before raising: `InputError("my.jsonl cannot be used", ["row 3: ...", "row 9: ..."])`.
+    Collect every problem before raising: `InputError("my.jsonl is unusable", ["row 3: ...", "row 9: ..."])`.
 
     Args:
         message: what is wrong, where, and what to do.
@@ -40,6 +43,26 @@ class InputError(DartuneError, ValueError):
 
 
 class MachineError(DartuneError, RuntimeError):
-    """The input is fine but this machine cannot carry on: disk full, memory, folder in use by another process."""
+    """The input is fine but this machine cannot go on: disk full, out of memory, folder held by a process."""
 
     exit_code = 3
+
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """What a full disk or used-up memory is called here; None where `error` is neither.
+
+    Libraries wrap both in errors of their own, so type names and texts are looked at too.
+    """
+    if isinstance(error, MachineError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    if getattr(error, "errno", None) in FULL_DISK or "No space left on device" in text:
+        return MachineError(f"the disk is full ({error}); free space and repeat the command: it continues")
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(name in text for name in OUT_OF_MEMORY)
+    ):
+        return MachineError(
+            f"out of memory ({str(error).partition(chr(10))[0] or type(error).__name__}); lower group_size, "
+            "batch_size or max_new_tokens, or set adapter: lora, then repeat the command: it continues"
+        )
+    return None

@@ -1,76 +1,117 @@
-"""Progress of a long loop: a live bar with ETA on a terminal, plain lines in the log and everywhere else."""
+"""How far a long step is: a live bar on a terminal, plain lines elsewhere, the same lines in the log file."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-PLAIN_EVERY_SECONDS = 5.0
-LIVE_EVERY_SECONDS = 0.2
+from dartune.files import append_log
 
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, second = divmod(int(seconds + 0.5), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+EVERY_SECONDS = 5.0
 
 
 class Progress:
-    """Counts to `total`; use as a context manager. The first and the last line are always written."""
+    """Progress of `total` items of work, with the time left and the latest metrics.
 
-    def __init__(self, total: int, label: str, log_path: Path | None = None, stream: Any = None):
+    Plain lines look like `mapper, seed 0: 12/40 (30%), 1.3 s each, 36 s left, reward 0.41`: the first
+    and the last update always, those between at most every five seconds.
+    """
+
+    def __init__(self, total: int, label: str, log_path: Path | None = None) -> None:
+        """`log_path` is a log file to append plain lines to, whatever stderr is."""
         self.total, self.label, self.log_path = total, label, log_path
-        self.stream = stream or sys.stderr
-        self.live = bool(getattr(self.stream, "isatty", lambda: False)())
         self.done = 0
-        self.metrics: dict[str, Any] = {}
+        self._base = 0  # work found done at the start says nothing about the speed
+        self._start = time.monotonic()
+        self._said = float("-inf")
+        self._unsaid = False
+        self._metrics: dict[str, Any] = {}
+        self._bar, self._task = self._open_bar() if sys.stderr.isatty() else (None, None)
 
-    def __enter__(self) -> Progress:
-        self.begun = time.monotonic()
-        self.first: tuple[float, int] | None = None
-        self._live_at = self._plain_at = -PLAIN_EVERY_SECONDS
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.live:
-            print(file=self.stream, flush=True)
-        elif self.done < self.total:
-            self._plain(time.monotonic())
+        self.close()
 
     def update(self, n: int = 1, **metrics: Any) -> None:
-        self.advance_to(self.done + n, **metrics)
+        """`n` more items are done."""
+        self.done += n
+        self._metrics |= metrics
+        self._show()
 
     def advance_to(self, done: int, **metrics: Any) -> None:
-        """Say that `done` of the total is done; metrics are shown beside it."""
-        self.done, self.metrics = done, metrics
-        now = time.monotonic()
-        if self.first is None:
-            self.first = (now, done)
-        if self.live and (now - self._live_at >= LIVE_EVERY_SECONDS or done >= self.total):
-            self._live_at = now
-            print(f"\r\x1b[2K{self.line(now)}", end="", file=self.stream, flush=True)
-        if now - self._plain_at >= PLAIN_EVERY_SECONDS or done >= self.total:
-            self._plain(now)
+        """`done` items are done in all; a first call beyond 1 means the items before it were found done."""
+        if self.done == 0:
+            self._base = done - 1
+        self.update(done - self.done, **metrics)
 
-    def _plain(self, now: float) -> None:
-        self._plain_at = now
-        line = self.line(now)
-        if not self.live:
-            print(line, file=self.stream, flush=True)
-        if self.log_path:
-            with self.log_path.open("a", encoding="utf-8") as log:
-                log.write(line + "\n")
+    def close(self) -> None:
+        """Take the bar away and say the last line, if it was not."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._unsaid:
+            self._say()
 
-    def line(self, now: float) -> str:
-        """`mapper: 12/40 (30%) 0:24, about 0:56 left, reward 0.41`."""
-        share = self.done / self.total if self.total else 1.0
-        text = f"{self.label}: {self.done}/{self.total} ({share:.0%}) {clock(now - self.begun)}"
-        if self.first and self.done > self.first[1] and self.done < self.total:
-            # The rate is taken from the first report on: what a resumed loop finds done cost no time.
-            rate = (now - self.first[0]) / (self.done - self.first[1])
-            text += f", about {clock(rate * (self.total - self.done))} left"
-        shown = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.metrics.items()]
-        return ", ".join([text, *shown])
+    def line(self) -> str:
+        """The current state as one line."""
+        parts = [f"{self.label}: {self.done}/{self.total}"]
+        if self.total:
+            parts[0] += f" ({100 * self.done // self.total}%)"
+        counted = self.done - self._base
+        if counted > 0:
+            each = (time.monotonic() - self._start) / counted
+            parts.append(f"{_duration(each)} each")
+            if self.done < self.total:
+                parts.append(f"{_duration(each * (self.total - self.done))} left")
+        return ", ".join(parts + self._shown_metrics())
+
+    def _shown_metrics(self) -> list[str]:
+        return [
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self._metrics.items()
+        ]
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, metrics=", ".join(self._shown_metrics()))
+            self._bar.refresh()
+        self._unsaid = True
+        if self.done >= self.total or time.monotonic() - self._said >= EVERY_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        line = self.line()
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        if self.log_path is not None:
+            append_log(self.log_path, line)
+        self._said, self._unsaid = time.monotonic(), False
+
+    def _open_bar(self) -> tuple[Any, Any]:
+        from rich import progress
+        from rich.console import Console
+
+        bar = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[metrics]}", markup=False),
+            console=Console(stderr=True),
+            auto_refresh=False,
+        )
+        bar.start()
+        return bar, bar.add_task(self.label, total=self.total, metrics="")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,39 +1,64 @@
-"""The run folder: stages that are skipped when nothing changed, atomic files, one process at a time.
+"""A run folder: its stages are skipped when nothing changed, continued when killed, redone with a reason.
 
-A stage writes into `stages/<name>/`; `DONE.json`, written last, is its completion mark and holds the
-key (a hash of its inputs), the inputs themselves and the cost. A killed attempt leaves no mark, so
-the same command continues from what it left behind.
+`stages/<name>/` holds a stage's outputs. `STARTED` is there while a stage is under way and `DONE` is
+written last, so a folder with `DONE` is complete, and one without can only be continued by the same
+inputs. One process at a time holds the folder.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import dataclasses
 import hashlib
 import json
-import os
-import platform
+import re
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-from dartune.errors import InputError, MachineError
+from dartune import lock
+from dartune.environment import environment, peak_memory_mb, reset_peak_memory
+from dartune.errors import DartuneError, InputError, MachineError, machine_error
+from dartune.files import (
+    append_jsonl,
+    append_log,
+    atomic_write_json,
+    atomic_write_text,
+    read_json,
+    read_jsonl,
+    sync,
+    write_jsonl,
+    writing,
+)
 
-MARK = "DONE.json"
-STARTED = "STARTED.json"
+if TYPE_CHECKING:
+    from dartune.config import Config
+
+__all__ = [
+    "Cost",
+    "Run",
+    "append_jsonl",
+    "atomic_write_json",
+    "atomic_write_text",
+    "changes",
+    "read_jsonl",
+    "stage_key",
+    "status_lines",
+    "write_jsonl",
+]
+
+DONE, STARTED = "DONE", "STARTED"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHOWN_CHANGES = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass
 class Cost:
-    """What a stage used: tokens generated, scored (forward only) and trained on, seconds, peak memory."""
+    """What a stage spent: tokens, wall-clock seconds over all attempts, highest resident memory in MiB."""
 
     generated_tokens: int = 0
     scored_tokens: int = 0
@@ -51,262 +76,279 @@ class Cost:
         )
 
 
-# files
+# inputs of a stage and what changed in them
 
 
-def _guard_disk(error: OSError, path: Path) -> OSError | MachineError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(f"the disk is full (writing {path}); free some space and run the same command again")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return MachineError(f"{path} cannot be written ({error.strerror}); choose another `output`")
-    return error
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    raise TypeError(f"a stage's inputs must be plain data, not {type(value).__name__}")
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise _guard_disk(error, path) from error
-
-
-def atomic_write_json(path: Path, value: Any) -> None:
-    atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row; a crash can cut the last line only, which `read_jsonl` ignores."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as stream:
-            _drop_cut_line(stream)
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            stream.flush()
-    except OSError as error:
-        raise _guard_disk(error, path) from error
-
-
-def _drop_cut_line(stream: Any) -> None:
-    """Remove what follows the last line end, so that a new row never joins half of an old one."""
-    end = stream.seek(0, os.SEEK_END)
-    if not end:
-        return
-    stream.seek(end - 1)
-    if stream.read(1) == b"\n":
-        return
-    stream.seek(0)
-    stream.truncate(stream.read().rfind(b"\n") + 1)
-    stream.seek(0, os.SEEK_END)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line without its line end is the trace of a crash and is ignored."""
-    data = path.read_bytes()
-    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines() if line.strip()]
-
-
-# stages
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    if isinstance(value, Mapping):
-        return {key: leaf for name, part in value.items() for key, leaf in flatten(part, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What changed between two stages' inputs, one line each: `mapper.learning_rate 1e-06 -> 2e-06`."""
-    old, new = flatten(before), flatten(after)
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            lines.append(f"{name} {_short(old.get(name))} -> {_short(new.get(name))}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-def input_key(inputs: Mapping[str, Any]) -> str:
-    text = json.dumps(inputs, sort_keys=True, default=str)
+def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
+    """sha256 over a stage's name and inputs; the order of keys does not count."""
+    text = json.dumps([name, inputs], sort_keys=True, default=_plain, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def changes(old: Any, new: Any, at: str = "") -> list[str]:
+    """Every difference between two nested values, as in `mapper.learning_rate 1e-6 -> 2e-6`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in [*old, *(key for key in new if key not in old)]:
+            where = f"{at}.{key}" if at else str(key)
+            if key not in new:
+                found.append(f"{where} {_shown(old[key])} removed")
+            elif key not in old:
+                found.append(f"{where} {_shown(new[key])} added")
+            else:
+                found += changes(old[key], new[key], where)
+        return found
+    return [] if old == new else [f"{at} {_shown(old)} -> {_shown(new)}"]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0+", r"e\1", repr(value)).replace("e+", "e")
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:8]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# the run
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
 class Run:
-    """A run folder, held by this process alone; use as a context manager.
+    """One run folder, held by this process from construction to `close` (or the end of the process)."""
 
-    Raises:
-        InputError: another process holds the folder.
-        MachineError: the folder cannot be written.
-    """
+    def __init__(
+        self, folder: Path, log: Callable[[str], None] = _to_stderr, *, config: Config | None = None
+    ) -> None:
+        """Take the folder, creating it if need be, and note the environment and `config` in it.
 
-    def __init__(self, folder: Path, resolved: str | None = None, echo: Callable[[str], None] | None = None):
-        """`resolved` is the text of `config.resolved.yaml`; `echo` gets every log line (default: standard error)."""
-        self.folder, self.resolved = folder, resolved
-        self.echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
-        self.log_path = folder / "logs" / "run.log"
-
-    def __enter__(self) -> Run:
+        Raises:
+            InputError: the folder exists and is not a run folder.
+            MachineError: another process holds it, or the disk is full.
+        """
+        self.folder = Path(folder)
+        self._print = log
+        self._keys: dict[str, str] = {}
+        self._lock: int | None = lock.take(self.folder)
         try:
-            (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-            (self.folder / "stages").mkdir(exist_ok=True)
-            self._lock = (self.folder / "lock").open("a+")
-        except OSError as error:
-            raise _guard_disk(error, self.folder) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise InputError(f"{self.folder} is in use by {holder}; wait for it, stop it, or choose another output") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}")
-        self._lock.flush()
-        if self.resolved is not None:
-            atomic_write_text(self.folder / "config.resolved.yaml", self.resolved)
-            atomic_write_json(self.folder / "environment.json", environment())
+            self._note_environment()
+            if config is not None:
+                atomic_write_text(self.folder / "config.resolved.yaml", config.resolved_yaml())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.truncate(0)
-        self._lock.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            with suppress(MachineError):
+                append_log(self.log_path, f"stopped by {type(error).__name__}: {error}")
+        self.close()
 
-    def log(self, text: str) -> None:
-        """Say `text` and keep it, with the time, in logs/run.log."""
-        self.echo(text)
-        with self.log_path.open("a", encoding="utf-8") as stream:
-            stream.writelines(f"{_now()} {line}\n" for line in text.splitlines())
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            lock.release(self.folder, self._lock)
+            self._lock = None
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "logs" / "run.log"
+
+    def log(self, message: str) -> None:
+        """Say `message` on stderr and in `logs/run.log`."""
+        self._print(message)
+        append_log(self.log_path, message)
 
     def stage_folder(self, name: str) -> Path:
+        """`stages/<name>`, whether or not it exists."""
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name a stage: use letters, digits, '.', '_' and '-'")
         return self.folder / "stages" / name
 
-    def stage(self, name: str, inputs: Mapping[str, Any], work: Callable[[Path], Cost | None]) -> Path:
-        """Do a stage unless it is finished with these very inputs; returns its folder.
+    def stage(self, name: str, inputs: Mapping[str, Any], fn: Callable[[Path], Cost | None]) -> Path:
+        """Bring a stage up to date and return its folder.
 
-        `work` writes into the folder and returns the cost. With the same inputs it may find what a
-        killed attempt left there; with changed inputs the folder is emptied first.
+        Args:
+            name: a folder name, such as `mapper-s0`.
+            inputs: all that `fn`'s outputs depend on, as plain data; earlier stages as `run.key(name)`.
+            fn: writes its outputs into the folder it is given. After a killed attempt with the same
+                inputs it finds that attempt's outputs there and may continue from them. It returns the
+                tokens spent by *all* attempts; seconds (and memory, where it says none) are measured here.
+
+        Raises:
+            MachineError: the disk or memory ran out. What `fn` raises otherwise passes through.
         """
-        folder, key = self.stage_folder(name), input_key(inputs)
-        plain = json.loads(json.dumps(dict(inputs), default=str))
-        done, started = _read(folder / MARK), _read(folder / STARTED)
-        if done and done["key"] == key:
-            self.log(f"{name}: unchanged, skipped")
+        inputs = json.loads(json.dumps(inputs, default=_plain, allow_nan=False))
+        folder, key = self.stage_folder(name), stage_key(name, inputs)
+        if self._keys.setdefault(name, key) != key:
+            raise ValueError(f"stage {name} was already used in this run with other inputs")
+        done = read_json(folder / DONE)
+        if done and done["key"] == key and not (lost := _lost(folder, done)):
+            (folder / STARTED).unlink(missing_ok=True)
+            self.log(f"{name}: nothing changed, skipped ({done['cost']['seconds']:.1f} s when it ran)")
             return folder
-        known = done or started
-        if known and known["key"] != key:
-            why = changes(known["inputs"], plain)
-            self.log(f"{name}: done again, because {'; '.join(why[:4])}{' ...' if len(why) > 4 else ''}")
-            shutil.rmtree(folder)
-            started = None
-        elif started:
-            self.log(f"{name}: continues where an earlier attempt stopped")
-        else:
-            self.log(f"{name}: starts")
-        spent = (started or {}).get("seconds", 0.0)
-        begun = time.monotonic()
-        with _heartbeat(folder / STARTED, {"key": key, "inputs": plain}, spent):
-            cost = work(folder) or Cost()
-        seconds = round(spent + time.monotonic() - begun, 3)
-        cost += Cost(seconds=seconds, peak_memory_mb=_peak_memory_mb())
-        atomic_write_json(folder / MARK, {"key": key, "inputs": plain, "cost": asdict(cost), "finished": _now()})
-        (folder / STARTED).unlink()
-        self.log(f"{name}: done in {seconds:.1f} s")
+        if done and done["key"] == key:
+            self.log(f"{name}: run again, its output {lost[0]} is missing or was changed")
+        elif done:
+            self.log(f"{name}: run again, {_reason(done['inputs'], inputs)}")
+        attempts = self._partial(name, folder, key, inputs, done is not None)
+        self._attempt(name, folder, {"key": key, "inputs": inputs, "attempts": attempts}, fn)
         return folder
 
-    def finished(self, name: str) -> bool:
-        return _read(self.stage_folder(name) / MARK) is not None
-
-    def finished_stages(self) -> list[str]:
-        return sorted(path.parent.name for path in (self.folder / "stages").glob(f"*/{MARK}") if _read(path))
-
     def key(self, name: str) -> str:
-        """The key of a finished stage, for the inputs of the stages that use it."""
-        return self._mark(name)["key"]
+        """The key of a stage of this run, to put into the inputs of those that build on it."""
+        return self._keys.get(name) or self._done(name)["key"]
 
     def cost(self, name: str) -> Cost:
-        return Cost(**self._mark(name)["cost"])
+        """What a finished stage cost, all attempts together."""
+        return Cost(**self._done(name)["cost"])
 
-    def _mark(self, name: str) -> dict[str, Any]:
-        done = _read(self.stage_folder(name) / MARK)
+    def finished(self, name: str) -> bool:
+        """Whether the stage is complete (for whichever inputs it was last run with)."""
+        return read_json(self.stage_folder(name) / DONE) is not None
+
+    def finished_stages(self) -> list[str]:
+        """Complete stages in the order of their first use here; in a process that ran none, all on disk."""
+        names = self._keys or [path.parent.name for path in _by_age(self.folder, DONE)]
+        return [name for name in names if self.finished(name)]
+
+    def _done(self, name: str) -> dict[str, Any]:
+        done = read_json(self.stage_folder(name) / DONE)
         if done is None:
-            raise InputError(f"{self.folder}: the stage {name} is not finished; run the recipe again to finish it")
+            raise DartuneError(f"stage {name} of {self.folder} has not finished")
         return done
 
+    def _partial(
+        self, name: str, folder: Path, key: str, inputs: dict[str, Any], was_done: bool
+    ) -> list[dict[str, Any]]:
+        """Keep what a killed attempt with the same key left and return its attempts; clear anything else."""
+        started = None if was_done else read_json(folder / STARTED)
+        if started and started["key"] == key:
+            attempts = started["attempts"]
+            if attempts and attempts[-1]["seconds"] is None:
+                # Outputs are written all along, so the newest one tells about when the process died.
+                newest = max(path.stat().st_mtime for path in folder.rglob("*"))
+                attempts[-1]["seconds"] = round(max(0.0, newest - attempts[-1]["started"]), 3)
+            self.log(f"{name}: continues, attempt {len(attempts) + 1}")
+            return attempts
+        if started:
+            self.log(f"{name}: starts over, {_reason(started['inputs'], inputs)} since it was interrupted")
+        if folder.exists():
+            # The marks go first: a half-removed folder must never look complete or continuable.
+            for mark in (DONE, STARTED):
+                (folder / mark).unlink(missing_ok=True)
+            sync(folder)
+            shutil.rmtree(folder)
+        return []
 
-class _heartbeat:
-    """Keeps the seconds an attempt has spent in its start mark, so that a killed attempt is still counted."""
-
-    EVERY = 10.0
-
-    def __init__(self, path: Path, content: dict[str, Any], spent: float):
-        self.path, self.content, self.spent = path, content, spent
-
-    def __enter__(self) -> None:
-        import threading
-
-        self.begun, self.stop = time.monotonic(), threading.Event()
-        self._beat()
-        self.thread = threading.Thread(target=self._beats, daemon=True)
-        self.thread.start()
-
-    def _beats(self) -> None:
-        while not self.stop.wait(self.EVERY):
+    def _attempt(
+        self, name: str, folder: Path, state: dict[str, Any], fn: Callable[[Path], Cost | None]
+    ) -> None:
+        attempt: dict[str, Any] = {"started": time.time(), "seconds": None}
+        state["attempts"].append(attempt)
+        atomic_write_json(folder / STARTED, state)
+        if len(state["attempts"]) == 1:
+            self.log(f"{name}: starts")
+        start = time.monotonic()
+        reset_peak_memory()
+        try:
+            cost = fn(folder) or Cost()
+        except BaseException as error:
+            attempt["seconds"] = round(time.monotonic() - start, 3)
             with suppress(OSError, MachineError):
-                self._beat()
+                atomic_write_json(folder / STARTED, state)
+            if known := machine_error(error):
+                raise MachineError(f"{name}: {known}") from error
+            raise
+        attempt["seconds"] = round(time.monotonic() - start, 3)
+        seconds = round(sum(entry["seconds"] for entry in state["attempts"]), 3)
+        memory = cost.peak_memory_mb or peak_memory_mb()
+        cost = dataclasses.replace(cost, seconds=seconds, peak_memory_mb=memory)
+        files = _settle(folder)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        atomic_write_json(
+            folder / DONE, {**state, "cost": dataclasses.asdict(cost), "finished": finished, "files": files}
+        )
+        (folder / STARTED).unlink(missing_ok=True)
+        self.log(f"{name}: done in {seconds:.1f} s")
 
-    def _beat(self) -> None:
-        atomic_write_json(self.path, {**self.content, "seconds": self.spent + time.monotonic() - self.begun})
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _peak_memory_mb() -> float:
-    """The process's peak resident memory so far, in MiB."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 if sys.platform != "darwin" else 1024**2), 1)
+    def _note_environment(self) -> None:
+        path, now = self.folder / "environment.json", environment()
+        before = read_json(path)
+        if before and (found := changes(before, now)):
+            self.log(f"the environment changed since this run started: {'; '.join(found[:SHOWN_CHANGES])}")
+        atomic_write_json(path, now)
 
 
-def environment() -> dict[str, Any]:
-    """What the run ran on; versions and sizes only, never the process's environment variables."""
-    names = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "peft", "dartune")
-    versions = {}
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "versions": versions,
-    }
+def _reason(old: Any, new: Any) -> str:
+    found = changes(old, new)
+    more = f" and {len(found) - SHOWN_CHANGES} more" if len(found) > SHOWN_CHANGES else ""
+    return f"{', '.join(found[:SHOWN_CHANGES])}{more} changed" if found else "it was left by another version"
+
+
+def _settle(folder: Path) -> dict[str, int]:
+    """Flush every output to disk; returns their sizes in bytes, by path."""
+    sizes = {}
+    with writing(folder):
+        for path in sorted(folder.rglob("*")):
+            sync(path)
+            if path.is_file() and path.name != STARTED:
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def _lost(folder: Path, done: Mapping[str, Any]) -> list[str]:
+    """Outputs that are not what the stage left."""
+    return [
+        name
+        for name, size in done["files"].items()
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size
+    ]
+
+
+def _by_age(folder: Path, mark: str) -> list[Path]:
+    return sorted(folder.glob(f"stages/*/{mark}"), key=lambda path: path.stat().st_mtime)
+
+
+def status_lines(folder: Path) -> list[str]:
+    """Where a run stands: who holds it, then each stage with its state, seconds and attempts.
+
+    Raises:
+        InputError: there is no run in `folder`.
+    """
+    if not (folder / lock.LOCK).exists():
+        raise InputError(f"there is no run in {folder}; give the `output` folder of `dartune run`")
+    held = lock.is_held(folder)
+    lines = [f"{folder}: in use by {lock.holder(folder)}" if held else f"{folder}: not running"]
+    entries = []
+    for path in (folder / "stages").glob("*/*"):
+        if path.name == DONE and (done := read_json(path)):
+            entries.append((done["attempts"][-1]["started"], path.parent.name, "done", done))
+        elif path.name == STARTED and not (path.parent / DONE).exists() and (state := read_json(path)):
+            entries.append((state["attempts"][-1]["started"], path.parent.name, "", state))
+    for started, name, state, entry in sorted(entries, key=lambda item: item[0]):
+        spent = [attempt["seconds"] for attempt in entry["attempts"]]
+        running = not state and held and spent[-1] is None
+        if running:
+            spent[-1] = time.time() - started
+        known = sum(seconds for seconds in spent if seconds is not None)
+        tries = f", attempt {len(spent)}" if len(spent) > 1 else ""
+        state = state or ("running" if running else "partial")
+        lines.append(f"  {name:<28} {state:<8} {known:8.1f} s{tries}")
+    return lines

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dartune.errors import InputError
+
 TokenIds = Sequence[int]
 
 
@@ -27,6 +29,15 @@ class SampleSpec:
     temperature: float
     stop_ids: tuple[int, ...]
     seed: int
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("n must be at least 1", self.n >= 1),
+            ("max_new_tokens must be at least 1", self.max_new_tokens >= 1),
+            ("temperature must not be negative", self.temperature >= 0),
+        ]
+        if problems := [rule for rule, kept in rules if not kept]:
+            raise InputError(f"cannot sample with {self}", problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ class Engine(Protocol):
         """
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
-        """log p(completion token | prompt, earlier tokens) at temperature 1, nats, one list per pair, in order.
+        """log p(token | prompt, earlier tokens) of each completion token, nats, temperature 1, in pair order.
 
         Raises:
             InputError: as in `generate`.

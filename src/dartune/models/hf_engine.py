@@ -15,7 +15,6 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from dartune.models.shared_prefix import (
     FILL_ID,
     Prefix,
     device_of,
+    evaluating,
     read_completions,
     read_prompts,
     select_rows,
@@ -45,15 +45,12 @@ COMPACT_BELOW = 0.7
 # Asking a GPU whether rows have finished stalls its queue, so it is asked rarely.
 GPU_CHECK_EVERY = 8
 
-Row = tuple[int, int]
-"""A sample to draw or a completion to score: (prompt, index within the prompt)."""
-
 
 class HFEngine:
     """Samples from and scores with a causal LM in this process (see `Engine` for the contract).
 
     The model is used as it stands at each call, so a policy may be sampled while it is being
-    trained, without a `sync`. It must attend by SDPA or eagerly, as `load_model` makes it.
+    trained, without a `sync`.
 
     Args:
         model: any transformers causal LM, LoRA-wrapped or not.
@@ -61,9 +58,8 @@ class HFEngine:
             lower it when memory runs out.
         progress: called with (rows done, rows in this call) after every batch.
 
-    Raises:
-        InputError: a model whose layers keep something other than keys and values (Mamba, linear
-            attention): their state cannot be shared between completions.
+    A model whose layers keep something other than keys and values (Mamba, linear attention) is refused
+    with an InputError at its first use.
     """
 
     def __init__(
@@ -87,18 +83,16 @@ class HFEngine:
 
     def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
         """See `Engine.generate`; a prompt given twice is sampled twice, with different random numbers."""
-        self._check(prompts, [spec.max_new_tokens] * len(prompts))
+        self._check([(prompt, ()) for prompt in prompts], spec.max_new_tokens)
         draws = _uniforms(prompts, spec)
         ids = torch.zeros(draws.shape, dtype=torch.long)  # (prompts, n, max_new_tokens)
         logprobs = torch.zeros(draws.shape)
         # Longest first: a batch that does not fit in memory fails at once, not after an hour.
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
         rows = [(p, j) for p in order for j in range(spec.n)]
-        done = 0
-        with torch.no_grad(), _evaluating(self.model):
-            for batch in _batches(
-                rows, lambda p, j: (len(prompts[p]) + spec.max_new_tokens) / self.max_batch_tokens
-            ):
+        new, done = spec.max_new_tokens, 0
+        with torch.no_grad(), evaluating(self.model):
+            for batch in _batches(rows, lambda p, _: (len(prompts[p]) + new) / self.max_batch_tokens):
                 p, j = torch.tensor(batch).T
                 ids[p, j], logprobs[p, j] = self._sample(batch, prompts, spec, draws[p, j])
                 done += len(batch)
@@ -109,20 +103,17 @@ class HFEngine:
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
         """See `Engine.score`; pairs are grouped by prompt, and equal pairs scored once."""
-        self._check([prompt for prompt, _ in pairs], [len(completion) for _, completion in pairs])
+        self._check(pairs)
         keys = [(tuple(prompt), tuple(completion)) for prompt, completion in pairs]
         groups: dict[TokenIds, dict[TokenIds, list[float]]] = {}
         for prompt, completion in keys:
             groups.setdefault(prompt, {})[completion] = []
-        prompts = sorted(groups, key=len, reverse=True)
+        groups = dict(sorted(groups.items(), key=lambda item: -len(item[0])))
         total, done = sum(map(len, groups.values())), 0
-        with torch.no_grad(), _evaluating(self.model):
-            for batch in _batches(
-                list(enumerate(prompts)), lambda _, prompt: len(prompt) / self.forward_tokens
-            ):
-                shared = [groups[prompt] for _, prompt in batch]
-                self._score([prompt for _, prompt in batch], shared)
-                done += sum(map(len, shared))
+        with torch.no_grad(), evaluating(self.model):
+            for batch in _batches(list(groups.items()), lambda prompt, _: len(prompt) / self.forward_tokens):
+                self._score(batch)
+                done += sum(len(group) for _, group in batch)
                 self.progress(done, total)
         self.scored_tokens += sum(len(completion) for group in groups.values() for completion in group)
         return [groups[prompt][completion] for prompt, completion in keys]
@@ -136,9 +127,7 @@ class HFEngine:
         own = self.model.state_dict()
         given = {own[name].data_ptr() for name in state_dict if name in own}
         problems = [f"unknown weight {name}" for name in state_dict if name not in own]
-        problems += [
-            f"missing weight {name}" for name, weight in own.items() if weight.data_ptr() not in given
-        ]
+        problems += [f"missing weight {name}" for name in own if own[name].data_ptr() not in given]
         if problems:
             raise InputError("these weights belong to another model", problems)
         self.model.load_state_dict(state_dict, strict=False)
@@ -147,12 +136,12 @@ class HFEngine:
     def close(self) -> None:
         """Nothing to free: the model belongs to the caller."""
 
-    def _score(self, prompts: list[TokenIds], groups: list[dict[TokenIds, list[float]]]) -> None:
-        """Fill in the values of `groups`, whose keys are the completions of `prompts`."""
-        prefix = read_prompts(self.model, prompts)
+    def _score(self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]]) -> None:
+        """Fill in the scores of (prompt, {completion: scores}) groups."""
+        prefix = read_prompts(self.model, [prompt for prompt, _ in groups])
         width = prefix.valid.shape[1]
         most = min(self.forward_tokens, max(1, MAX_LOGITS // self.vocabulary))
-        rows = [(p, completion) for p, group in enumerate(groups) for completion in group]
+        rows = [(p, completion) for p, (_, group) in enumerate(groups) for completion in group]
         rows.sort(key=lambda row: -len(row[1]))
 
         def share(_: int, completion: TokenIds) -> float:
@@ -163,7 +152,7 @@ class HFEngine:
             owner, completions = zip(*batch, strict=True)
             logprobs, _, _ = read_completions(self.model, prefix, owner, completions)
             for (p, completion), row in zip(batch, logprobs.tolist(), strict=True):
-                groups[p][completion] = row[: len(completion)]
+                groups[p][1][completion] = row[: len(completion)]
 
     def _sample(
         self, batch: list[tuple[int, int]], prompts: Sequence[TokenIds], spec: SampleSpec, draws: torch.Tensor
@@ -180,7 +169,7 @@ class HFEngine:
         device = prefix.logits.device
         ids = torch.zeros(draws.shape, dtype=torch.long, device=device)
         logprobs = torch.zeros(draws.shape, device=device)
-        draws = draws.to(device)
+        draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
         stops = torch.tensor(spec.stop_ids, dtype=torch.long, device=device)
         rows = torch.arange(len(batch), device=device)  # those still being sampled
         done = torch.zeros(len(batch), dtype=torch.bool, device=device)
@@ -202,19 +191,17 @@ class HFEngine:
             logits = decoder.step(tokens)
         return ids.cpu(), logprobs.cpu()
 
-    def _check(self, prompts: Sequence[TokenIds], new_tokens: Sequence[int]) -> None:
+    def _check(self, pairs: Sequence[tuple[TokenIds, TokenIds]], room: int = 0) -> None:
+        """Refuse what the model cannot read; `room` tokens will follow each pair."""
         problems = []
-        for i, (prompt, new) in enumerate(zip(prompts, new_tokens, strict=True)):
-            if not len(prompt):
+        for i, (prompt, completion) in enumerate(pairs):
+            tokens, length = (*prompt, *completion), len(prompt) + len(completion) + room
+            if len(prompt) == 0:
                 problems.append(f"prompt {i} is empty: start it with a BOS token or an instruction")
-            elif min(prompt) < 0 or max(prompt) >= self.vocabulary:
-                problems.append(
-                    f"prompt {i} has a token outside the vocabulary of {self.vocabulary}: another tokenizer?"
-                )
-            if len(prompt) + new > self.context:
-                problems.append(
-                    f"prompt {i}: {len(prompt)} prompt tokens + {new} new ones exceed the context length {self.context}"
-                )
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self.vocabulary:
+                problems.append(f"row {i} has a token outside the model's vocabulary of {self.vocabulary}")
+            if length > self.context:
+                problems.append(f"row {i} takes {length} tokens, and the context length is {self.context}")
         if problems:
             raise InputError("the model cannot read these prompts; shorten or drop them", problems)
 
@@ -224,15 +211,16 @@ class _Decoder:
 
     A row of the batch holds one prompt and up to C of its samples. Its cache is prompt | step 0 of
     columns 0..C-1 | step 1 of columns 0..C-1 | ..., and the mask shows a column the prompt and its own
-    tokens, so a prompt's keys and values are stored and read once per row. A model with sliding windows
-    gets one sample per row and the masks that transformers makes.
+    tokens, so a prompt's keys and values are stored and read once per row. A model with sliding windows,
+    or with an attention that takes no masks, gets one sample per row and transformers' own masks.
     """
 
     def __init__(self, model: nn.Module, prefix: Prefix, owner: list[int], room: int) -> None:
         self.model, self.prefix, self.owner, self.room = model, prefix, owner, room
         self.device = prefix.logits.device
         self.width, self.t = prefix.valid.shape[1], 0
-        self.packed = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
+        plain = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
+        self.packed = plain and model.config._attn_implementation in ("sdpa", "eager")
         self.row, self.column = torch.arange(len(owner), device=self.device), 0
         if self.packed:
             self.cache = copy.copy(prefix.cache)
@@ -272,7 +260,7 @@ class _Decoder:
         self.row = self.row[: len(alive)]
 
     def _pack(self, home: Mapping[int, int] | range, old: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Lay the samples out anew; they were at `old` (row, column), and prompt g's keys are in row `home[g]`."""
+        """Lay the samples out anew: they were at `old` (row, column), prompt g in row `home[g]`."""
         columns = self._columns()
         prompts: list[int] = []  # of each row
         places: list[tuple[int, int]] = []
@@ -285,7 +273,7 @@ class _Decoder:
         self.row, self.column = torch.tensor(places, device=self.device).T
         source = torch.tensor([home[g] for g in prompts], device=self.device)
         new = (self.row, self.column)
-        self.cache.layers = [layer.moved(source, old, new, columns, self.room) for layer in self.cache.layers]
+        self.cache.layers = [x.moved(source, old, new, columns, self.room) for x in self.cache.layers]
         index = torch.tensor(prompts, device=self.device)
         own = torch.eye(columns, dtype=torch.bool, device=self.device).repeat(1, self.room)
         shape = (len(prompts), 1, columns, -1)
@@ -302,8 +290,7 @@ class _Decoder:
         """
         groups = Counter(self.owner).values()
         config = self.model.config.get_text_config()
-        heads = config.num_attention_heads
-        copies = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        copies = config.num_attention_heads // self.cache.layers[0].keys.shape[1]
         steps = (self.t + self.room) / 2
 
         def cost(columns: int) -> float:
@@ -314,7 +301,7 @@ class _Decoder:
 
 
 class _PackedLayer(DynamicLayer):
-    """Keys and values of `_Decoder`'s rows, with room for all steps: a step writes C tokens and copies nothing."""
+    """Keys and values of `_Decoder`'s rows, with room for all steps: a step copies no earlier ones."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, width: int, columns: int = 1) -> None:
         super().__init__()
@@ -334,7 +321,7 @@ class _PackedLayer(DynamicLayer):
         return self.length
 
     def moved(self, source: torch.Tensor, old: tuple, new: tuple, columns: int, room: int) -> _PackedLayer:
-        """Rows with `columns` columns: prompts from rows `source`, samples from places `old` to places `new`."""
+        """A layer of `columns` columns: prompts from rows `source`, samples from places `old` to `new`."""
         width, t = self.width, (self.length - self.width) // self.columns
 
         def move(states: torch.Tensor) -> torch.Tensor:
@@ -393,13 +380,13 @@ def _batches(rows: list[tuple], share: Callable[[Any, Any], float]) -> Iterator[
     """Cut `rows`, largest first, into batches; `share` is the part of a batch that a row takes."""
     start = 0
     while start < len(rows):
-        size = max(1, int(1 / share(*rows[start]))) if share(*rows[start]) > 0 else len(rows)
+        size = max(1, int(1 / share(*rows[start])))
         yield rows[start : start + size]
         start += size
 
 
 def _cut(ids: torch.Tensor, logprobs: torch.Tensor, stop_ids: Sequence[int]) -> list[list[Sample]]:
-    """Samples from tokens and log-probabilities (prompts, n, max_new_tokens), each ending at its first stop token."""
+    """Samples from tokens and log-probabilities (prompts, n, max_new_tokens), cut after a stop token."""
     stops = torch.isin(ids, torch.tensor(stop_ids, dtype=torch.long))
     stopped = stops.any(dim=-1)
     lengths = torch.where(stopped, stops.int().argmax(dim=-1) + 1, ids.shape[-1])
@@ -411,14 +398,3 @@ def _cut(ids: torch.Tensor, logprobs: torch.Tensor, stop_ids: Sequence[int]) -> 
         ]
         for group in zip(*columns, strict=True)
     ]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout, put back into its mode afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

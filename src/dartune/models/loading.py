@@ -1,14 +1,16 @@
-"""Models and tokenizers in and out of folders: safetensors only, checked before anything is read, written whole."""
+"""Models and tokenizers in and out of folders: safetensors only, checked before reading, written whole."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
 import shutil
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ TOKENIZER_FILES = (
 )
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 CONVERT = (
-    "to convert it where you trust its origin: "
+    "if you trust their origin, convert them to safetensors: "
     "AutoModelForCausalLM.from_pretrained(old, use_safetensors=False).save_pretrained(new)"
 )
 
@@ -58,7 +60,7 @@ def load_model(
     problems = placing + typing + (model_problems(source) if local else [])
     if problems:
         raise InputError(f"cannot load the model {source}", problems)
-    with _as_input_error(f"cannot load the model {source}", trust_remote_code):
+    with _as_input_error(f"cannot load the model {source}", local):
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=kind,
@@ -67,6 +69,7 @@ def load_model(
             local_files_only=local,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     # transformers only warns about weights that it had to make up.
     wrong = [f"weight {name} is missing" for name in sorted(info["missing_keys"])]
@@ -88,7 +91,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     problems = model_problems(source) if local else []
     if problems:
         raise InputError(f"cannot load the tokenizer {source}", problems)
-    with _as_input_error(f"cannot load the tokenizer {source}", trust_remote_code):
+    with _as_input_error(f"cannot load the tokenizer {source}", local):
         return AutoTokenizer.from_pretrained(
             source, local_files_only=local, trust_remote_code=trust_remote_code
         )
@@ -119,7 +122,7 @@ def model_problems(folder: str | Path) -> list[str]:
 
 
 def context_length(model_or_config: Any) -> int:
-    """Most tokens, prompt and completion together, that the model was made for; `sys.maxsize` without a limit."""
+    """Most tokens (prompt + completion) the model was made for; `sys.maxsize` where it has no limit."""
     config = getattr(model_or_config, "config", model_or_config)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
@@ -145,7 +148,8 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(fresh, ignore_errors=True)
-        model.save_pretrained(fresh)
+        with _quiet():
+            model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         for file in (*fresh.rglob("*"), fresh):
             _flush(file)
@@ -173,7 +177,11 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # about deprecations between the libraries, and GPT-2's transposed layers
+        return get_peft_model(model, config)
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
@@ -193,9 +201,7 @@ def _weight_problems(folder: Path) -> list[str]:
         return []
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickled:
-        return [
-            f"only pickled weights ({pickled[0]}): loading them can run any code, so only safetensors are read; {CONVERT}"
-        ]
+        return [f"only pickled weights ({pickled[0]}), which can run any code when read; {CONVERT}"]
     return ["no weights (model.safetensors)"]
 
 
@@ -232,19 +238,38 @@ def _dtype(name: str, device: torch.device) -> tuple[torch.dtype, list[str]]:
     return DTYPES[name], []
 
 
-@contextlib.contextmanager
-def _as_input_error(what: str, trusted: bool):
-    """A library's complaint about a model, as ours; its load report is silenced because we raise what it warns about."""
+@contextmanager
+def _as_input_error(what: str, local: bool) -> Iterator[None]:
+    """Turn a library's complaint about a model into ours."""
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet():
+            yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        where = "" if local else " (there is no such folder here, so it was taken for a Hub id)"
+        raise InputError(f"{what}{where}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its report of wrong weights, which we raise."""
+    from transformers.utils import logging as display
+
+    bars = display.is_progress_bar_enabled()
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    display.disable_progress_bar()
+    logger.addFilter(_drop)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        hint = "" if trusted else "; code that comes with a model runs only with trust_remote_code"
-        raise InputError(f"{what}: {error}{hint if 'remote' in str(error) else ''}") from error
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_drop)
+        if bars:
+            display.enable_progress_bar()
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _flush(path: Path) -> None:

@@ -8,7 +8,8 @@ its gradient equal those of a forward over prompt + completion, at a fraction of
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def group_logprobs(
     if is_checkpointed(model):
         raise InputError(
             "activation (gradient) checkpointing cannot be combined with shared prompts: it gives wrong "
-            "log-probabilities; call model.gradient_checkpointing_disable() or train with sequence_logprobs"
+            "log-probabilities; call model.activation_checkpointing_disable() or use sequence_logprobs"
         )
     prefix = read_prompts(model, [prompt for prompt, _ in groups])
     owner = [g for g, (_, completions) in enumerate(groups) for _ in completions]
@@ -177,6 +178,11 @@ def read_completions(
 def select_rows(prefix: Prefix, owner: Sequence[int]) -> Any:
     """A cache whose row i is the cache of prompt `owner[i]`; that of `prefix` stays as it is."""
     cache = copy.copy(prefix.cache)
+    if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        raise InputError(
+            "this model's layers keep a state other than keys and values (Mamba, linear attention), which "
+            "cannot be shared between completions; use an attention-only model"
+        )
     cache.layers = [copy.copy(layer) for layer in cache.layers]
     repeats, rest = divmod(len(owner), len(prefix.lengths))
     if rest == 0 and list(owner) == [i // repeats for i in range(len(owner))]:
@@ -222,6 +228,17 @@ def is_checkpointed(model: nn.Module) -> bool:
         getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
         for module in model.modules()
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout, put back into its mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -64,30 +64,11 @@ def build_results(
     """
     records = _index(checked_evaluations(evaluations))
     arms, suites, seeds = _comparable(records, _order(config, records), templates or {})
-    groups = _grouped(suites)
-    levels = [("group", group, members) for group, members in groups.items()]
-    levels += [("suite", suite, [suite]) for suite in suites]
-    pairs = arm_pairs(arms)
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "config": config,
-        "arms": arms,
-        "seeds": seeds,
-        "suites": [
-            {"name": suite, "group": group_of(suite), "questions": _distinct(records, arms[0], [suite])}
-            for suite in suites
-        ],
-        "groups": list(groups),
-        "cells": [_cell(records, arm, suite, seed) for arm in arms for suite in suites for seed in seeds],
-        "summaries": [_summary(records, arm, *level) for arm in arms for level in levels],
-        "differences": [
-            difference
-            for pair in pairs
-            for level in levels
-            for measure in ("correct", "steps_correct")
-            if (difference := _difference(records, pair, measure, *level))
-        ],
+        **_compared(records, arms, suites, seeds),
         "costs": _costs(arms, costs or {}),
         "mapper": {
             str(seed): _mapper(_plain(rows)) for seed, rows in sorted((mapper_metrics or {}).items()) if rows
@@ -104,6 +85,31 @@ def build_results(
         "notes": list(notes),
     }
     return validate_results(_plain(results))
+
+
+def _compared(records: Records, arms: list[str], suites: list[str], seeds: list[int]) -> dict[str, Any]:
+    """The part of the results that comes from the evaluation records."""
+    groups = _grouped(suites)
+    levels = [("group", group, members) for group, members in groups.items()]
+    levels += [("suite", suite, [suite]) for suite in suites]
+    differences = (
+        _difference(records, pair, measure, *level)
+        for pair in arm_pairs(arms)
+        for level in levels
+        for measure in ("correct", "steps_correct")
+    )
+    return {
+        "arms": arms,
+        "seeds": seeds,
+        "suites": [
+            {"name": suite, "group": group_of(suite), "questions": _distinct(records, arms[0], [suite])}
+            for suite in suites
+        ],
+        "groups": list(groups),
+        "cells": [_cell(records, arm, suite, seed) for arm in arms for suite in suites for seed in seeds],
+        "summaries": [_summary(records, arm, *level) for arm in arms for level in levels],
+        "differences": [difference for difference in differences if difference],
+    }
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def difference_interval(strata: Strata, *, resamples: int = RESAMPLES, seed: int
     weights = [weight for weight, _ in strata]
     samples = [np.array([*values, 1.0, -1.0]) for _, values in strata]
 
-    def mean_of_means(*resampled, axis):
+    def mean_of_means(*resampled: np.ndarray, axis: int) -> np.ndarray:
         return sum(weight * drawn.mean(axis=axis) for weight, drawn in zip(weights, resampled, strict=True))
 
     low, high = bootstrap(

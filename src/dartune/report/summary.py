@@ -28,14 +28,14 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
     differences = [["difference, points", *groups]]
     for arm, against in pairs(results):
         row = [difference_of(results, arm, against, group) for group in groups]
-        differences.append([f"{arm} - {against}", *(f"{points_interval(d)} {d['verdict']}" for d in row)])
+        differences.append([f"{arm} - {against}", *(f"{points_interval(d)} {d['verdict']:7}" for d in row)])
     if len(differences) > 1:
         parts += _blocks(differences, width)
     parts.append("\n".join(fill(line, width, subsequent_indent=GAP) for line in headline(results)))
-    facts = [*provenance_lines(results), *learning_rate_lines(results), *cost_lines(results)]
-    facts += [fill(note, width) for note in results["notes"]]
+    facts = [fill(line, width) for line in (*provenance_lines(results), *learning_rate_lines(results))]
+    facts += cost_lines(results) + [fill(note, width) for note in results["notes"]]
     if facts:
-        parts.append("\n".join(facts))
+        parts.append("\n".join(facts).strip("\n"))
     if page is not None:
         parts.append(f"report: {page}")
     return printable("\n\n".join(parts)) + "\n"
@@ -71,16 +71,10 @@ def _share_in_words(interval: Mapping[str, float]) -> str:
 
 def overview(results: Mapping[str, Any], arm: str, against: str) -> str:
     """One pair of arms over all groups: where it is better, worse, or not told apart."""
-    words = {"higher": "better", "lower": "worse", "unclear": "not clearly different"}
-    differences = [difference_of(results, arm, against, group) for group in results["groups"]]
-    parts = []
-    for verdict, word in words.items():
-        where = ", ".join(
-            f"{d['name']} ({points(d['estimate'])})" for d in differences if d["verdict"] == verdict
-        )
-        if where:
-            parts.append(f"{word}: {where}")
-    return f"{arm} against {against}, points: {'; '.join(parts)}."
+    words = {"higher": "better", "lower": "worse", "unclear": "unclear"}
+    found = (difference_of(results, arm, against, group) for group in results["groups"])
+    parts = (f"{gap['name']} {points(gap['estimate'])} ({words[gap['verdict']]})" for gap in found)
+    return f"{arm} against {against}, points: {', '.join(parts)}."
 
 
 def sentence(results: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
@@ -149,7 +143,7 @@ def learning_rate_lines(results: Mapping[str, Any]) -> list[str]:
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
     if not results["costs"]["stages"]:
         return []
-    rows = [["cost, all seeds", "time", "of which preparing data", "tokens generated", "scored", "trained"]]
+    rows = [["cost, all seeds", "time", "of it preparing", "tokens generated", "scored", "trained"]]
     for arm, parts in results["costs"]["arms"].items():
         total = parts["total"]
         tokens = (f"{total[f'{kind}_tokens']:,.0f}" for kind in ("generated", "scored", "trained"))

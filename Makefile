@@ -1,0 +1,30 @@
+# make demo | test | lint | clean      PYTHON=python3.12 picks another interpreter
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/runtime.done
+	$(BIN)/dartune demo
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+
+# The marks are written last, so an interrupted installation is done again.
+$(VENV)/runtime.done: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/runtime.done requirements-dev.lock
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements-dev.lock
+	touch $@

@@ -1,0 +1,239 @@
+"""The `dartune` command: thin verbs over the pipeline, and every error as a message with an exit code.
+
+0 done, 1 a bug, 2 your input, 3 this machine, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dartune import __version__
+from dartune.errors import DartuneError, InputError, machine_error
+
+if TYPE_CHECKING:
+    from dartune.config import Config
+
+SHOWABLE = ("data", "rewrites", "config")
+CONFIGURED = ("run", "check", "show", "demo")
+"""Verbs that take a recipe and any key of the config as a flag."""
+FOOTER = """\
+Any key of the config is a flag, as in --mapper.steps 40 or --arms base,sft; --data and --target are
+short for --data.path and --target.path. `dartune run --help` lists them all.
+Exit codes: 2 something in your input, 3 something about this machine, 1 a bug."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except DartuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if known := machine_error(error):
+            print(f"error: {known}", file=sys.stderr)
+            return known.exit_code
+        traceback.print_exc()
+        print(f"error: this is a bug in dartune {__version__}; please report these lines", file=sys.stderr)
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse would print and exit with."""
+
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def _dispatch(arguments: list[str]) -> None:
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    overrides: dict[str, str] = {}
+    keys = None
+    if verb in CONFIGURED:
+        if "-h" in arguments or "--help" in arguments:
+            from dartune.config import describe_keys
+
+            keys = f"Keys, with their defaults:\n{describe_keys()}"
+        arguments, overrides = split_overrides(arguments)
+    parser = _parser(keys)
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        parser.print_help()
+        return
+    options.overrides = overrides
+    options.work(options)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--key value` and `--key=value` out of a command line.
+
+    Raises:
+        InputError: a key has no value, or is given twice.
+    """
+    kept: list[str] = []
+    overrides: dict[str, str] = {}
+    problems = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--") or word == "--help":
+            kept.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None or following.startswith("--"):
+                problems.append(f"--{key} needs a value, as in --{key} VALUE")
+                words = iter([*([following] if following else []), *words])
+                continue
+            value = following
+        if key in overrides:
+            problems.append(f"--{key} is given twice")
+        overrides[key] = value
+    if problems:
+        raise InputError("the command line cannot be used", problems)
+    return kept, overrides
+
+
+def _config(options: argparse.Namespace) -> Config:
+    from dartune.config import load_config
+
+    return load_config(options.recipe, options.overrides)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from dartune import pipeline
+
+    print(pipeline.check(_config(options)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = _config(options)  # first, so that a wrong key is told without waiting for torch
+    from dartune import pipeline
+
+    print(pipeline.run(config))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    options.recipe = demo_recipe()
+    _run(options)
+
+
+def demo_recipe() -> Path:
+    """The lab's recipe, as shipped with the package."""
+    return Path(__file__).parent / "recipes" / "lab.yaml"
+
+
+def _status(options: argparse.Namespace) -> None:
+    from dartune.run import status_lines
+
+    print("\n".join(status_lines(options.run)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dartune import pipeline
+    from dartune.run import status_lines
+
+    status_lines(options.run)  # says so where there is no run
+    print(pipeline.report(options.run))
+
+
+def _show(options: argparse.Namespace) -> None:
+    folder = options.recipe
+    if folder is not None and folder.is_dir():
+        from dartune.run import status_lines
+
+        status_lines(folder)  # says so where there is no run
+        if options.overrides:
+            raise InputError(f"{folder} is a finished run; flags change recipes only")
+        if options.what == "config":
+            print((folder / "config.resolved.yaml").read_text(encoding="utf-8"), end="")
+            return
+        subject = folder
+    else:
+        subject = _config(options)
+        if options.what == "config":
+            print(subject.resolved_yaml(), end="")
+            return
+    from dartune import pipeline
+
+    print(pipeline.show(subject, options.what))
+
+
+def _lab_build(options: argparse.Namespace) -> None:
+    from dartune.lab import commands
+
+    print(commands.build(options))
+
+
+def _lab_show(options: argparse.Namespace) -> None:
+    from dartune.lab import commands
+
+    print(commands.show(options))
+
+
+def _parser(keys: str | None = None) -> _Parser:
+    """`keys` is what to print below the help of the verbs that take a config."""
+    common = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(
+        prog="dartune",
+        description="Rewrite demonstrations into the words of the model that will learn from them.",
+        epilog=FOOTER,
+        **common,
+    )
+    parser.add_argument("--version", action="version", version=f"dartune {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, work: Callable[[argparse.Namespace], None], text: str, usage: str) -> _Parser:
+        flags, below = (" [--KEY VALUE ...]", keys) if name in CONFIGURED else ("", None)
+        usage = f"dartune {name} {usage}{flags}"
+        made = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=below, **common)
+        made.set_defaults(work=work)
+        return made
+
+    text = "run or continue everything: train the mapper, rewrite, train every arm, test, report"
+    made = verb("run", _run, text, "[RECIPE.yaml]")
+    made.add_argument("recipe", nargs="?", type=Path, help="without one: defaults for --data and --target")
+    made = verb("check", _check, "check data, models and settings; trains nothing", "[RECIPE.yaml]")
+    made.add_argument("recipe", nargs="?", type=Path)
+    verb("demo", _demo, "run the lab's recipe on the shipped models, on a CPU", "")
+    made = verb("status", _status, "where a run stands", "RUN")
+    made.add_argument("run", type=Path, help="a run folder")
+    made = verb("report", _report, "make the report of a run folder again", "RUN")
+    made.add_argument("run", type=Path, help="a run folder")
+    text = "show rows as they are trained on, rewrites, or the resolved config"
+    made = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
+    made.add_argument("what", choices=SHOWABLE)
+    made.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN")
+    _add_lab(verb("lab", _lab_show, "the embedded world's models", "{build,show} ..."), common)
+    return parser
+
+
+def _add_lab(lab: _Parser, common: dict) -> None:
+    parts = lab.add_subparsers(dest="part", required=True, metavar="{build,show}")
+
+    def part(name: str, work: Callable[[argparse.Namespace], None], text: str) -> _Parser:
+        made = parts.add_parser(name, help=text, description=text, prog=f"dartune lab {name}", **common)
+        help_text = "where the models are, instead of in the package"
+        made.add_argument("--output", dest="folder", type=Path, metavar="FOLDER", help=help_text)
+        made.set_defaults(work=work)
+        return made
+
+    build = part("build", _lab_build, "pretrain the lab's models again")
+    build.add_argument("--only", metavar="NAME", help="build this model only")
+    show = part("show", _lab_show, "measure what the lab's models can do")
+    show.add_argument("--questions", type=int, default=256, metavar="N", help="per suite (default 256)")

@@ -1,0 +1,233 @@
+"""The command line: thin, quick to answer, and every failure a message with its exit code."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dartune import __version__
+from dartune.cli import demo_recipe, main, split_overrides
+from dartune.errors import SHOWN_PROBLEMS, InputError, MachineError
+from dartune.run import Run
+
+ROOT = Path(__file__).parents[1]
+LAB = ["--data", "lab:values", "--target", "lab:equations"]
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """A pipeline that notes what it is asked for."""
+    fake = ModuleType("dartune.pipeline")
+    fake.calls = []
+    fake.run = lambda config: fake.calls.append(("run", config)) or Path("runs/x/report/index.html")
+    fake.check = lambda config: fake.calls.append(("check", config)) or "all good"
+    fake.show = lambda subject, what: fake.calls.append(("show", subject, what)) or f"some {what}"
+    fake.report = lambda folder: fake.calls.append(("report", folder)) or "made"
+    monkeypatch.setitem(sys.modules, "dartune.pipeline", fake)
+    monkeypatch.setattr("dartune.pipeline", fake, raising=False)
+    return fake
+
+
+def failing(pipeline, error):
+    def run(config):
+        raise error
+
+    pipeline.run = run
+
+
+def test_run_takes_a_recipe_and_flags_in_any_order(pipeline, capsys):
+    recipe = str(ROOT / "recipes/lab.yaml")
+    assert main(["run", "--mapper.steps", "7", recipe, "--sft.steps=9", "--output", "runs/x"]) == 0
+    (verb, config) = pipeline.calls[0]
+    assert (verb, config.mapper.steps, config.sft.steps, config.output) == ("run", 7, 9, "runs/x")
+    assert config.mapper.path == "lab:mapper"
+    assert capsys.readouterr().out == "runs/x/report/index.html\n"
+
+
+def test_without_a_recipe_the_defaults_for_own_data_apply(pipeline):
+    assert main(["check", *LAB]) == 0
+    assert pipeline.calls[0][1].mapper.path is None
+
+
+def test_demo_is_the_lab_recipe_of_the_package(pipeline):
+    assert main(["demo", "--mapper.steps", "2"]) == 0
+    assert (pipeline.calls[0][1].name, pipeline.calls[0][1].mapper.steps) == ("lab", 2)
+    assert demo_recipe().read_text() == (ROOT / "recipes/lab.yaml").read_text()
+
+
+def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
+    from dartune.config import load_config
+
+    config = load_config(None, {"data": "lab:values", "target": "lab:equations"})
+    Run(tmp_path / "run", print, config=config).close()
+    folder = str(tmp_path / "run")
+    assert main(["show", "config", folder]) == 0
+    assert capsys.readouterr().out == config.resolved_yaml()
+    assert main(["show", "rewrites", folder]) == 0
+    assert main(["show", "data", *LAB]) == 0
+    assert main(["report", folder]) == 0
+    assert main(["status", folder]) == 0
+    assert [call[0] for call in pipeline.calls] == ["show", "show", "report"]
+    assert pipeline.calls[0][1:] == (Path(folder), "rewrites")
+    assert pipeline.calls[1][1:] == (config, "data")
+    capsys.readouterr()
+    for arguments in (["report"], ["status"], ["show", "data"]):
+        assert main([*arguments, str(tmp_path)]) == 2
+        assert "there is no run in" in capsys.readouterr().err
+    assert main(["show", "rewrites", folder, "--mapper.steps", "3"]) == 2
+    assert "flags change recipes only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "no.yaml"], "there is no recipe no.yaml"),
+        (["run", "."], ". is a folder, not a recipe"),
+        (["run", "--data", "lab:values", "--target", "./no-model"], "there is no model folder './no-model'"),
+        (["run", *LAB, "--mapper.step", "3"], "unknown flag --mapper.step, did you mean --mapper.steps?"),
+        (["run", *LAB, "--mapper.steps"], "--mapper.steps needs a value"),
+        (["run", *LAB, "--mapper.steps", "--mapper.kl", "0"], "--mapper.steps needs a value"),
+        (["run", *LAB, "--name", "a", "--name=b"], "--name is given twice"),
+        (["run", "a.yaml", "b.yaml"], "unrecognized arguments: b.yaml"),
+        (["walk"], "invalid choice: 'walk'"),
+        (["show", "everything", *LAB], "invalid choice: 'everything'"),
+        (["status"], "required: run"),
+        (["status", "x", "--verbose"], "unrecognized arguments: --verbose"),
+        (["lab"], "required: {build,show}"),
+    ],
+)
+def test_wrong_input_is_a_message_and_exit_code_2(pipeline, arguments, said, capsys):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.startswith("error: ") and "Traceback" not in shown.err
+    assert shown.out == "" and pipeline.calls == []
+
+
+def test_a_negative_number_is_a_value(pipeline):
+    assert main(["run", *LAB, "--reward.answer_logprob", "-1.5"]) == 0
+    assert pipeline.calls[0][1].reward.answer_logprob == -1.5
+    assert split_overrides(["--a", "-1", "b", "--c=--d"]) == (["b"], {"a": "-1", "c": "--d"})
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("bad rows", ["row 3: empty", "row 9: empty"]), 2, "error: bad rows\n  - row 3: empty\n"),
+        (MachineError("no GPU"), 3, "error: no GPU"),
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "the disk is full"),
+        (MemoryError(), 3, "out of memory (MemoryError); lower group_size"),
+        (OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore"), 3, "Tried 2 GiB.); lower"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 3, "out of memory"),
+    ],
+)
+def test_expected_failures_are_a_message_without_traceback(pipeline, error, code, said, capsys):
+    failing(pipeline, error)
+    assert main(["run", *LAB]) == code
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown
+
+
+def test_anything_else_is_a_bug_with_its_traceback(pipeline, capsys):
+    failing(pipeline, RuntimeError("shapes (3,) and (4,)"))
+    assert main(["run", *LAB]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "shapes (3,) and (4,)" in shown
+    assert f"this is a bug in dartune {__version__}" in shown
+
+
+def test_interrupted_says_how_to_continue(pipeline, capsys):
+    failing(pipeline, KeyboardInterrupt())
+    assert main(["run", *LAB]) == 130
+    assert f"the same command continues: dartune run {' '.join(LAB)}" in capsys.readouterr().err
+
+
+def test_many_problems_are_cut_and_counted():
+    error = InputError("bad rows", [f"row {n}" for n in range(SHOWN_PROBLEMS + 5)])
+    lines = str(error).splitlines()
+    assert len(lines) == 1 + SHOWN_PROBLEMS + 1
+    assert lines[-1].strip() == "... and 5 more"
+    assert len(error.problems) == SHOWN_PROBLEMS + 5
+
+
+def test_help_lists_verbs_keys_and_exit_codes(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for word in ("run", "check", "demo", "status", "report", "show", "lab", "--mapper.steps", "Exit codes"):
+        assert word in shown
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--help"])
+    assert stopped.value.code == 0
+    assert "--sft.learning_rates [[1e-06, 1e-05]]" in capsys.readouterr().out
+
+
+def command(code, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **options)
+
+
+def test_heavy_libraries_are_not_imported_before_they_are_needed():
+    heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "scipy", "matplotlib", "math_verify")
+    code = (
+        "import sys\nfrom dartune.cli import main\nassert main([]) == 0\n"
+        "assert main(['show', 'config', '--data', 'lab:values', '--target', 'lab:equations']) == 0\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    out, _ = command(code, stdout=subprocess.PIPE).communicate(timeout=60)
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    code = (
+        "import sys\nfrom dartune.cli import main\n"
+        "sys.exit(main(['show', 'config', '--data', 'lab:values', '--target', 'lab:equations', "
+        "'--target.system_prompt', 'x' * 1_000_000]))"
+    )
+    process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert (process.wait(timeout=60), said) == (0, "")
+    process.stderr.close()
+
+
+def test_ctrl_c_during_a_stage_exits_130_and_the_run_continues(tmp_path):
+    code = f"""
+import sys, time, types
+from pathlib import Path
+import dartune
+from dartune.cli import main
+from dartune.run import Run
+
+def work(out):
+    print("working", flush=True)
+    time.sleep(60)
+
+def run(config):
+    with Run(Path(config.output)) as folder:
+        folder.stage("train", {{}}, work)
+
+sys.modules["dartune.pipeline"] = dartune.pipeline = types.SimpleNamespace(run=run)
+sys.exit(main([*{["run", *LAB]}, "--output", {str(tmp_path / "run")!r}]))
+"""
+    process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "working\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in said and "Traceback" not in said
+    run = Run(tmp_path / "run", print)
+    run.stage("train", {}, lambda out: None)
+    assert run.cost("train").seconds >= 0.05  # those of the interrupted attempt
+    run.close()

@@ -1,0 +1,254 @@
+"""Config: every problem at once, each with its key and place; what loads is what runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dartune.config import Config, Section, describe_keys, load_config
+from dartune.errors import InputError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+LEAST = {"data": "lab:values", "target": "lab:equations"}
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems(path, **overrides):
+    with pytest.raises(InputError) as caught:
+        load_config(path, {key.replace("__", "."): value for key, value in overrides.items()})
+    return caught.value.problems
+
+
+def test_the_lab_recipe_loads_and_flags_win(tmp_path):
+    flags = {"mapper.steps": "7", "sft.learning_rates": "2e-5,1e-4", "seeds": "3"}
+    config = load_config(RECIPES / "lab.yaml", flags)
+    assert (config.mapper.steps, config.sft.learning_rates, config.seeds) == (7, (2e-5, 1e-4), (3,))
+    assert config.mapper.path == "lab:mapper"
+    assert config.mapper.learning_rate == 3e-4  # written 3e-4, which YAML 1.1 would read as text
+
+
+def test_the_recipe_for_own_data_needs_only_its_two_paths(tmp_path):
+    data, model = tmp_path / "my.jsonl", tmp_path / "model"
+    data.touch(), model.mkdir()
+    config = load_config(RECIPES / "own-data.yaml", {"data": str(data), "target": str(model)})
+    assert (config.data.path, config.target.path, config.mapper.path) == (str(data), str(model), None)
+    # The recipe says what the defaults are, so that both ways of starting do the same.
+    assert config == load_config(None, {"data": str(data), "target": str(model)})
+
+
+def test_all_problems_come_at_once_with_key_and_place(tmp_path):
+    path = recipe(
+        tmp_path,
+        "data: {path: lab:values}\n"
+        "target: {path: lab:equations}\n"
+        "nme: x\n"
+        "arms: [base, foo]\n"
+        "mapper:\n"
+        "  step: 4\n"
+        "  kl: -1\n"
+        "  prompt: rewrite {solution}\n"
+        "sft: {steps: many, learning_rates: []}\n"
+        "length_band: [1, 2]\n"
+        "synthesise: 3\n",
+    )
+    found = problems(path, mapper__group_size="1", steps="3", mapper="x")
+    text = "\n".join(found)
+    for wanted in (
+        f"{path}:3 unknown key nme, did you mean name?",
+        f"{path}:4 arms.1 is 'foo' but should be 'base', 'sft' or 'dart'",
+        f"{path}:6 unknown key mapper.step, did you mean mapper.steps?",
+        f"{path}:7 mapper.kl is -1 but should be greater than or equal to 0",
+        f"{path}:8 mapper.prompt is 'rewrite {{solution}}' but must contain {{question}}",
+        f"{path}:9 sft.steps is 'many' but should be a whole number",
+        f"{path}:9 sft.learning_rates is [] but should have at least one item",
+        f"{path}:10 unknown key length_band, did you mean reward.length_band?",
+        f"{path}:11 synthesise is 3 but should be a mapping",
+        "--mapper.group_size is 1 but should be greater than or equal to 2",
+        "unknown flag --steps, did you mean --mapper.steps or --sft.steps?",
+        "--mapper is a section; set one of its keys",
+    ):
+        assert wanted in text
+    assert len(found) == 12
+
+
+def test_what_is_missing_is_named_with_its_flag(tmp_path):
+    assert problems(None) == (
+        "data.path is not set: put it into a recipe, or add --data",
+        "target.path is not set: put it into a recipe, or add --target",
+    )
+    assert len(problems(recipe(tmp_path, "data:\ntarget:\nmapper:\n"))) == 2
+
+
+def test_a_key_given_twice_is_a_problem(tmp_path):
+    path = recipe(tmp_path, "data: {path: lab:values}\nmapper:\n  steps: 1\n  kl: 0.1\n  steps: 2\n")
+    said = f"{path}:5 mapper.steps is given twice, first in line 3"
+    assert problems(path, target="lab:equations") == (said,)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", "must map keys to values"),
+        ("a: [1\n", "is not YAML"),
+        ("a: !!python/object/apply:os.system ['true']\n", "is not YAML"),
+        ("name: 2026-99-99\n", "cannot be read"),
+        ("\udcff", "cannot read the recipe"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, text, said):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=said):
+        load_config(path)
+
+
+def test_a_missing_recipe_and_a_folder(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    with pytest.raises(InputError, match=r"there is no recipe .*min\.yaml, did you mean .*mine\.yaml\?"):
+        load_config(tmp_path / "min.yaml")
+    with pytest.raises(InputError, match="is a folder, not a recipe$"):
+        load_config(tmp_path)
+    (tmp_path / "config.resolved.yaml").touch()
+    with pytest.raises(InputError, match="to repeat that run, give .*config.resolved.yaml"):
+        load_config(tmp_path)
+
+
+def test_missing_files_are_problems_and_hub_ids_are_not(tmp_path):
+    found = problems(
+        None,
+        data="no.jsonl",
+        target="./no/model",
+        mapper__path="/no/model",
+        evaluate__suites__hard="no.csv",
+    )
+    assert [line.split(":")[0] for line in found] == [
+        "--data",
+        "--target",
+        "--mapper.path",
+        "--evaluate.suites.hard",
+    ]
+    config = load_config(None, {"data": "hub:openai/gsm8k:main", "target": "Qwen/Qwen3-0.6B"})
+    assert config.target.path == "Qwen/Qwen3-0.6B"
+
+
+def test_flags_are_read_as_the_type_of_their_key():
+    config = load_config(
+        None,
+        {
+            **LEAST,
+            "name": "12",  # text stays text
+            "target.system_prompt": "null",
+            "target.trust_remote_code": "true",
+            "data.columns.question": "Problem",
+            "reward.length_band": "0.5,2",
+            "reward.answer_logprob": "-2",
+            "reward.leak_phrases": "[as given, 'a, b']",
+            "mapper.learning_rate": "2e-5",
+            "arms": "base",
+        },
+    )
+    assert config.name == "12"
+    assert config.target.system_prompt is None
+    assert config.target.trust_remote_code is True
+    assert config.data.columns == {"question": "Problem"}
+    assert config.reward.length_band == (0.5, 2.0)
+    assert config.reward.answer_logprob == -2.0
+    assert config.reward.leak_phrases == ("as given", "a, b")
+    assert config.mapper.learning_rate == 2e-5
+    assert config.arms == ("base",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mapper.steps", "-1"),
+        ("mapper.steps", "1.5"),
+        ("mapper.steps", "true"),
+        ("mapper.learning_rate", "0"),
+        ("mapper.learning_rate", ".nan"),
+        ("mapper.learning_rate", "3"),
+        ("mapper.temperature", ".inf"),
+        ("reward.quantity_coverage", "1.1"),
+        ("reward.length_band", "2,1"),
+        ("reward.length_band", "1"),
+        ("reward.answer_logprob", "0.1"),
+        ("synthesise.ladder", "rewrite,rewrite"),
+        ("synthesise.ladder", "[]"),
+        ("sft.learning_rates", "1e-5,1e-5"),
+        ("arms", "[]"),
+        ("seeds", "0,0"),
+        ("seeds", "-1"),
+        ("evaluate.suites.a/b", "lab:values"),
+        ("target.dtype", "int8"),
+        ("target.trust_remote_code", "perhaps"),
+        ("data.path", ""),
+        ("data.columns", "[1"),
+    ],
+)
+def test_values_out_of_range_are_refused(key, value):
+    (said,) = problems(None, **LEAST, **{key: value})
+    assert said.startswith(f"--{key}")
+
+
+def test_a_config_cannot_be_changed():
+    config = load_config(None, LEAST)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.mapper.steps = 3
+
+
+CHARACTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"))
+
+
+@given(
+    prompt=st.text(CHARACTERS, max_size=40),
+    rates=st.lists(st.floats(1e-9, 1), min_size=1, max_size=3, unique=True),
+    phrases=st.lists(st.text(CHARACTERS, min_size=1), max_size=3),
+)
+@example(prompt="2e-5", rates=[2e-5], phrases=["0E0", "null", "yes", "1_000", "a: b", " ", "# x"])
+@settings(deadline=None, max_examples=50)
+def test_the_resolved_config_reads_back_to_an_equal_one(tmp_path_factory, prompt, rates, phrases):
+    config = Config.model_validate(
+        {
+            "name": prompt or "x",
+            "data": {"path": "lab:values"},
+            "target": {"path": "lab:equations", "system_prompt": f"{prompt}\nsecond line\n\n"},
+            "mapper": {"prompt": f"{prompt}{{question}}\n{{solution}}"},
+            "reward": {"leak_phrases": phrases},
+            "sft": {"learning_rates": rates},
+        }
+    )
+    path = tmp_path_factory.mktemp("resolved") / "config.resolved.yaml"
+    path.write_text(config.resolved_yaml(), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_every_key_is_described_and_has_a_place_in_the_help():
+    shown = describe_keys()
+
+    def keys(section, prefix=""):
+        for name, part in section.model_fields.items():
+            if isinstance(part.annotation, type) and issubclass(part.annotation, Section):
+                assert part.annotation.__doc__
+                yield from keys(part.annotation, f"{prefix}{name}.")
+            else:
+                assert part.description, f"{prefix}{name} does not say what it is for"
+                yield f"{prefix}{name}"
+
+    listed = re.findall(r"^  --(\S+) \[", shown, flags=re.M)
+    assert listed == sorted(keys(Config), key=listed.index)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_is_valid_but_for_the_reader_s_own_paths(path):
+    values = yaml.safe_load(path.read_text())
+    own = {key: "lab:x" for key in ("data", "target") if not values[key]["path"].startswith(("lab:", "hub:"))}
+    load_config(path, own)

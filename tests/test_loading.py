@@ -1,0 +1,190 @@
+"""What is loaded is what was saved; anything incomplete, pickled or foreign is refused with reasons."""
+
+import json
+import sys
+
+import pytest
+import torch
+from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
+
+from dartune.errors import InputError, MachineError
+from dartune.models.loading import (
+    add_lora,
+    context_length,
+    load_model,
+    load_tokenizer,
+    merge_lora,
+    model_problems,
+    save_model,
+)
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny(tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a local path must not reach for the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_model_comes_back_the_same(architecture, tmp_path):
+    tokenizer = byte_tokenizer()
+    model = tiny_model(architecture, len(tokenizer), pad=0, eos=1).eval()
+    save_model(model, tokenizer, tmp_path / "saved")
+    again = load_model(tmp_path / "saved")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert (again.get_input_embeddings().weight is again.get_output_embeddings().weight) == tied
+    assert not again.training and again.config._attn_implementation == "sdpa"
+    text = "2 + 2 = 4 <|im_end|>"
+    assert load_tokenizer(tmp_path / "saved").encode(text) == tokenizer.encode(text)
+    assert not list((tmp_path / "saved").glob("*.bin"))
+
+
+def test_dtype_and_device(folder):
+    assert load_model(str(folder), device="cpu").dtype == torch.float32
+    assert load_model(folder, dtype="bfloat16").dtype == torch.bfloat16
+    with pytest.raises(InputError) as caught:
+        load_model(folder, dtype="float8", device="abacus")
+    assert "abacus" in str(caught.value) and "float8" in str(caught.value)
+
+
+def test_a_missing_folder_is_not_looked_up_elsewhere(tmp_path):
+    for load in (load_model, load_tokenizer):
+        for path in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./no/where/at/all"):
+            with pytest.raises(InputError, match="no folder"):
+                load(path)
+
+
+def test_everything_a_folder_lacks_is_listed(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path, dtype="int3")
+    found = "\n".join(caught.value.problems)
+    assert all(word in found for word in ("int3", "config.json", "no weights", "no tokenizer"))
+
+
+def test_pickled_weights_are_refused_with_the_way_out(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="save_pretrained"):
+        load_model(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    weights = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    assert model_problems(folder) == ["the weight file model-00002-of-00002.safetensors is missing"]
+
+
+def test_weights_that_transformers_would_make_up_are_an_error(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError) as caught:
+        load_model(folder)
+    assert "model.norm.weight is missing" in str(caught.value)
+    assert "up_proj.weight has another shape" in str(caught.value)
+
+
+def test_loading_and_saving_print_nothing(folder, tmp_path, capfd, caplog):
+    save_model(load_model(folder), load_tokenizer(folder), tmp_path / "again")
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_broken_files_are_input_errors(folder):
+    (folder / "model.safetensors").write_bytes(b"half a fi")
+    with pytest.raises(InputError, match="cannot load the model"):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        load_model(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
+    trace = tmp_path / "executed"
+    (folder / "modeling_odd.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Odd: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "odd",
+        "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_odd.Odd"),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="trust_remote_code"):
+        load_model(folder)
+    assert not trace.exists()
+
+
+def test_an_adapter_is_not_taken_for_a_model(tmp_path):
+    add_lora(tiny_model("llama", 60, pad=0, eos=1), 2).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="LoRA adapter"):
+        load_model(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_model_and_no_litter(folder):
+    class FullDisk:
+        def save_pretrained(self, folder):
+            raise OSError(28, "No space left on device")
+
+    before = load_model(folder)(IDS).logits
+    other = tiny_model("qwen3", before.shape[-1], pad=0, eos=1, seed=9)
+    with pytest.raises(MachineError, match="No space left"):
+        save_model(other, FullDisk(), folder)
+    assert torch.equal(load_model(folder)(IDS).logits, before)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_saving_replaces_what_was_there(folder):
+    (folder / "stale.txt").write_text("old")
+    tokenizer = load_tokenizer(folder)
+    other = tiny_model("qwen3", len(tokenizer), pad=0, eos=1, seed=9).eval()
+    save_model(other, tokenizer, folder)
+    assert torch.equal(load_model(folder)(IDS).logits, other(IDS).logits)
+    assert not (folder / "stale.txt").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_lora_trains_beside_the_model_and_merges_into_it(architecture, tmp_path):
+    tokenizer = byte_tokenizer()
+    model = tiny_model(architecture, len(tokenizer), pad=0, eos=1).eval()
+    before = model(IDS).logits
+    wrapped = add_lora(model, 4).eval()
+    assert torch.equal(wrapped(IDS).logits, before)
+    trained = [name for name, weight in wrapped.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    changed = wrapped(IDS).logits
+    assert not torch.allclose(changed, before)
+    with pytest.raises(ValueError, match="merge"):
+        save_model(wrapped, tokenizer, tmp_path / "merged")
+    save_model(merge_lora(wrapped), tokenizer, tmp_path / "merged")
+    torch.testing.assert_close(load_model(tmp_path / "merged")(IDS).logits, changed, atol=1e-5, rtol=1e-4)
+
+
+def test_merging_nothing_is_harmless_and_ranks_are_positive():
+    model = tiny_model("llama", 60, pad=0, eos=1)
+    assert merge_lora(model) is model
+    with pytest.raises(InputError, match="lora_rank"):
+        add_lora(model, 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_context_length(architecture):
+    model = tiny_model(architecture, 60, pad=0, eos=1)
+    assert context_length(model) == context_length(model.config) == 512
+    assert context_length(object()) == sys.maxsize

@@ -1,0 +1,389 @@
+"""Run folder: skipped, continued, redone with a reason; whatever moment the process is killed at."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from dartune import files, lock
+from dartune.errors import DartuneError, InputError, MachineError
+from dartune.run import (
+    Cost,
+    Run,
+    append_jsonl,
+    atomic_write_json,
+    atomic_write_text,
+    changes,
+    read_jsonl,
+    status_lines,
+    write_jsonl,
+)
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+def quiet_run(folder):
+    said = []
+    return Run(folder, said.append), said
+
+
+def child(folder, code):
+    """A process that has the run folder open as `run` and runs `code`."""
+    program = "import os, signal, sys, time\nfrom pathlib import Path\nfrom dartune.run import Cost, Run\n"
+    program += f"run = Run(Path({str(folder)!r}))\n" + textwrap.dedent(code)
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def killed(folder, code):
+    process = child(folder, code)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, said
+
+
+def writes(name, text="x", **cost):
+    def work(out):
+        (out / name).write_text(text)
+        return Cost(**cost)
+
+    return work
+
+
+def unexpected(out):
+    raise AssertionError("this stage must not run again")
+
+
+def test_an_unchanged_stage_is_skipped_by_the_next_run(tmp_path):
+    inputs = {"steps": 3, "path": Path("a/b"), "rates": (1e-6, 2.0)}
+    with quiet_run(tmp_path / "run")[0] as run:
+        out = run.stage("first", inputs, writes("a.txt", trained_tokens=7))
+        key = run.key("first")
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        # The order of keys does not count.
+        assert run.stage("first", dict(reversed(inputs.items())), unexpected) == out
+        assert run.key("first") == key
+        assert run.cost("first").trained_tokens == 7
+        assert run.finished_stages() == ["first"]
+    assert any("nothing changed" in line for line in said)
+    done = json.loads((out / "DONE").read_text())
+    assert set(done) >= {"key", "inputs", "cost", "attempts", "finished"}
+    assert done["inputs"] == {"steps": 3, "path": "a/b", "rates": [1e-6, 2.0]}
+    assert not (out / "STARTED").exists()
+
+
+def test_changed_inputs_remove_the_old_outputs_and_say_why(tmp_path):
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        run.stage("mapper", {"mapper": {"learning_rate": 1e-6, "kl": 0.1}}, writes("old.txt"))
+        old = run.key("mapper")
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        out = run.stage("mapper", {"mapper": {"learning_rate": 2e-6, "kl": 0.1}}, writes("new.txt"))
+        assert run.key("mapper") != old
+    assert sorted(path.name for path in out.iterdir()) == ["DONE", "new.txt"]
+    assert any("mapper.learning_rate 1e-6 -> 2e-6 changed" in line for line in said)
+
+
+def test_a_stage_whose_output_was_lost_runs_again(tmp_path):
+    with quiet_run(tmp_path / "run")[0] as run:
+        out = run.stage("data", {}, writes("rows.jsonl", "abc"))
+    (out / "rows.jsonl").write_text("ab")
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        run.stage("data", {}, writes("rows.jsonl", "abc"))
+    assert (out / "rows.jsonl").read_text() == "abc"
+    assert any("rows.jsonl is missing or was changed" in line for line in said)
+
+
+def test_one_name_with_two_inputs_in_a_run_is_a_mistake(tmp_path):
+    with quiet_run(tmp_path / "run")[0] as run:
+        run.stage("data", {"n": 1}, writes("a"))
+        with pytest.raises(ValueError, match="already used"):
+            run.stage("data", {"n": 2}, unexpected)
+        for name in ("../escape", "a/b", "", ".hidden"):
+            with pytest.raises(ValueError, match="cannot name a stage"):
+                run.stage(name, {}, unexpected)
+        with pytest.raises(DartuneError, match="has not finished"):
+            run.key("never")
+        with pytest.raises(ValueError):
+            run.stage("nan", {"x": float("nan")}, unexpected)
+
+
+KILLED_INSIDE = """
+def work(out):
+    (out / "half.txt").write_text("half")
+    time.sleep(0.3)
+    (out / "late.txt").write_text("late")
+    os.kill(os.getpid(), signal.SIGKILL)
+run.stage("train", {"rate": 1.0}, work)
+"""
+
+
+def test_killed_inside_a_stage_the_same_inputs_continue_from_what_is_there(tmp_path):
+    killed(tmp_path / "run", KILLED_INSIDE)
+    assert not (tmp_path / "run/stages/train/DONE").exists()
+    assert "partial" in status_lines(tmp_path / "run")[1]
+    found = []
+
+    def work(out):
+        found.extend(sorted(path.name for path in out.iterdir()))
+
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        run.stage("train", {"rate": 1.0}, work)
+        assert found == ["STARTED", "half.txt", "late.txt"]
+        assert run.cost("train").seconds >= 0.25  # the killed attempt counts
+    assert any("attempt 2" in line for line in said)
+
+
+def test_killed_inside_a_stage_other_inputs_start_from_nothing(tmp_path):
+    killed(tmp_path / "run", KILLED_INSIDE)
+    found = []
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        run.stage("train", {"rate": 2.0}, lambda out: found.extend(path.name for path in out.iterdir()))
+        assert run.cost("train").seconds < 0.25
+    assert found == ["STARTED"]
+    assert any("rate 1.0 -> 2.0 changed" in line for line in said)
+
+
+MOMENTS = ("before the mark is flushed", "before it is renamed", "after it is renamed")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while_done_is_written_the_stage_is_complete_or_continued(tmp_path, moment):
+    killed(
+        tmp_path / "run",
+        f"""
+        die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        rename, fsync = Path.replace, os.fsync
+        moment = {moment!r}
+        def replace(self, target):
+            if Path(target).name == "DONE":
+                if moment == "before it is renamed":
+                    die()
+                rename(self, target)
+                if moment == "after it is renamed":
+                    die()
+                return target
+            return rename(self, target)
+        def flush(descriptor):
+            if os.readlink(f"/proc/self/fd/{{descriptor}}").endswith(".DONE.draft"):
+                if moment == "before the mark is flushed":
+                    die()
+            return fsync(descriptor)
+        Path.replace, os.fsync = replace, flush
+        run.stage("s", {{}}, lambda out: (out / "a.txt").write_text("a") and None)
+        """,
+    )
+    out = tmp_path / "run/stages/s"
+    complete = moment == "after it is renamed"
+    assert (out / "DONE").exists() == complete
+    with quiet_run(tmp_path / "run")[0] as run:
+        run.stage("s", {}, unexpected if complete else lambda out: (out / "a.txt").write_text("a") and None)
+    assert sorted(path.name for path in out.iterdir()) == ["DONE", "a.txt"]
+
+
+def test_killed_while_old_outputs_are_removed_nothing_of_them_is_taken_for_complete(tmp_path):
+    with quiet_run(tmp_path / "run")[0] as run:
+        out = run.stage("s", {"n": 1}, writes("a.txt"))
+    killed(
+        tmp_path / "run",
+        """
+        import shutil
+        shutil.rmtree = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        run.stage("s", {"n": 2}, lambda out: None)
+        """,
+    )
+    assert (out / "a.txt").exists()
+    found = []
+    with quiet_run(tmp_path / "run")[0] as run:  # back to the first inputs
+        run.stage("s", {"n": 1}, lambda out: found.extend(path.name for path in out.iterdir()))
+    assert found == ["STARTED"]
+
+
+def test_a_failed_attempt_keeps_its_outputs_and_its_seconds(tmp_path):
+    def fails(out):
+        (out / "half.txt").write_text("half")
+        time.sleep(0.05)
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError), quiet_run(tmp_path / "run")[0] as run:
+        run.stage("s", {}, fails)
+    assert "stopped by KeyError" in (tmp_path / "run/logs/run.log").read_text()
+    with quiet_run(tmp_path / "run")[0] as run:
+        out = run.stage("s", {}, lambda out: None)
+        assert run.cost("s").seconds >= 0.05
+    assert (out / "half.txt").exists()
+    attempts = json.loads((out / "DONE").read_text())["attempts"]
+    assert [attempt["seconds"] is not None for attempt in attempts] == [True, True]
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    holder = child(folder, "print('held', flush=True)\ntime.sleep(60)")
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(MachineError, match=f"in use by process {holder.pid} on "):
+            Run(folder)
+        assert lock.is_held(folder)
+        assert f"in use by process {holder.pid}" in status_lines(folder)[0]
+    finally:
+        holder.kill()
+        holder.communicate()
+    with quiet_run(folder)[0]:  # a killed holder holds nothing
+        pass
+    assert not lock.is_held(folder)
+
+
+def test_one_process_cannot_hold_a_folder_twice_nor_lose_it_by_trying(tmp_path):
+    folder = tmp_path / "run"
+    with quiet_run(folder)[0]:
+        with pytest.raises(MachineError, match="in use"):
+            Run(folder)
+        status_lines(folder)
+        other = child(folder, "")
+        _, said = other.communicate(timeout=60)
+        assert "MachineError" in said and f"process {os.getpid()}" in said
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
+    process = child(
+        tmp_path / "run",
+        """
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(60)
+        print(worker, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    worker = int(process.stdout.readline())
+    try:
+        process.wait(timeout=60)
+        with quiet_run(tmp_path / "run")[0]:
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_folder_with_other_files_or_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="no run folder"):
+        Run(tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        Run(tmp_path / "thesis.tex")
+    with pytest.raises(InputError, match="no run in"):
+        status_lines(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_environment_is_noted_without_secrets_and_its_changes_are_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    with quiet_run(tmp_path / "run")[0]:
+        pass
+    path = tmp_path / "run/environment.json"
+    noted = json.loads(path.read_text())
+    assert noted["packages"]["torch"].startswith("2.")
+    assert "hunter2" not in path.read_text()
+    atomic_write_json(path, {**noted, "python": "3.0.0"})
+    run, said = quiet_run(tmp_path / "run")
+    run.close()
+    assert any("python 3.0.0 -> " in line for line in said)
+
+
+def test_status_tells_done_running_and_partial(tmp_path):
+    folder = tmp_path / "run"
+    seen = []
+
+    def second(out):
+        seen.extend(status_lines(folder))
+        raise KeyError
+
+    with pytest.raises(KeyError), quiet_run(folder)[0] as run:
+        run.stage("first", {}, writes("a"))
+        run.stage("second", {}, second)
+    assert [line.split()[:2] for line in seen[1:]] == [["first", "done"], ["second", "running"]]
+    after = status_lines(folder)
+    assert after[0].endswith("not running")
+    assert [line.split()[:2] for line in after[1:]] == [["first", "done"], ["second", "partial"]]
+
+
+def test_costs_add_up():
+    total = Cost(1, 2, 3, 4.0, 50.0) + Cost(10, 20, 30, 40.0, 5.0)
+    assert total == Cost(11, 22, 33, 44.0, 50.0)
+
+
+def test_changes_are_dotted_and_complete():
+    old = {"a": {"x": 1e-6, "y": [1], "z": "k"}, "gone": 1, "same": {"deep": None}}
+    new = {"a": {"x": 2e-5, "y": [1, 2], "z": "k"}, "new": True, "same": {"deep": None}}
+    assert changes(old, new) == ["a.x 1e-6 -> 2e-5", "a.y [1] -> [1, 2]", "gone 1 removed", "new true added"]
+
+
+def test_a_full_disk_is_a_machine_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    atomic_write_json(path, {"old": True})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(MachineError, match=r"cannot write .*a\.json: the disk is full"):
+        atomic_write_json(path, {"old": False})
+    with pytest.raises(MachineError, match="the disk is full"):
+        append_jsonl(tmp_path / "rows.jsonl", {})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"old": True}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.json", "rows.jsonl"]
+
+
+def test_a_full_disk_inside_a_stage_names_the_stage_and_the_next_run_continues(tmp_path):
+    def full(out):
+        (out / "half.txt").write_text("half")
+        raise RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
+
+    with quiet_run(tmp_path / "run")[0] as run:
+        with pytest.raises(MachineError, match="train: the disk is full"):
+            run.stage("train", {}, full)
+        out = run.stage("train", {}, writes("rest.txt"))
+    assert (out / "half.txt").exists()
+
+
+def test_a_line_cut_by_a_crash_is_neither_read_nor_joined(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"n": 1}, {"n": 2}])
+    with path.open("a") as stream:
+        stream.write('{"n": 3, "text": "ha')
+    assert read_jsonl(path) == [{"n": 1}, {"n": 2}]
+    append_jsonl(path, {"n": 3})
+    assert read_jsonl(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    path.write_text('{"n": 1}\n{"n": 2}')  # whole, only its line end is missing
+    assert read_jsonl(path) == [{"n": 1}, {"n": 2}]
+    append_jsonl(path, {"n": 3})
+    assert read_jsonl(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    path.write_text('{"n": 1}\nnot json\n{"n": 2}\n')
+    with pytest.raises(DartuneError, match="line 2 is not JSON"):
+        read_jsonl(path)
+
+
+def test_atomic_writes_leave_no_drafts_even_after_one_was_left_by_a_crash(tmp_path):
+    path = tmp_path / "deep/er/a.txt"
+    atomic_write_text(path, "é\n")
+    path.with_name(".a.txt.draft").write_text("half")
+    atomic_write_text(path, "new\n")
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+    assert path.read_text(encoding="utf-8") == "new\n"

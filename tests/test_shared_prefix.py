@@ -1,0 +1,197 @@
+"""Sharing a prompt changes neither log-probabilities nor gradients."""
+
+import random
+
+import pytest
+import torch
+from fixtures_models import ARCHITECTURES, tiny_model
+
+from dartune.errors import InputError
+from dartune.models import shared_prefix
+from dartune.models.shared_prefix import group_logprobs, sequence_logprobs
+
+VOCABULARY = 60
+# Prompt length and completion lengths of each group: ragged, empty, one token, none at all.
+SHAPES = [(9, (5, 0, 7)), (1, (1,)), (4, (2, 6, 3, 1)), (6, ())]
+
+
+def sliding_model(window: int = 6):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    return MistralForCausalLM(
+        MistralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            sliding_window=window,
+        )
+    )
+
+
+def make(name: str):
+    model = sliding_model() if name == "sliding" else tiny_model(name, VOCABULARY, pad=0, eos=1)
+    return model.eval()
+
+
+def random_groups(shapes=SHAPES, seed=0):
+    rng = random.Random(seed)
+
+    def tokens(length):
+        return [rng.randrange(VOCABULARY) for _ in range(length)]
+
+    return [(tokens(prompt), [tokens(length) for length in lengths]) for prompt, lengths in shapes]
+
+
+def flat(groups):
+    return [(prompt, completion) for prompt, completions in groups for completion in completions]
+
+
+@torch.no_grad()
+def one_by_one(model, rows):
+    """The textbook way: no batch, no padding, no cache."""
+    result = []
+    for prompt, response in rows:
+        logprobs = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(dim=-1)
+        result.append([logprobs[len(prompt) + t - 1, token].item() for t, token in enumerate(response)])
+    return result
+
+
+def gradients(model, logprobs, mask):
+    weights = torch.linspace(-1, 1, mask.numel()).view(mask.shape)
+    model.zero_grad()
+    (logprobs * weights * mask).sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
+def test_both_forwards_equal_the_textbook_way(name):
+    model, groups = make(name), random_groups()
+    rows = flat(groups)
+    expected = one_by_one(model, rows)
+    for logprobs, mask in (group_logprobs(model, groups)[:2], sequence_logprobs(model, rows)):
+        assert logprobs.dtype == torch.float32
+        assert mask.tolist() == [[t < len(response) for t in range(7)] for _, response in rows]
+        assert (logprobs[~mask] == 0).all()
+        for row, values in zip(logprobs, expected, strict=True):
+            assert row[: len(values)].tolist() == pytest.approx(values, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
+@pytest.mark.parametrize("shapes", [SHAPES, [(5, (4, 4)), (8, (3, 6))]], ids=["ragged", "uniform"])
+def test_gradients_flow_through_the_shared_prompt(name, shapes):
+    model, groups = make(name), random_groups(shapes)
+    shared = gradients(model, *group_logprobs(model, groups)[:2])
+    plain = gradients(model, *sequence_logprobs(model, flat(groups)))
+    for weight, gradient in plain.items():
+        torch.testing.assert_close(shared[weight], gradient, atol=2e-5, rtol=1e-4, msg=weight)
+
+
+def test_entropy_is_that_of_the_predictions():
+    model, groups = make("llama"), random_groups()
+    _, mask, entropy = group_logprobs(model, groups, with_entropy=True)
+    for row, (prompt, response) in zip(entropy, flat(groups), strict=True):
+        logprobs = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(dim=-1)
+        expected = -(logprobs.exp() * logprobs).sum(dim=-1)[len(prompt) - 1 : len(prompt) + len(response) - 1]
+        assert row[: len(response)].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert (entropy[~mask] == 0).all()
+
+
+def test_chunked_logits_give_the_same_values_and_gradients(monkeypatch):
+    model, groups = make("qwen3"), random_groups()
+    whole = group_logprobs(model, groups, with_entropy=True)
+    expected = gradients(model, *whole[:2])
+    monkeypatch.setattr(shared_prefix, "LOGIT_CHUNK", 4 * VOCABULARY)
+    parts = group_logprobs(model, groups, with_entropy=True)
+    torch.testing.assert_close(parts[0], whole[0])
+    torch.testing.assert_close(parts[2], whole[2])
+    for weight, gradient in gradients(model, *parts[:2]).items():
+        torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["group", "sequence"])
+def test_only_completion_positions_reach_the_head(kept):
+    model, groups = make("llama"), random_groups([(30, (4, 2)), (20, (3,))])
+    positions = []
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, output: positions.append(output.shape[:-1].numel())
+    )
+    if kept == "group":
+        group_logprobs(model, groups)
+        assert sum(positions) == 2 + (3 + 1 + 2)  # each prompt's last position, then all but the first tokens
+    else:
+        sequence_logprobs(model, flat(groups))
+        assert sum(positions) == 4 + 2 + 3
+
+
+def test_nothing_to_predict():
+    model = make("llama")
+    assert group_logprobs(model, [([1, 2], [])])[0].shape == (0, 0)
+    logprobs, mask, entropy = group_logprobs(model, [([1, 2], [[], []])], with_entropy=True)
+    assert logprobs.shape == mask.shape == entropy.shape == (2, 0)
+    assert sequence_logprobs(model, [([1, 2], [])])[0].shape == (1, 0)
+
+
+def test_empty_prompts_are_all_named():
+    for call in (
+        lambda model: group_logprobs(model, [([], [[1]]), ([1], [[1]]), ([], [[2]])]),
+        lambda model: sequence_logprobs(model, [([], [1]), ([1], [1]), ([], [2])]),
+    ):
+        with pytest.raises(InputError) as caught:
+            call(make("llama"))
+        assert caught.value.problems == ("prompt 0 is empty", "prompt 2 is empty")
+
+
+def test_activation_checkpointing_is_refused_while_training():
+    model = make("llama")
+    model.activation_checkpointing_enable()
+    model.train()
+    with pytest.raises(InputError, match="checkpointing"):
+        group_logprobs(model, random_groups())
+    model.activation_checkpointing_disable()
+    group_logprobs(model, random_groups())
+
+
+def test_recurrent_models_are_refused():
+    from transformers import AutoModelForCausalLM, Qwen3NextConfig
+
+    config = Qwen3NextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    with pytest.raises(InputError, match="state other than keys and values"):
+        group_logprobs(AutoModelForCausalLM.from_config(config).eval(), random_groups())
+
+
+def test_under_ddp_gradients_are_those_of_the_bare_model(tmp_path):
+    import torch.distributed as dist
+
+    model, groups = make("llama"), random_groups()
+    expected = gradients(model, *group_logprobs(model, groups)[:2])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):  # the second round fails where the first left a reduction unfinished
+            found = gradients(model, *group_logprobs(wrapped, groups)[:2])
+            for weight, gradient in found.items():
+                torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
+    finally:
+        dist.destroy_process_group()
