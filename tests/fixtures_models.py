@@ -52,7 +52,7 @@ def byte_tokenizer(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
         additional_special_tokens=["<|im_start|>", "<|im_end|>"] if chat else None,
-        model_max_length=512,
+        model_max_length=1_000_000,
         **names,
     )
     if bos:
@@ -65,7 +65,14 @@ def byte_tokenizer(
 
 
 def tiny_model(
-    architecture: str, vocab_size: int, *, pad: int, eos: int, bos: int | None = None, seed: int = 0
+    architecture: str,
+    vocab_size: int,
+    *,
+    pad: int,
+    eos: int,
+    bos: int | None = None,
+    seed: int = 0,
+    context: int = 512,
 ):
     """A two-layer causal LM, 32 wide, fp32, of the named architecture (one of `ARCHITECTURES`)."""
     import torch
@@ -78,14 +85,14 @@ def tiny_model(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": context,
     }
     if architecture == "qwen3":
         config = Qwen3Config(**shared, **wide, head_dim=8, tie_word_embeddings=True)
     elif architecture == "llama":
         config = LlamaConfig(**shared, **wide)
     elif architecture == "gpt2":
-        config = GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=512)
+        config = GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=context)
     else:
         raise ValueError(f"unknown architecture {architecture!r}; known: {ARCHITECTURES}")
     with torch.random.fork_rng():
@@ -94,7 +101,13 @@ def tiny_model(
 
 
 def save_tiny(
-    folder: Path, architecture: str = "qwen3", *, chat: bool = True, bos: bool = False, seed: int = 0
+    folder: Path,
+    architecture: str = "qwen3",
+    *,
+    chat: bool = True,
+    bos: bool = False,
+    seed: int = 0,
+    context: int = 512,
 ) -> Path:
     """Writes config, safetensors weights and tokenizer to `folder` and returns it."""
     tokenizer = byte_tokenizer(chat, bos=bos)
@@ -106,6 +119,7 @@ def save_tiny(
         eos=eos,
         bos=tokenizer.bos_token_id,
         seed=seed,
+        context=context,
     )
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

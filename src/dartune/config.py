@@ -93,7 +93,7 @@ class MapperConfig(Adapter):
     steps: Count = Field(100, description="steps of reinforcement learning; 0 keeps the mapper untrained")
     questions_per_step: Positive = Field(12, description="questions drawn a step; fewer saves time a step")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="rewrites per question and step")
-    learning_rate: LearningRate = Field(1e-6, description="1e-5 for lora, 3e-4 for models of a million weights")
+    learning_rate: LearningRate = Field(1e-6, description="1e-5 for lora, 3e-4 for a million weights")
     kl: Weight = Field(0.05, description="pull towards the untrained mapper; higher keeps rewrites diverse")
     temperature: Above0 = Field(1.0, description="sampling temperature in training")
     max_new_tokens: Positive = Field(512, description="most tokens of a rewrite; a longer one fails")

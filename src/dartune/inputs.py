@@ -77,7 +77,7 @@ def _loaded(read: Callable[[], list[Demonstration]], problems: list[str]) -> lis
     try:
         return read()
     except InputError as error:
-        problems += str(error).splitlines()
+        problems += [error.message, *error.problems]
         return None
 
 

@@ -7,40 +7,40 @@ the reason said) when they did, continued where an interrupted attempt of it lef
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dartune import inputs
-from dartune.config import Config
+from dartune.config import Config, load_config
+from dartune.data.quality import check_report, show_rows
+from dartune.errors import InputError
 from dartune.lab import source as lab
 from dartune.progress import Progress
-from dartune.report.gather import adapted_quality, examples
+from dartune.report.gather import adapted_quality, examples, shown_rewrites
 from dartune.report.page import write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
 from dartune.rewards.verify import AnswerChecker
+from dartune.roster import Meter, Roster
 from dartune.run import Cost, Run, atomic_write_json, read_jsonl, write_jsonl
 
-TARGET_FREE_ARMS = ("base",)
+UNTRAINED_ARMS = ("base",)
+SHOWN_ROWS = 3
 
 
-def run(config: Config) -> Path:
-    """Run or resume every stage of `config`; returns the report's page.
+def run(config: Config) -> str:
+    """Run or resume every stage of `config`; returns the summary, with the path of the report.
 
     Raises:
         InputError: the data, a model or a setting is unusable (everything found is listed).
         MachineError: this machine cannot go on (disk, memory, numbers that are not finite).
     """
-    from dartune.models.loading import quiet
-
-    quiet()
     with Run(Path(config.output), config=config) as run_folder, AnswerChecker() as checker:
         job = Job(config, run_folder, checker)
         job.prepare()
-        if any(arm.startswith("dart") for arm in config.arms):
+        if _adapts(config):
             job.probe()
             for seed in config.seeds:
                 job.train_mapper(seed)
@@ -52,12 +52,68 @@ def run(config: Config) -> Path:
         return job.report()
 
 
+def check(config: Config) -> str:
+    """What `dartune check` says: data and models are read, nothing is written.
+
+    Raises:
+        InputError: everything that keeps `config` from running, at once.
+    """
+    data, models = prepared(config)
+    report = check_report(
+        [*data.train, *data.dev],
+        models.renderer,
+        max_tokens=models.context,
+        has_answer=lambda row: row.answer is not None,
+    )
+    return "\n".join([*report.lines(), *data.notes])
+
+
+def show(subject: Config | Path, what: str) -> str:
+    """Rendered rows of a recipe's data, or rewrites of a run folder, for a person to read."""
+    if what == "rewrites":
+        if not isinstance(subject, Path):
+            raise InputError("show rewrites needs a run folder, such as runs/lab")
+        return shown_rewrites(subject)
+    config = load_config(subject / "config.resolved.yaml") if isinstance(subject, Path) else subject
+    data, models = prepared(config)
+    return show_rows(data.train, models.renderer, SHOWN_ROWS)
+
+
+def report(folder: Path) -> str:
+    """Make the report of a finished run folder again; returns the summary.
+
+    Raises:
+        InputError: a stage is not finished.
+    """
+    config = load_config(folder / "config.resolved.yaml")
+    with Run(folder) as run_folder, AnswerChecker() as checker:
+        job = Job(config, run_folder, checker)
+        job.data, job.models = prepared(config)
+        return job.report()
+
+
+def prepared(config: Config) -> tuple[inputs.Data, Roster]:
+    """Data and models, checked together so that everything wrong is told at once."""
+    models, problems, data = Roster(config), [], None
+    for load in (lambda: inputs.load(config), models.check):
+        try:
+            data = load() or data
+        except InputError as error:
+            problems += [error.message, *error.problems]
+    if problems or data is None:
+        raise InputError("this run cannot start", problems)
+    return data, models
+
+
+def _adapts(config: Config) -> bool:
+    return any(arm.startswith("dart") for arm in config.arms)
+
+
 class Job:
     """The stages of one run, in order; models are loaded when a stage first needs them."""
 
     def __init__(self, config: Config, run_folder: Run, checker: AnswerChecker):
         self.config, self.run, self.checker = config, run_folder, checker
-        self.models = Roster(config)
         in_lab = lab.is_lab(config.data.path)
         self.judge = lab.judge if in_lab else None
         self.describe = lab.dialect if in_lab else None
@@ -66,8 +122,7 @@ class Job:
 
     def prepare(self) -> None:
         """Read, check and split the data; write what the later stages train and test on."""
-        self.data = inputs.load(self.config)
-        self.models.check()
+        self.data, self.models = prepared(self.config)
 
         def write(out: Path) -> None:
             for name, rows in self.data.parts.items():
@@ -101,7 +156,7 @@ class Job:
                     progress,
                 )
 
-        self.probed = self.run.stage("probe", stage_inputs, work)
+        self.run.stage("probe", stage_inputs, work)
 
     # mapper
 
@@ -109,7 +164,7 @@ class Job:
         from dartune.rewards.reward import GainOverFallback
         from dartune.stages.probe import load_probe
 
-        rows, references, thresholds = load_probe(self.probed)
+        rows, references, thresholds = load_probe(self.run.stage_folder("probe"))
         target = self.models.target_engine
         return rows, GainOverFallback(target, self.models.renderer, self.checker, thresholds, references)
 
@@ -146,7 +201,7 @@ class Job:
 
     def synthesise(self, seed: int) -> None:
         """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
-        from dartune.data.adapted import write_adapted
+        from dartune.data.adapted import accounting, write_adapted
         from dartune.stages.synthesise import synthesise
 
         config = self.config
@@ -178,7 +233,9 @@ class Job:
                 )
             published = [{key: row[key] for key in row if key not in ("ids", "logprobs")} for row in rows]
             note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
-            write_adapted(out / "adapted", published, provenance_note=note)
+            accounting(rows, len(self.data.train))
+            chat = self.models.renderer.template is not None
+            write_adapted(out / "adapted", published, provenance_note=note, chat=chat)
             return meter.cost()
 
         self.run.stage(f"synthesise-s{seed}", stage_inputs, work)
@@ -195,7 +252,7 @@ class Job:
 
     def train_arm(self, arm: str, seed: int) -> None:
         """Fine-tune the target once per learning rate; dev accuracy chooses, alike for every arm."""
-        if arm in TARGET_FREE_ARMS:
+        if arm in UNTRAINED_ARMS:
             return
         rows, source = self._training_rows(arm, seed)
         for rate in self.config.sft.learning_rates:
@@ -250,7 +307,7 @@ class Job:
         """Greedy solutions of every suite, by the arm's chosen model."""
         from dartune.stages.evaluate import evaluate
 
-        if arm in TARGET_FREE_ARMS:
+        if arm in UNTRAINED_ARMS:
             name, trained, folder = f"evaluate-{arm}", self.models.target_fingerprint, None
         else:
             stage = f"train-{arm}-s{seed}-lr{self._chosen(arm, seed)[0]:g}"
@@ -282,22 +339,19 @@ class Job:
 
     # report
 
-    def report(self) -> Path:
-        """`report/results.json` and the page, from what the stages wrote; prints the summary table."""
+    def report(self) -> str:
+        """`report/results.json` and the page, from what the stages wrote; returns the summary table."""
         results = build_results(**self._measured())
-        page = write_report(self.run.folder / "report", results)
-        self.run.log(summarise(results, page))
-        return page
+        return summarise(results, write_report(self.run.folder / "report", results))
 
     def _measured(self) -> dict[str, Any]:
         config, run_folder = self.config, self.run
-        adapting = run_folder.finished("probe") and any(arm.startswith("dart") for arm in config.arms)
-        seeds = config.seeds if adapting else []
+        seeds = config.seeds if _adapts(config) else ()
         adapted = {s: read_jsonl(run_folder.stage_folder(f"synthesise-s{s}") / "rows.jsonl") for s in seeds}
         evaluations, rates = [], {}
         for arm in config.arms:
             for seed in config.seeds:
-                fixed = arm in TARGET_FREE_ARMS
+                fixed = arm in UNTRAINED_ARMS
                 name = f"evaluate-{arm}" if fixed else f"evaluate-{arm}-s{seed}"
                 records = read_jsonl(run_folder.stage_folder(name) / "records.jsonl")
                 evaluations += [{"arm": arm, "seed": seed, **record} for record in records]
@@ -323,17 +377,15 @@ class Job:
         if not adapted:
             return []
         renderer = self.models.renderer
-        probed = read_jsonl(self.probed / "probe.jsonl")
+        probed = read_jsonl(self.run.stage_folder("probe") / "probe.jsonl")
         sources = {
             row.id: (renderer.response_ids(row.solution), known["source_logprobs"])
             for row, known in zip(self.data.train, probed, strict=True)
         }
         return examples(adapted[self.config.seeds[0]], sources, renderer.decode)
 
-    @contextmanager
-    def progress(self, total: int, label: str) -> Iterator[Progress]:
-        with Progress(total, label, log_path=self.run.log_path) as progress:
-            yield progress
+    def progress(self, total: int, label: str) -> Progress:
+        return Progress(total, label, log_path=self.run.log_path)
 
 
 def follow(progress: Progress, *shown: str) -> Callable[[int, dict[str, Any]], None]:

@@ -11,7 +11,7 @@ from dartune.config import Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import load_model, load_tokenizer, save_model
+from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
 from dartune.run import Cost
 
 
@@ -69,6 +69,11 @@ class Roster:
             return self.target_engine
         return self.engine(self.mapper_copy())
 
+    @cached_property
+    def context(self) -> int:
+        """Tokens the target reads at once."""
+        return context_length(self.target_engine.model)
+
     def target_copy(self):
         return self._load(self.target_path)
 
@@ -104,7 +109,7 @@ class Roster:
                 tokenizer = load_tokenizer(path, trust_remote_code=self.config.target.trust_remote_code)
                 self._load(path)
             except InputError as error:
-                problems += str(error).splitlines()
+                problems += [error.message, *error.problems]
                 continue
             if path != self.target_path and not problems and tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 problems.append(

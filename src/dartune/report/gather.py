@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from dartune.errors import InputError
+from dartune.run import read_jsonl
 
 EXAMPLES = 10
 
@@ -65,3 +69,25 @@ def examples(
             }
         )
     return shown
+
+
+def shown_rewrites(folder: Path) -> str:
+    """The first adapted rows of a run folder as text; every seed's.
+
+    Raises:
+        InputError: the run has not synthesised anything yet.
+    """
+    places = sorted((folder / "stages").glob("synthesise-s*/rows.jsonl"))
+    if not places:
+        raise InputError(f"{folder} has no rewrites yet; run its recipe to the synthesis")
+    blocks = []
+    for place in places:
+        for row in read_jsonl(place)[:EXAMPLES]:
+            after = row["alignment_after"]
+            blocks.append(
+                f"[{place.parent.name} {row['id']}] {row['provenance']}: {row['reason']}\n"
+                f"  question  {row['question']}\n"
+                f"  source    {row['source_solution']}   (alignment {row['alignment_before']:.2f})\n"
+                f"  adapted   {row['solution']}   (alignment {'-' if after is None else format(after, '.2f')})"
+            )
+    return "\n\n".join(blocks)

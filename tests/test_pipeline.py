@@ -1,0 +1,189 @@
+"""The main job, end to end, on a user's own data and model folder: tiny models, real English text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fixtures_models import ARCHITECTURES, save_tiny
+
+from dartune.cli import main
+from dartune.data.adapted import read_adapted
+from dartune.run import read_jsonl
+
+TINY = [
+    "--mapper.steps=2",
+    "--mapper.questions_per_step=2",
+    "--mapper.group_size=2",
+    "--mapper.max_new_tokens=24",
+    "--mapper.checkpoint_every=1",
+    "--reward.own_samples=1",
+    "--synthesise.samples=1",
+    "--sft.steps=3",
+    "--sft.batch_size=4",
+    "--sft.learning_rates=[1e-4, 1e-3]",
+    "--sft.checkpoint_every=1",
+    "--evaluate.max_new_tokens=16",
+]
+
+
+def word_problems(path: Path, n: int) -> Path:
+    """`n` English word problems with full solutions, as JSONL."""
+    import reasoning_gym
+
+    rows = reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=42)
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            solution = row["metadata"]["answer_cot"]
+            stream.write(json.dumps({"question": row["question"], "solution": solution, "answer": row["answer"]}) + "\n")
+    return path
+
+
+def arguments(data: Path, target: Path, output: Path, *more: str) -> list[str]:
+    return ["run", "--data", str(data), "--target", str(target), "--output", str(output), *TINY, *more]
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    return word_problems(tmp_path_factory.mktemp("data") / "problems.jsonl", 40)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_model_folder_runs_to_the_report(architecture, chat, problems, tmp_path):
+    target = save_tiny(tmp_path / "target", architecture, chat=chat, context=2048)
+    assert main(arguments(problems, target, tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    assert results["arms"] == ["base", "sft", "dart"]
+    rows = read_jsonl(tmp_path / "run" / "stages" / "synthesise-s0" / "rows.jsonl")
+    trained = read_jsonl(tmp_path / "run" / "stages" / "data" / "train.jsonl")
+    assert [row["id"] for row in rows] == [row["id"] for row in trained]
+    assert all(row["provenance"] in ("rewrite", "own", "original", "dropped") and row["reason"] for row in rows)
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_a_thousand_rows_of_english_are_all_accounted_for(tmp_path, capsys):
+    data = word_problems(tmp_path / "gsm.jsonl", 1000)
+    target = save_tiny(tmp_path / "target", "llama", context=2048)
+    pair = ["--data", str(data), "--target", str(target)]
+    assert main(["check", *pair]) == 0
+    assert "of 900 have a checkable answer" in capsys.readouterr().out.replace("836 of 836", "")
+    assert main(arguments(data, target, tmp_path / "run", "--mapper.max_new_tokens=8")) == 0
+    adapted = read_adapted(tmp_path / "run" / "stages" / "synthesise-s0" / "adapted")
+    held_out = sum(
+        len(read_jsonl(tmp_path / "run" / "stages" / "data" / f"{part}.jsonl"))
+        for part in ("dev", "suite-in_distribution")
+    )
+    assert len(adapted) + held_out == 1000
+    summary = capsys.readouterr().out
+    assert "dart" in summary and "index.html" in summary
+
+
+def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems, tmp_path, capsys):
+    target = save_tiny(tmp_path / "target", "llama", context=2048)
+    assert main(arguments(problems, target, tmp_path / "run")) == 0
+    first = (tmp_path / "run" / "report" / "results.json").read_bytes()
+    capsys.readouterr()
+    assert main(arguments(problems, target, tmp_path / "run")) == 0
+    said = capsys.readouterr().err
+    assert "starts" not in said and said.count("skipped") >= 8
+    assert (tmp_path / "run" / "report" / "results.json").read_bytes() == first
+    again = arguments(problems, target, tmp_path / "run", "--synthesise.samples=2")
+    again.remove("--synthesise.samples=1")
+    assert main(again) == 0
+    said = capsys.readouterr().err
+    assert "synthesise.samples 1 -> 2" in said
+    assert "mapper-s0: nothing changed" in said and "train-sft-s0-lr0.001: nothing changed" in said
+
+
+def test_lora_arms_run_and_leave_plain_models(problems, tmp_path):
+    target = save_tiny(tmp_path / "target", "llama", context=2048)
+    lora = ["--mapper.adapter=lora", "--sft.adapter=lora", "--mapper.lora_rank=2", "--sft.lora_rank=2"]
+    assert main(arguments(problems, target, tmp_path / "run", *lora)) == 0
+    for stage in ("mapper-s0", "train-sft-s0-lr0.001"):
+        files = {path.name for path in (tmp_path / "run" / "stages" / stage / "model").iterdir()}
+        assert "model.safetensors" in files and not any(name.startswith("adapter") for name in files)
+
+
+STAGES = ["probe", "mapper-s0", "synthesise-s0", "train-sft-s0-lr0.001", "evaluate-dart-s0"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_in_the_middle_of_a_stage_ends_the_same(stage, problems, tmp_path_factory, whole_run, tmp_path):
+    target, whole = whole_run
+    code = (
+        "import os, signal, sys\n"
+        "from dartune import run, progress\n"
+        f"stage, marks = {stage!r}, [0]\n"
+        "original = progress.Progress.update\n"
+        "def update(self, n=1, **metrics):\n"
+        "    original(self, n, **metrics)\n"
+        "    if os.path.exists(os.path.join(sys.argv[1], 'stages', stage, 'STARTED')):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "progress.Progress.update = update\n"
+        "from dartune.cli import main\n"
+        "main(sys.argv[2:])\n"
+    )
+    output = tmp_path / "run"
+    command = arguments(problems, target, output)
+    died = subprocess.run(
+        [sys.executable, "-c", code, str(output), *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert not (output / "stages" / stage / "DONE").exists()
+    assert main(command) == 0
+    for name in ("rows.jsonl", "records.jsonl", "model.safetensors", "probe.jsonl", "samples.jsonl"):
+        for path in sorted(whole.glob(f"stages/**/{name}")):
+            other = output / path.relative_to(whole)
+            assert other.read_bytes() == path.read_bytes(), path.relative_to(whole)
+
+
+@pytest.fixture(scope="module")
+def whole_run(problems, tmp_path_factory):
+    """A target and an uninterrupted run of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    target = save_tiny(folder / "target", "llama", context=2048)
+    assert main(arguments(problems, target, folder / "run")) == 0
+    return target, folder / "run"
+
+
+def run_cli(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dartune", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_bad_input_gives_one_clear_message_and_exit_code_2(problems, tmp_path):
+    target = save_tiny(tmp_path / "target", "llama", context=2048)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"Problem": "1+1?", "Reasoning": "2"}\n')
+    invalid = tmp_path / "invalid.jsonl"
+    invalid.write_text('{"question": "a?", "solution": "b"}\n{"question": 3, "solution": ""}\nnot json\n')
+    good = ["--data", str(problems), "--target", str(target)]
+    cases = {
+        "empty": (["--data", str(empty), "--target", str(target)], ["empty.jsonl"]),
+        "column": (["--data", str(odd), "--target", str(target)], ["Problem", "data.columns"]),
+        "rows": (["--data", str(invalid), "--target", str(target)], ["invalid.jsonl:2", "question", "solution", ":3"]),
+        "model": (["--data", str(problems), "--target", str(tmp_path / "none")], ["none", "model folder"]),
+        "key": ([*good, "--mapper.step", "3"], ["mapper.step", "mapper.steps"]),
+    }
+    for name, (words, said) in cases.items():
+        done = run_cli("run", *words, "--output", str(tmp_path / "run"))
+        assert done.returncode == 2, (name, done.stderr)
+        assert "Traceback" not in done.stderr
+        for text in said:
+            assert text in done.stderr, (name, text, done.stderr)
