@@ -18,9 +18,7 @@ SPLIT = (
 ARCHITECTURES = ("qwen3", "llama", "gpt2")
 
 
-def byte_tokenizer(
-    chat: bool = True, *, bos: bool = False, eos: bool = True, merges: tuple[tuple[str, str], ...] = ()
-):
+def byte_tokenizer(chat: bool = True, *, bos: bool = False, eos: bool = True, merges: tuple[tuple[str, str], ...] = ()):
     """A byte-level BPE tokenizer: 256 byte tokens, merged ones if asked for, then the special ones.
 
     Args:

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from fixtures_models import save_tiny
 
 from dartune.data.adapted import FIELDS, accounting, read_adapted, write_adapted
 from dartune.errors import DartuneError, InputError
+from fixtures_models import save_tiny
 
 NOTE = {"target": "tiny", "mapper": "a copy of the target", "seed": 0}
 
@@ -40,9 +40,7 @@ ROWS = [row(n, p) for n, p in enumerate(["rewrite", "rewrite", "own", "original"
 def cached(tmp_path, *name):
     import datasets
 
-    return datasets.load_dataset(
-        str(tmp_path / "adapted"), *name, split="train", cache_dir=str(tmp_path / "cache")
-    )
+    return datasets.load_dataset(str(tmp_path / "adapted"), *name, split="train", cache_dir=str(tmp_path / "cache"))
 
 
 def test_it_reads_back_as_written(tmp_path):

@@ -5,7 +5,6 @@ import json
 import logging
 
 import pytest
-from fixtures_models import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from dartune.data.quality import check_report, show_rows
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.errors import InputError, MachineError
+from fixtures_models import byte_tokenizer
 
 ROWS = [
     {"id": "a", "question": "2 + 2?", "solution": "It is 4.\nSo 4", "answer": "4"},
@@ -69,9 +69,7 @@ def pretty_json(path, rows):
 
 FORMATS = {
     "jsonl": lambda folder: jsonl(folder / "d.jsonl", ROWS),
-    "jsonl with a byte order mark and CRLF": lambda folder: jsonl(
-        folder / "d.jsonl", ROWS, "\r\n", b"\xef\xbb\xbf"
-    ),
+    "jsonl with a byte order mark and CRLF": lambda folder: jsonl(folder / "d.jsonl", ROWS, "\r\n", b"\xef\xbb\xbf"),
     "json": lambda folder: pretty_json(folder / "d.json", ROWS),
     "lines in .json": lambda folder: jsonl(folder / "d.json", ROWS),
     "csv": lambda folder: as_csv(folder / "d.csv", ROWS),
@@ -200,9 +198,7 @@ def test_bad_csv_rows_are_named_by_their_first_line(tmp_path):
 
 def test_bad_rows_of_a_json_list_have_lines(tmp_path):
     path = tmp_path / "d.json"
-    path.write_text(
-        '[\n {"question": "q", "solution": "s"},\n 5,\n {"question": "q",\n  "solution": ""},\n {"q": }\n]'
-    )
+    path.write_text('[\n {"question": "q", "solution": "s"},\n 5,\n {"question": "q",\n  "solution": ""},\n {"q": }\n]')
     with pytest.raises(InputError) as caught:
         load_demonstrations(path)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
@@ -223,16 +219,12 @@ def test_parquet_rows_are_named_by_number(tmp_path):
 
 def test_layout_errors_list_the_columns_and_propose_a_map(tmp_path):
     path = jsonl(tmp_path / "d.jsonl", [{"Problem": "q", "Answer": "s"}])
-    with pytest.raises(
-        InputError, match=r"found: 'Problem', 'Answer'.*\{question: Problem, solution: Answer\}"
-    ):
+    with pytest.raises(InputError, match=r"found: 'Problem', 'Answer'.*\{question: Problem, solution: Answer\}"):
         load_demonstrations(path)
     with pytest.raises(InputError, match="'Text', which does not exist") as caught:
         load_demonstrations(path, columns={"question": "Problem", "solution": "Text", "Solution": "x"})
     assert len(caught.value.problems) == 2
-    both = jsonl(
-        tmp_path / "both.jsonl", [{"question": "q", "solution": "s", "messages": TURN, "prompt": "p"}]
-    )
+    both = jsonl(tmp_path / "both.jsonl", [{"question": "q", "solution": "s", "messages": TURN, "prompt": "p"}])
     with pytest.raises(InputError, match="several layouts .question/solution, messages.; .*'messages'"):
         load_demonstrations(both)
     assert load_demonstrations(both, columns={"question": "question"})[0].solution == "s"
@@ -294,10 +286,7 @@ def test_repeated_rows_are_kept_with_a_warning_and_ids_follow_the_content(tmp_pa
     rows = [{"question": f"q{n}", "solution": "s"} for n in (1, 2, 1, 1)]
     with caplog.at_level(logging.WARNING):
         found = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
-    assert (
-        "2 rows repeat an earlier one" in caplog.text
-        and "d.jsonl line 3 repeats d.jsonl line 1" in caplog.text
-    )
+    assert "2 rows repeat an earlier one" in caplog.text and "d.jsonl line 3 repeats d.jsonl line 1" in caplog.text
     assert [row.id for row in found[2:]] == [f"{found[0].id}-2", f"{found[0].id}-3"]
     other_order = load_demonstrations(jsonl(tmp_path / "e.jsonl", rows[1::-1]))
     assert [row.id for row in other_order] == [found[1].id, found[0].id]

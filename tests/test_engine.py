@@ -3,17 +3,18 @@
 import math
 import random
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
-from fixtures_models import ARCHITECTURES, tiny_model
-from test_shared_prefix import VOCABULARY, make, one_by_one
 
 from dartune.errors import InputError
 from dartune.models import hf_engine
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.shared_prefix import sequence_logprobs
+from fixtures_models import ARCHITECTURES, tiny_model
+from test_shared_prefix import VOCABULARY, make, one_by_one
 
 STOPS = (1, 2, 3)
 NAMES = [*ARCHITECTURES, "sliding"]
@@ -36,10 +37,7 @@ def tokens(groups):
 def test_score_equals_the_textbook_way_in_input_order(name):
     model, rng = make(name), random.Random(1)
     prompts = random_prompts(4)
-    pairs = [
-        (rng.choice(prompts), [rng.randrange(VOCABULARY) for _ in range(rng.randint(0, 12))])
-        for _ in range(20)
-    ]
+    pairs = [(rng.choice(prompts), [rng.randrange(VOCABULARY) for _ in range(rng.randint(0, 12))]) for _ in range(20)]
     scores = HFEngine(model, max_batch_tokens=100).score(pairs)
     for row, expected in zip(scores, one_by_one(model, pairs), strict=True):
         assert row == pytest.approx(expected, abs=1e-5)
@@ -130,7 +128,7 @@ def test_dropping_finished_rows_changes_nothing(name, threshold, monkeypatch):
     monkeypatch.setattr(hf_engine, "COMPACT_BELOW", threshold)
     found = HFEngine(model).generate(prompts, spec(n=5))
     assert tokens(found) == tokens(expected)
-    for a, b in zip(sum(found, []), sum(expected, []), strict=True):
+    for a, b in zip(chain(*found), chain(*expected), strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 

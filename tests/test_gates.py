@@ -187,9 +187,7 @@ def test_quantity_coverage_is_a_share_in_order(checker: AnswerChecker) -> None:
 
 
 def test_calculator_notes_and_list_marks_are_no_quantities(checker: AnswerChecker) -> None:
-    row = replace(
-        ENGLISH, solution="1. Sarah has 24/4=<<24/4=6>>6.\n2. Michael has 5*6=<<5*6=30>>30.\n#### 30"
-    )
+    row = replace(ENGLISH, solution="1. Sarah has 24/4=<<24/4=6>>6.\n2. Michael has 5*6=<<5*6=30>>30.\n#### 30")
     assert failed(checker, rewritten(row, ENGLISH.solution)) == set()
 
 
@@ -199,9 +197,7 @@ def test_leak_phrases_of_the_question_or_source_are_allowed_and_more_can_be_adde
     text = "As shown above , " + LAB.solution
     assert failed(checker, rewritten(LAB, text)) == {"no_leak"}
     assert failed(checker, rewritten(replace(LAB, solution=text), text)) == set()
-    assert (
-        failed(checker, rewritten(replace(LAB, question="As shown above , " + LAB.question), text)) == set()
-    )
+    assert failed(checker, rewritten(replace(LAB, question="As shown above , " + LAB.question), text)) == set()
     extra = replace(THRESHOLDS, leak_phrases=("Max has",))
     mine = rewritten(replace(LAB, question="", solution="15 , 13 , 26 . The answer is 26 ."), LAB.solution)
     assert failed(checker, mine, extra) == {"no_leak"}
@@ -222,9 +218,7 @@ def test_loops_are_found_at_any_length_but_long_text_may_repeat_itself(checker: 
     natural = " . so we get that ".join(prose) + " . " + LAB.solution
     row = replace(LAB, solution=LAB.solution)
     wide = replace(THRESHOLDS, length_high=1e9)
-    assert failed(checker, rewritten(row, natural), wide) == {"no_loop"}, (
-        "an n-gram in every line fills a tenth"
-    )
+    assert failed(checker, rewritten(row, natural), wide) == {"no_loop"}, "an n-gram in every line fills a tenth"
     sparse = " . ".join(f"{line} . so we get that" if i % 7 == 0 else line for i, line in enumerate(prose))
     assert failed(checker, rewritten(row, f"{sparse} . {LAB.solution}"), wide) == set()
     looped = f"{sparse} . {'need Flo from Ray , ' * 8} . {LAB.solution}"
@@ -246,12 +240,8 @@ def test_rows_without_an_announced_answer_use_the_last_number(checker: AnswerChe
     two = ENGLISH_STEPS + " The answer is 31. The answer is 30."
     assert failed(checker, rewritten(row, two)) == {"one_answer"}
     tail = replace(row, solution=ENGLISH_STEPS + " That is for 1 Michael.")
-    assert failed(checker, rewritten(tail, tail.solution)) == {"correct_answer"}, (
-        "the answer is not at the end"
-    )
-    because = replace(
-        row, solution="Sarah has 24 / 4 = 6. Michael has 30 friends because 5 * 6 = 30 and 2 - 2 = 0."
-    )
+    assert failed(checker, rewritten(tail, tail.solution)) == {"correct_answer"}, "the answer is not at the end"
+    because = replace(row, solution="Sarah has 24 / 4 = 6. Michael has 30 friends because 5 * 6 = 30 and 2 - 2 = 0.")
     assert failed(checker, rewritten(because, because.solution)) == set()
 
 
@@ -273,10 +263,7 @@ def test_an_answer_the_checker_fails_on_is_reported_as_unjudged(checker: AnswerC
 
 def test_required_names_are_the_sources_or_all_where_it_shows_none() -> None:
     assert required_names(rewritten(ENGLISH, ENGLISH.solution)) == ["Sarah", "Michael"]
-    assert (
-        required_names(rewritten(replace(ENGLISH, solution="She has 24 / 4 = 6 friends, he has 30."), ""))
-        == []
-    )
+    assert required_names(rewritten(replace(ENGLISH, solution="She has 24 / 4 = 6 friends, he has 30."), "")) == []
     nested = replace(LAB, solution="Ned = ( 15 - 2 ) + ( 15 - 2 ) = 26 .")
     assert required_names(LAB_VALUES) == required_names(nested) == ["Max", "Yan", "Ned"]
 
@@ -305,9 +292,7 @@ SENTENCE = st.builds(
     st.sampled_from(["apples", "$", "km", "% of it"]),
     st.decimals(0, 10**4, places=2),
 )
-ENDING = st.sampled_from(
-    ["#### {}", "The answer is {} .", r"So we get $\boxed{{{}}}$.", "**Final answer:** {}", "{}"]
-)
+ENDING = st.sampled_from(["#### {}", "The answer is {} .", r"So we get $\boxed{{{}}}$.", "**Final answer:** {}", "{}"])
 
 
 @given(st.lists(SENTENCE, min_size=1, max_size=8), ENDING, st.integers(0, 10**7), st.booleans())
@@ -316,9 +301,7 @@ def test_a_verbatim_copy_of_an_honest_source_passes(
     checker: AnswerChecker, steps: list[str], ending: str, answer: int, explicit: bool
 ) -> None:
     source = "\n".join([*steps, ending.format(f"{answer:,}")])
-    row = GateInput(
-        "Anna met Bob, then Carl and Dora. How many?", source, "", str(answer) if explicit else None
-    )
+    row = GateInput("Anna met Bob, then Carl and Dora. How many?", source, "", str(answer) if explicit else None)
     assert failed(checker, rewritten(row, source)) == set()
 
 
@@ -333,9 +316,7 @@ def test_rows_do_not_influence_each_other(checker: AnswerChecker, order: list[st
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_real_grade_school_solutions_pass_as_their_own_rewrites(
-    checker: AnswerChecker, announced: bool
-) -> None:
+def test_real_grade_school_solutions_pass_as_their_own_rewrites(checker: AnswerChecker, announced: bool) -> None:
     reasoning_gym = pytest.importorskip("reasoning_gym")
     items = []
     for entry in reasoning_gym.create_dataset("gsm_symbolic", size=50, seed=31_000):

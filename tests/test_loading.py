@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
 
 from dartune.errors import InputError, MachineError
 from dartune.models.loading import (
@@ -17,6 +16,7 @@ from dartune.models.loading import (
     model_problems,
     save_model,
 )
+from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

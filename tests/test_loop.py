@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_one_batch_of_eight_equals_two_of_four(tmp_path):
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     rates = [config().learning_rate_at(step) for step in range(12)]
     assert rates[0] == pytest.approx(1e-2 / 3) and max(rates) == pytest.approx(1e-2)
-    assert rates[-1] < 2e-3 and all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert rates[-1] < 2e-3 and all(a >= b for a, b in pairwise(rates[2:]))
 
 
 def test_every_row_comes_once_an_epoch_in_a_new_order():

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures_models import ARCHITECTURES, save_tiny
 
 from dartune.cli import main
 from dartune.data.adapted import read_adapted
 from dartune.run import read_jsonl
+from fixtures_models import ARCHITECTURES, save_tiny
 
 TINY = [
     "--mapper.steps=2",
@@ -38,7 +38,9 @@ def word_problems(path: Path, n: int) -> Path:
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:
             solution = row["metadata"]["answer_cot"]
-            stream.write(json.dumps({"question": row["question"], "solution": solution, "answer": row["answer"]}) + "\n")
+            stream.write(
+                json.dumps({"question": row["question"], "solution": solution, "answer": row["answer"]}) + "\n"
+            )
     return path
 
 
@@ -177,7 +179,10 @@ def test_bad_input_gives_one_clear_message_and_exit_code_2(problems, tmp_path):
     cases = {
         "empty": (["--data", str(empty), "--target", str(target)], ["empty.jsonl"]),
         "column": (["--data", str(odd), "--target", str(target)], ["Problem", "data.columns"]),
-        "rows": (["--data", str(invalid), "--target", str(target)], ["invalid.jsonl:2", "question", "solution", ":3"]),
+        "rows": (
+            ["--data", str(invalid), "--target", str(target)],
+            ["invalid.jsonl line 2: solution", "line 3: invalid JSON"],
+        ),
         "model": (["--data", str(problems), "--target", str(tmp_path / "none")], ["none", "model folder"]),
         "key": ([*good, "--mapper.step", "3"], ["mapper.step", "mapper.steps"]),
     }

@@ -1,12 +1,12 @@
 """Rendering: what is trained is exactly the response and its end, for any text and any template."""
 
 import pytest
-from fixtures_models import CHATML, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dartune.data.render import Renderer
 from dartune.errors import InputError
+from fixtures_models import CHATML, byte_tokenizer
 
 MERGES = (("Ċ", "Ċ"), ("t", "h"), ("th", "e"), ("Ġ", "the"), ("<", "|"), ("|", ">"))
 CHAT = byte_tokenizer(merges=MERGES)
@@ -78,9 +78,7 @@ def test_data_in_a_prompt_without_a_template_stays_plain_text(text):
 @settings(max_examples=200, deadline=None)
 @given(text=HARMLESS)
 def test_harmless_text_gets_the_ids_of_the_plain_chat_template(text):
-    plain = CHAT.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)[
-        "input_ids"
-    ]
+    plain = CHAT.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
     assert Renderer(CHAT).prompt_ids(text) == plain
 
 
@@ -116,9 +114,7 @@ def test_golden_ids():
 
 def test_solutions_with_their_own_thinking_start_at_the_generation_prompt():
     tokenizer = with_template(THINKING)
-    assert tokenizer.decode(Renderer(tokenizer).prompt_ids("q")).endswith(
-        "assistant\n<think>\n\n</think>\n\n"
-    )
+    assert tokenizer.decode(Renderer(tokenizer).prompt_ids("q")).endswith("assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(Renderer(tokenizer, thinking=True).prompt_ids("q")).endswith("assistant\n")
 
 
@@ -137,9 +133,7 @@ def test_special_tokens_that_swallow_spaces_are_encoded_alike_both_ways():
     from transformers import AddedToken
 
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken("<|turn|>", rstrip=True, special=True)]}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|turn|>", rstrip=True, special=True)]})
     tokenizer.chat_template = CHATML.replace("<|im_start|>", "<|turn|>  ")
     renderer = Renderer(tokenizer)
     plain = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)
@@ -153,9 +147,7 @@ def test_a_normaliser_cannot_turn_text_into_a_special_token():
 
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [AddedToken("<|evil|>", normalized=True, special=True)]}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|evil|>", normalized=True, special=True)]})
     text = "＜|evil|＞"
     evil = tokenizer.convert_tokens_to_ids("<|evil|>")
     assert evil in tokenizer.encode(text)

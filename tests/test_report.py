@@ -110,9 +110,7 @@ def _unchanged():
 
 def _full(**changes):
     seeds = changes.pop("seeds", (0,))
-    rows = [
-        adapted_row(i, p) for i, p in enumerate(["rewrite"] * 6 + ["own", "original", "original", "dropped"])
-    ]
+    rows = [adapted_row(i, p) for i, p in enumerate(["rewrite"] * 6 + ["own", "original", "original", "dropped"])]
     arguments = {
         "name": "trial",
         "config": {"arms": ["base", "sft", "dart"], "seeds": list(seeds)},
@@ -134,7 +132,7 @@ def _full(**changes):
             "data": {"seconds": 3.0},
         },
         "mapper_metrics": {seed: metrics() for seed in seeds},
-        "adapted": {seed: rows for seed in seeds},
+        "adapted": dict.fromkeys(seeds, rows),
         "adapted_quality": {seed: {"step_correct": 0.9, "dialects": {"explicit": 0.8}} for seed in seeds},
         "learning_rates": {"sft": {0: {"chosen": 0.001, "dev": {0.001: 0.5, 0.0003: 0.25}}}},
         "examples": [example()],
@@ -202,9 +200,7 @@ def test_seeds_are_averaged_and_listed():
 
 
 def test_groups_and_pairs():
-    assert [
-        group_of(name) for name in ("in_distribution", "ood_x", "retention_long", "format_shift", "gsm8k")
-    ] == [
+    assert [group_of(name) for name in ("in_distribution", "ood_x", "retention_long", "format_shift", "gsm8k")] == [
         "in distribution",
         "out of distribution",
         "retention",
@@ -266,11 +262,7 @@ def test_accounting_and_what_is_missing():
 
 
 def test_arms_with_other_questions_are_refused_and_named():
-    records = [
-        r
-        for r in evaluations(SHARES)
-        if not (r["arm"] == "dart" and r["id"] in ("retention-3", "ood_names-9"))
-    ]
+    records = [r for r in evaluations(SHARES) if not (r["arm"] == "dart" and r["id"] in ("retention-3", "ood_names-9"))]
     with pytest.raises(InputError) as caught:
         full(evaluations=records)
     assert len(caught.value.problems) == 2
@@ -334,9 +326,7 @@ def test_wording_follows_sign_and_interval():
     assert first.startswith(
         "In distribution: dart is better than sft, 80.0% against 30.0% (+50.0 points, 95% interval +"
     )
-    assert second.startswith(
-        "Retention: dart is worse than sft, 10.0% against 50.0% (-40.0 points, 95% interval -"
-    )
+    assert second.startswith("Retention: dart is worse than sft, 10.0% against 50.0% (-40.0 points, 95% interval -")
     assert third.startswith("Mine: no clear difference between dart and sft")
 
 
@@ -425,9 +415,7 @@ def test_nothing_from_the_data_runs_and_nothing_is_loaded(tmp_path):
         adapted_quality={0: {HOSTILE: HOSTILE}},
         costs={HOSTILE: {"seconds": 1}},
         learning_rates={HOSTILE: {0: {"chosen": HOSTILE, "dev": {HOSTILE: 0.5}}}},
-        examples=[
-            example(question=HOSTILE, solution=HOSTILE, tokens_after=[[HOSTILE, -1.0]], reason=HOSTILE)
-        ],
+        examples=[example(question=HOSTILE, solution=HOSTILE, tokens_after=[[HOSTILE, -1.0]], reason=HOSTILE)],
         notes=[HOSTILE],
         input_rows=None,
     )

@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from fixtures_models import ARCHITECTURES, tiny_model
 
 from dartune.errors import InputError
 from dartune.models import shared_prefix
 from dartune.models.shared_prefix import group_logprobs, sequence_logprobs
+from fixtures_models import ARCHITECTURES, tiny_model
 
 VOCABULARY = 60
 # Prompt length and completion lengths of each group: ragged, empty, one token, none at all.
@@ -117,9 +117,7 @@ def test_chunked_logits_give_the_same_values_and_gradients(monkeypatch):
 def test_only_completion_positions_reach_the_head(kept):
     model, groups = make("llama"), random_groups([(30, (4, 2)), (20, (3,))])
     positions = []
-    model.lm_head.register_forward_hook(
-        lambda module, inputs, output: positions.append(output.shape[:-1].numel())
-    )
+    model.lm_head.register_forward_hook(lambda module, inputs, output: positions.append(output.shape[:-1].numel()))
     if kept == "group":
         group_logprobs(model, groups)
         assert sum(positions) == 2 + (3 + 1 + 2)  # each prompt's last position, then all but the first tokens

@@ -42,7 +42,7 @@ def test_questions_shared_by_seeds_are_not_counted_as_new_questions():
     covered, trials, n = 0, 200, 50
     for _ in range(trials):
         outcome = {str(q): rng.choices([1.0, -1.0, 0.0], [0.3, 0.1, 0.6])[0] for q in range(n)}
-        strata = stats.strata_of({seed: outcome for seed in range(5)})
+        strata = stats.strata_of(dict.fromkeys(range(5), outcome))
         interval = stats.difference_interval(strata, resamples=300)
         covered += interval.low <= 0.2 <= interval.high
     assert covered / trials > 0.9

@@ -109,9 +109,7 @@ def test_any_text_can_be_read_and_spans_point_at_the_answers(text: str) -> None:
         assert text[slice(*span)] == answers[-1] != ""
 
 
-@pytest.mark.parametrize(
-    "piece", [r"\boxed{", "{", "#### ", "The answer is ", "answer: $", "$ ", ". * ", "1,111"]
-)
+@pytest.mark.parametrize("piece", [r"\boxed{", "{", "#### ", "The answer is ", "answer: $", "$ ", ". * ", "1,111"])
 def test_reading_hostile_repetition_takes_no_time(piece: str) -> None:
     started = time.perf_counter()
     final_answers(piece * 2000)
@@ -260,7 +258,9 @@ def test_a_process_that_cannot_start_is_a_machine_error(monkeypatch: pytest.Monk
 
 
 def test_importing_the_gates_imports_no_heavy_library() -> None:
-    code = "import sys, dartune.rewards.gates; print([m for m in ('torch', 'sympy', 'math_verify') if m in sys.modules])"
+    code = (
+        "import sys, dartune.rewards.gates; print([m for m in ('torch', 'sympy', 'math_verify') if m in sys.modules])"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == "[]"

@@ -40,9 +40,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The demonstrations."""
 
-    path: Text = Field(
-        description="lab:<expert>, a .jsonl/.json/.csv/.parquet file, a folder, or hub:<owner>/<name>"
-    )
+    path: Text = Field(description="lab:<expert>, a .jsonl/.json/.csv/.parquet file, a folder, or hub:<owner>/<name>")
     split: Text = Field("train", description="which split of a folder or Hub data set")
     columns: dict[str, str] = Field(
         default_factory=dict,
@@ -109,9 +107,7 @@ class MapperConfig(Adapter):
 class RewardConfig(Section):
     """What a rewrite must pass; null thresholds come from the data's own percentiles."""
 
-    own_samples: Count = Field(
-        4, description="the target's own solutions per question, for thresholds and fallback"
-    )
+    own_samples: Count = Field(4, description="the target's own solutions per question, for thresholds and fallback")
     quantity_coverage: Share = Field(0.95, description="share of the source's intermediate numbers to keep")
     entity_coverage: Share = Field(1.0, description="share of the source's names to keep")
     answer_logprob: float | None = Field(

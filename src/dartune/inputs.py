@@ -32,7 +32,11 @@ class Data:
 
     @property
     def parts(self) -> dict[str, list[Demonstration]]:
-        return {"train": self.train, "dev": self.dev, **{f"suite-{name}": rows for name, rows in self.suites.items()}}
+        return {
+            "train": self.train,
+            "dev": self.dev,
+            **{f"suite-{name}": rows for name, rows in self.suites.items()},
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -58,9 +62,7 @@ def load(config: Config) -> Data:
         InputError: everything that is wrong with the data and the suites' files, at once.
     """
     if lab.is_lab(config.data.path):
-        train, dev, suites = lab.data(
-            config.data.path, config.data.limit, config.data.dev, config.evaluate.questions
-        )
+        train, dev, suites = lab.data(config.data.path, config.data.limit, config.data.dev, config.evaluate.questions)
         return Data(train, dev, suites)
     problems: list[str] = []
     rows = _loaded(lambda: _read(config.data.path, config), problems)
@@ -77,7 +79,7 @@ def _loaded(read: Callable[[], list[Demonstration]], problems: list[str]) -> lis
     try:
         return read()
     except InputError as error:
-        problems += [error.message, *error.problems]
+        problems += error.problems or [error.message]
         return None
 
 

@@ -12,18 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dartune import inputs
 from dartune.config import Config, load_config
 from dartune.data.quality import check_report, show_rows
 from dartune.errors import InputError
 from dartune.lab import source as lab
-from dartune.progress import Progress
+from dartune.progress import Progress, follow
 from dartune.report.gather import adapted_quality, examples, shown_rewrites
 from dartune.report.page import write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
 from dartune.rewards.verify import AnswerChecker
-from dartune.roster import Meter, Roster
+from dartune.roster import Meter, prepared
 from dartune.run import Cost, Run, atomic_write_json, read_jsonl, write_jsonl
 
 UNTRAINED_ARMS = ("base",)
@@ -90,19 +89,6 @@ def report(folder: Path) -> str:
         job = Job(config, run_folder, checker)
         job.data, job.models = prepared(config)
         return job.report()
-
-
-def prepared(config: Config) -> tuple[inputs.Data, Roster]:
-    """Data and models, checked together so that everything wrong is told at once."""
-    models, problems, data = Roster(config), [], None
-    for load in (lambda: inputs.load(config), models.check):
-        try:
-            data = load() or data
-        except InputError as error:
-            problems += [error.message, *error.problems]
-    if problems or data is None:
-        raise InputError("this run cannot start", problems)
-    return data, models
 
 
 def _adapts(config: Config) -> bool:
@@ -232,7 +218,12 @@ class Job:
                     progress,
                 )
             published = [{key: row[key] for key in row if key not in ("ids", "logprobs")} for row in rows]
-            note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
+            note = {
+                "run": config.name,
+                "target": config.target.path,
+                "mapper": config.mapper.path,
+                "seed": seed,
+            }
             accounting(rows, len(self.data.train))
             chat = self.models.renderer.template is not None
             write_adapted(out / "adapted", published, provenance_note=note, chat=chat)
@@ -311,7 +302,11 @@ class Job:
             name, trained, folder = f"evaluate-{arm}", self.models.target_fingerprint, None
         else:
             stage = f"train-{arm}-s{seed}-lr{self._chosen(arm, seed)[0]:g}"
-            name, trained, folder = f"evaluate-{arm}-s{seed}", self.run.key(stage), self.run.stage_folder(stage)
+            name, trained, folder = (
+                f"evaluate-{arm}-s{seed}",
+                self.run.key(stage),
+                self.run.stage_folder(stage),
+            )
         stage_inputs = {
             "model": trained,
             "suites": self.data.suites_fingerprint,
@@ -365,11 +360,13 @@ class Job:
             "costs": {name: asdict(run_folder.cost(name)) for name in run_folder.finished_stages()},
             "mapper_metrics": {s: read_jsonl(run_folder.stage_folder(f"mapper-s{s}") / "metrics.jsonl") for s in seeds},
             "adapted": adapted,
-            "adapted_quality": {s: adapted_quality(rows, self.judge) for s, rows in adapted.items()} if self.judge else None,
+            "adapted_quality": {s: adapted_quality(rows, self.judge) for s, rows in adapted.items()}
+            if self.judge
+            else None,
             "learning_rates": rates,
             "examples": self._examples(adapted),
             "input_rows": len(self.data.train),
-            "templates": {arm: self.models.renderer.hash for arm in config.arms},
+            "templates": dict.fromkeys(config.arms, self.models.renderer.hash),
             "notes": self.data.notes,
         }
 
@@ -386,8 +383,3 @@ class Job:
 
     def progress(self, total: int, label: str) -> Progress:
         return Progress(total, label, log_path=self.run.log_path)
-
-
-def follow(progress: Progress, *shown: str) -> Callable[[int, dict[str, Any]], None]:
-    """A step callback that moves a progress bar and shows some of the step's metrics."""
-    return lambda step, row: progress.advance_to(step, **{name: row[name] for name in shown})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -115,3 +116,8 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def follow(progress: Progress, *shown: str) -> Callable[[int, dict[str, Any]], None]:
+    """A step callback that moves a progress bar and shows some of the step's metrics."""
+    return lambda step, row: progress.advance_to(step, **{name: row[name] for name in shown})

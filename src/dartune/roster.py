@@ -93,9 +93,7 @@ class Roster:
 
     def _load(self, path: str):
         target = self.config.target
-        return load_model(
-            path, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code
-        )
+        return load_model(path, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code)
 
     def check(self) -> None:
         """Load what the run needs; every problem of the models is raised at once.
@@ -109,7 +107,7 @@ class Roster:
                 tokenizer = load_tokenizer(path, trust_remote_code=self.config.target.trust_remote_code)
                 self._load(path)
             except InputError as error:
-                problems += [error.message, *error.problems]
+                problems += error.problems or [error.message]
                 continue
             if path != self.target_path and not problems and tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 problems.append(
@@ -118,3 +116,16 @@ class Roster:
                 )
         if problems:
             raise InputError("the models cannot be used", problems)
+
+
+def prepared(config: Config) -> tuple[inputs.Data, Roster]:
+    """Data and models, checked together so that everything wrong is told at once."""
+    models, problems, data = Roster(config), [], None
+    for load in (lambda: inputs.load(config), models.check):
+        try:
+            data = load() or data
+        except InputError as error:
+            problems += error.problems or [error.message]
+    if problems or data is None:
+        raise InputError("this run cannot start", problems)
+    return data, models

@@ -130,9 +130,7 @@ def _to_stderr(message: str) -> None:
 class Run:
     """One run folder, held by this process from construction to `close` (or the end of the process)."""
 
-    def __init__(
-        self, folder: Path, log: Callable[[str], None] = _to_stderr, *, config: Config | None = None
-    ) -> None:
+    def __init__(self, folder: Path, log: Callable[[str], None] = _to_stderr, *, config: Config | None = None) -> None:
         """Take the folder, creating it if need be, and note the environment and `config` in it.
 
         Raises:
@@ -257,9 +255,7 @@ class Run:
             shutil.rmtree(folder)
         return []
 
-    def _attempt(
-        self, name: str, folder: Path, state: dict[str, Any], fn: Callable[[Path], Cost | None]
-    ) -> None:
+    def _attempt(self, name: str, folder: Path, state: dict[str, Any], fn: Callable[[Path], Cost | None]) -> None:
         attempt: dict[str, Any] = {"started": time.time(), "seconds": None}
         state["attempts"].append(attempt)
         atomic_write_json(folder / STARTED, state)

@@ -65,9 +65,7 @@ def load_demonstrations(
     return _collect(rows, layout, fields, limit, path)
 
 
-def choose_layout(
-    names: Iterable[str], columns: Mapping[str, str], path: str | Path
-) -> tuple[str, dict[str, str]]:
+def choose_layout(names: Iterable[str], columns: Mapping[str, str], path: str | Path) -> tuple[str, dict[str, str]]:
     """Returns the name of the layout and our field -> their column.
 
     Raises:
@@ -76,9 +74,7 @@ def choose_layout(
     names = list(names)
     found = f"columns found: {', '.join(map(repr, names)) or 'none'}"
     problems = [
-        f"data.columns.{ours} is no field; the fields are {', '.join(FIELDS)}"
-        for ours in columns
-        if ours not in FIELDS
+        f"data.columns.{ours} is no field; the fields are {', '.join(FIELDS)}" for ours in columns if ours not in FIELDS
     ]
     problems += [
         f"data.columns.{ours} names the column {theirs!r}, which does not exist"
@@ -163,19 +159,13 @@ def _collect(
         demonstrations.append(replace(found, id=name))
     if problems:
         kept = f"; {len(demonstrations)} others are good" if demonstrations else ""
-        raise InputError(
-            f"{path}: {len(problems)} problems in the data{kept}; correct or remove these rows", problems
-        )
+        raise InputError(f"{path}: {len(problems)} problems in the data{kept}; correct or remove these rows", problems)
     if repeated:
-        logger.warning(
-            "%s: %d rows repeat an earlier one (kept): %s", path, len(repeated), "; ".join(repeated[:3])
-        )
+        logger.warning("%s: %d rows repeat an earlier one (kept): %s", path, len(repeated), "; ".join(repeated[:3]))
     return demonstrations
 
 
-def parse_row(
-    row: Mapping[str, Any], layout: str, fields: Mapping[str, str]
-) -> tuple[Demonstration | None, list[str]]:
+def parse_row(row: Mapping[str, Any], layout: str, fields: Mapping[str, str]) -> tuple[Demonstration | None, list[str]]:
     """One row to a demonstration (id "" where the data has none), or None and what is wrong with it."""
     complaints: list[str] = []
 
@@ -192,9 +182,7 @@ def parse_row(
     elif layout == "prompt/completion":
         prompt, completion = get("prompt"), get("completion")
         if isinstance(prompt, list) and isinstance(completion, list):
-            texts = _turns(
-                [*prompt, *completion], f"{fields['prompt']}/{fields['completion']}", meta, complaints
-            )
+            texts = _turns([*prompt, *completion], f"{fields['prompt']}/{fields['completion']}", meta, complaints)
         else:
             texts = {fields["prompt"]: prompt, fields["completion"]: completion}
     else:
@@ -223,9 +211,7 @@ def _turns(messages: Any, column: str, meta: dict[str, Any], complaints: list[st
     roles = [message["role"] for message in messages]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         shown = ", ".join(map(str, roles)) or "none"
-        complaints.append(
-            f"{column}: the roles must be user, assistant (a system message may come first), not {shown}"
-        )
+        complaints.append(f"{column}: the roles must be user, assistant (a system message may come first), not {shown}")
         return {}
     if len(messages) == 3:
         meta["system"] = messages[0]["content"]
@@ -246,16 +232,10 @@ def _character_rule(value: str) -> str | None:
     if "\0" in value:
         return f"has a NUL character at position {value.index(chr(0))}"
     broken = next((index for index, char in enumerate(value) if "\ud800" <= char <= "\udfff"), None)
-    return (
-        None
-        if broken is None
-        else f"has half of a surrogate pair at position {broken}, which is no valid Unicode"
-    )
+    return None if broken is None else f"has half of a surrogate pair at position {broken}, which is no valid Unicode"
 
 
-def _short_text(
-    name: str, row: Mapping[str, Any], fields: Mapping[str, str], complaints: list[str]
-) -> str | None:
+def _short_text(name: str, row: Mapping[str, Any], fields: Mapping[str, str], complaints: list[str]) -> str | None:
     """An answer or id: text or a number, which becomes text; None where there is none."""
     if name not in fields:
         return None
@@ -265,7 +245,7 @@ def _short_text(
             return None
         # Tables store whole numbers as floats as soon as one value is missing.
         value = int(value) if math.isfinite(value) and value == int(value) else value
-    if value is None or isinstance(value, str) and not value.strip():
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         complaints.append(f"{fields[name]}: must be text or a number, not {type(value).__name__}")

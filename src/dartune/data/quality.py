@@ -69,9 +69,7 @@ class QualityReport:
         if self.repeated_rows:
             found.append(f"{self.repeated_rows} rows repeat an earlier row word for word; they weigh double")
         if self.repeated_questions:
-            found.append(
-                f"{self.repeated_questions} rows ask an earlier row's question with another solution"
-            )
+            found.append(f"{self.repeated_questions} rows ask an earlier row's question with another solution")
         if self.near_empty:
             found.append(
                 f"{len(self.near_empty)} solutions have fewer than {FEWEST_WORDS} words "

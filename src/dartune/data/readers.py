@@ -42,9 +42,7 @@ def read_rows(path: str | Path, split: str) -> Iterator[RawRow]:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a file, a folder, or hub:<owner>/<name>")
     if path.suffix.lower() not in READERS:
-        raise InputError(
-            f"{path}: the format {path.suffix or '(no ending)'!r} is not read; use {', '.join(READERS)}"
-        )
+        raise InputError(f"{path}: the format {path.suffix or '(no ending)'!r} is not read; use {', '.join(READERS)}")
     return READERS[path.suffix.lower()](path)
 
 
@@ -93,26 +91,16 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
             content, position = decoder.raw_decode(text, position)
         except (json.JSONDecodeError, RecursionError) as error:
             # After a broken object nothing says where the next one starts.
-            detail = (
-                f"at column {error.colno}: {error.msg}"
-                if isinstance(error, json.JSONDecodeError)
-                else ": nested"
-            )
-            yield RawRow(
-                f"{path.name} line {getattr(error, 'lineno', line)}", f"invalid JSON {detail}; rest unread"
-            )
+            detail = f"at column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": nested"
+            yield RawRow(f"{path.name} line {getattr(error, 'lineno', line)}", f"invalid JSON {detail}; rest unread")
             return
-        yield RawRow(
-            place, content if isinstance(content, dict) else f"must be an object, not {_json_name(content)}"
-        )
+        yield RawRow(place, content if isinstance(content, dict) else f"must be an object, not {_json_name(content)}")
         position = space.match(text, position).end()
         if text[position : position + 1] == ",":
             position += 1
         elif text[position : position + 1] != "]":
             line += text.count("\n", counted, position)
-            yield RawRow(
-                f"{path.name} line {line}", "invalid JSON: a comma or ] must follow a row; rest unread"
-            )
+            yield RawRow(f"{path.name} line {line}", "invalid JSON: a comma or ] must follow a row; rest unread")
             return
 
 
@@ -178,13 +166,9 @@ def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
     """The data files whose name or subfolder says `split`; all of them where no name says any split."""
-    files = sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in READERS and _is_data(file, folder)
-    )
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in READERS and _is_data(file, folder))
     if not files:
-        raise InputError(
-            f"{folder} holds no data files; expected {', '.join(READERS)} or a saved `datasets` folder"
-        )
+        raise InputError(f"{folder} holds no data files; expected {', '.join(READERS)} or a saved `datasets` folder")
     said = {file: _split_of(file.relative_to(folder), split) for file in files}
     chosen = [file for file in files if said[file] == split]
     if not chosen and any(said.values()):
@@ -224,9 +208,7 @@ def _hub_rows(address: str, split: str) -> Iterator[RawRow]:
     if match is None:
         raise InputError(f"{address!r} is no Hub address; write hub:<owner>/<name>[:<config>][@<revision>]")
     try:
-        loaded = datasets.load_dataset(
-            match["name"], match["config"], revision=match["revision"], split=split
-        )
+        loaded = datasets.load_dataset(match["name"], match["config"], revision=match["revision"], split=split)
     except ConnectionError as error:
         raise MachineError(f"{address}: the Hub cannot be reached: {error}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -49,9 +49,7 @@ class Renderer:
         names = sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         # As the tokenizer sees them in a template: some special tokens swallow the white space around them.
-        self._control = re.compile(
-            "|".join(_with_spaces(name, special.get(name)) for name in names) or r"(?!)"
-        )
+        self._control = re.compile("|".join(_with_spaces(name, special.get(name)) for name in names) or r"(?!)")
         self._special_ids = set(tokenizer.convert_tokens_to_ids(names)) - {tokenizer.unk_token_id}
         self.template: str | None = tokenizer.get_chat_template() if tokenizer.chat_template else None
         if self.template is not None and "strftime_now" in self.template:
@@ -144,14 +142,10 @@ class Renderer:
         """Decides where the prompt ends and returns the token that ends an assistant turn."""
         before, found, after = self._render("question", self.system_prompt, ANSWER).rpartition(ANSWER)
         if not found:
-            raise InputError(
-                "the tokenizer's chat template leaves out the assistant's text; change the template"
-            )
+            raise InputError("the tokenizer's chat template leaves out the assistant's text; change the template")
         for text, what in (("question", "the question"), (self.system_prompt or "", "target.system_prompt")):
             if text.strip() not in before:
-                raise InputError(
-                    f"the tokenizer's chat template leaves out {what}; change the template or the prompt"
-                )
+                raise InputError(f"the tokenizer's chat template leaves out {what}; change the template or the prompt")
         generation = self._render("question", self.system_prompt)
         # White space alone is no reason to leave the prompt that generation uses.
         self._from_generation_prompt = self.thinking or before.rstrip() == generation.rstrip()
@@ -176,14 +170,8 @@ class Renderer:
             )
         except Exception as error:  # a template is somebody's program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)
-            hint = (
-                "; leave target.system_prompt out if the model takes none"
-                if system_prompt is not None
-                else ""
-            )
-            raise InputError(
-                f"the tokenizer's chat template refuses the roles {roles}: {error}{hint}"
-            ) from error
+            hint = "; leave target.system_prompt out if the model takes none" if system_prompt is not None else ""
+            raise InputError(f"the tokenizer's chat template refuses the roles {roles}: {error}{hint}") from error
 
     def _encode_between_controls(self, rendered: str, restore) -> list[int]:
         """Encodes the template's own special tokens as such and all text between them as plain text."""

@@ -64,7 +64,10 @@ def _claims(body: str, mark: str, first: str, later: str) -> list[Claim] | None:
 
 def _read_explicit(body: str) -> list[Claim] | None:
     claims = _claims(
-        body, ".", rf"(?P<name>{NAME}) has (?P<value>\d+)", rf"(?P<name>{NAME}) has (?P<sum>{SUM}) = (?P<value>\d+)"
+        body,
+        ".",
+        rf"(?P<name>{NAME}) has (?P<value>\d+)",
+        rf"(?P<name>{NAME}) has (?P<sum>{SUM}) = (?P<value>\d+)",
     )
     return claims if claims and any(claim.number_sum for claim in claims) else None
 
@@ -107,6 +110,29 @@ def _read_backward(body: str) -> list[Claim] | None:
     return claims if claims and not plan else None
 
 
+def _read_recall(body: str) -> list[Claim] | None:
+    sentences = _split(body, ".")
+    if not sentences or " , " not in sentences[0]:
+        return None
+    *told, root = sentences[0].split(" , ")
+    words = {}
+    for sentence in told:
+        match = re.fullmatch(rf"(?P<name>{NAME}) has (?P<words>[^,]+)", sentence)
+        if match is None:
+            return None
+        words[match["name"]] = match["words"]
+    claims = []
+    for sentence in [root, *sentences[1:]]:
+        match = re.fullmatch(rf"(?P<name>{NAME}) has (?:(?P<sum>{SUM}) = )?(?P<value>\d+)", sentence)
+        if match is None:
+            return None
+        said = words.pop(match["name"], None)
+        if (said is None) != (match["sum"] is None):
+            return None
+        claims.append(Claim(match["name"], int(match["value"]), number_sum=match["sum"], words=said))
+    return claims if claims and not words else None
+
+
 def _read_values(body: str) -> list[Claim] | None:
     if not re.fullmatch(r"\d+(?: , \d+)* \.", body):
         return None
@@ -130,6 +156,7 @@ READERS = {
     "equations": _read_equations,
     "verbose": _read_verbose,
     "backward": _read_backward,
+    "recall": _read_recall,
 }
 
 

@@ -1,7 +1,8 @@
 """Dialects: ways to write the same solution. Each is one function from a problem to text.
 
 `explicit` and `equations` compute step by step, `verbose` repeats the question's words,
-`backward` plans from the asked person and then computes; `values` gives values but no steps,
+`backward` plans from the asked person and then computes, `recall` first retells what is told of
+each person on the way; `values` gives values but no steps,
 `skipping` every second value, `nested` one expression.
 """
 
@@ -69,6 +70,14 @@ def backward(problem: Problem) -> str:
     return " ".join([*plan, f"{first.name} is {first.value} ,", *steps, _ending(problem)])
 
 
+def recall(problem: Problem) -> str:
+    first, *rest = problem.chain
+    values = _values(problem)
+    told = [f"{fact.name} has {phrase(fact)} ," for fact in reversed(rest)]
+    steps = [f"{fact.name} has {_sum(fact, values)} = {fact.value} ." for fact in rest]
+    return " ".join([*told, f"{first.name} has {first.value} .", *steps, _ending(problem)])
+
+
 def values(problem: Problem) -> str:
     return " , ".join(str(fact.value) for fact in problem.chain) + f" . {_ending(problem)}"
 
@@ -90,6 +99,6 @@ def nested(problem: Problem) -> str:
 
 DIALECTS: dict[str, Callable[[Problem], str]] = {
     function.__name__: function
-    for function in (explicit, equations, verbose, backward, values, skipping, nested)
+    for function in (explicit, equations, verbose, backward, recall, values, skipping, nested)
 }
 EXPERTS = ("values", "skipping", "nested")

@@ -62,7 +62,9 @@ def alignment_table(engine, renderer, n: int) -> list[str]:
     return lines
 
 
-def mapper_table(engine, renderer, gates_of: Callable[[list[Demonstration], list[list[str]]], list[bool]], n: int) -> list[str]:
+def mapper_table(
+    engine, renderer, gates_of: Callable[[list[Demonstration], list[list[str]]], list[bool]], n: int
+) -> list[str]:
     """The mapper start's distribution over dialects, its right steps and its gate pass rate, per expert."""
     from dartune.models.engine import SampleSpec
 

@@ -340,9 +340,7 @@ class _PackedLayer(DynamicLayer):
         return layer
 
 
-def _draw(
-    logits: torch.Tensor, temperature: float, uniform: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row and its log-probability, by inverting the cumulative distribution at `uniform`.
 
     One random number per token keeps a sample's randomness independent of the rest of the batch;

@@ -92,9 +92,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     if problems:
         raise InputError(f"cannot load the tokenizer {source}", problems)
     with _as_input_error(f"cannot load the tokenizer {source}", local):
-        return AutoTokenizer.from_pretrained(
-            source, local_files_only=local, trust_remote_code=trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=trust_remote_code)
 
 
 def model_problems(folder: str | Path) -> list[str]:
@@ -115,9 +113,7 @@ def model_problems(folder: str | Path) -> list[str]:
             problems.append(f"config.json is not JSON: {error}")
     problems += _weight_problems(folder)
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        problems.append(
-            "no tokenizer (tokenizer.json or the like): copy the tokenizer files of its base model here"
-        )
+        problems.append("no tokenizer (tokenizer.json or the like): copy the tokenizer files of its base model here")
     return problems
 
 
@@ -178,9 +174,7 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about deprecations between the libraries, and GPT-2's transposed layers
+        warnings.simplefilter("ignore")  # about deprecations between the libraries, and GPT-2's transposed layers
         return get_peft_model(model, config)
 
 
@@ -208,11 +202,7 @@ def _weight_problems(folder: Path) -> list[str]:
 def _locate(path: str | Path) -> tuple[str, bool]:
     """The folder or Hub id, and whether it is local."""
     text = str(path)
-    if (
-        isinstance(path, Path)
-        or Path(text).expanduser().exists()
-        or not HUB_ID.fullmatch(text.removeprefix("hub:"))
-    ):
+    if isinstance(path, Path) or Path(text).expanduser().exists() or not HUB_ID.fullmatch(text.removeprefix("hub:")):
         return str(Path(text).expanduser()), True
     return text.removeprefix("hub:"), False
 

@@ -77,9 +77,7 @@ def group_logprobs(
     return read_completions(model, prefix, owner, rows, with_entropy=with_entropy)
 
 
-def sequence_logprobs(
-    model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities, with gradient, of each row's response given its prompt, in one plain forward.
 
     Args:

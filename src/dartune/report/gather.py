@@ -18,9 +18,7 @@ def adapted_quality(
 ) -> dict[str, Any]:
     """Share of rewritten rows whose steps and names are right, and which dialects they are in."""
     judged = [
-        judge(row["question"], row["solution"])
-        for row in rows
-        if row["provenance"] not in ("original", "dropped")
+        judge(row["question"], row["solution"]) for row in rows if row["provenance"] not in ("original", "dropped")
     ]
     named = [verdict["names_correct"] for verdict in judged if verdict["names_correct"] is not None]
     styles = Counter(verdict["dialect"] or "none" for verdict in judged)
@@ -32,9 +30,7 @@ def adapted_quality(
     }
 
 
-def pieces(
-    decode: Callable[[Sequence[int]], str], ids: Sequence[int], logprobs: Iterable[float]
-) -> list[list[Any]]:
+def pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int], logprobs: Iterable[float]) -> list[list[Any]]:
     """[[text, log-probability in nats], ...]: the text each token adds, whatever the tokenizer joins with."""
     parts, before = [], ""
     for count, logprob in enumerate(logprobs, start=1):

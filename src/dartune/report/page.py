@@ -50,9 +50,7 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": summary.percent,
         "points": summary.points,
@@ -61,9 +59,7 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         "number": _number,
         "words": lambda name: str(name).replace("_", " "),
     }
-    template = environment.from_string(
-        files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     html = template.render(
         results=results,
         # The only text not escaped by the template: matplotlib escapes the labels it draws.
@@ -98,9 +94,7 @@ def _cautions(results: Mapping[str, Any]) -> list[str]:
         cautions.append(f"Fewer than 50 questions, so wide intervals: {', '.join(small)}.")
     for seed, adapted in results["adapted"].items():
         if missing := adapted["accounting"]["unaccounted"]:
-            cautions.append(
-                f"Seed {seed}: {missing} demonstrations are neither kept nor dropped. This is a bug."
-            )
+            cautions.append(f"Seed {seed}: {missing} demonstrations are neither kept nor dropped. This is a bug.")
     return cautions
 
 
@@ -122,8 +116,7 @@ def _difference_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for arm, against in summary.pairs(results):
         for measure in ("accuracy", "step_accuracy"):
             found = [
-                summary.difference_of(results, arm, against, group, measure=measure)
-                for group in results["groups"]
+                summary.difference_of(results, arm, against, group, measure=measure) for group in results["groups"]
             ]
             if any(found):
                 rows.append({"arm": arm, "against": against, "measure": measure, "groups": found})
@@ -143,10 +136,7 @@ def _rate_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         columns.append([adapted[part] for adapted in results["adapted"].values()])
         absent = 0.0 if part == "hacks" else None  # only hacks that were seen are listed
         names = dict.fromkeys(name for column in columns for rates in column for name in rates)
-        rows = [
-            (name, [_mean([rates.get(name, absent) for rates in column]) for column in columns])
-            for name in names
-        ]
+        rows = [(name, [_mean([rates.get(name, absent) for rates in column]) for column in columns]) for name in names]
         if rows:
             tables.append({"title": title, "synthesis": synthesis, "rows": rows})
     return tables
@@ -168,9 +158,7 @@ def _adapted(seed: str, adapted: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(measured: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows = []
     for key, value in measured.items():
-        rows += (
-            _flat(value, f"{prefix}{key}: ") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-        )
+        rows += _flat(value, f"{prefix}{key}: ") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return rows
 
 
@@ -213,9 +201,7 @@ def _token(token: Sequence[Any]) -> dict[str, Any]:
 def _legend() -> list[tuple[int, str]]:
     """Shade and the probabilities it stands for."""
     shares = [1.0, *(exp(-bound) for bound in SURPRISE), 0.0]
-    return [
-        (shade, f"{100 * low:.0f}-{100 * high:.0f}%") for shade, (high, low) in enumerate(pairwise(shares))
-    ]
+    return [(shade, f"{100 * low:.0f}-{100 * high:.0f}%") for shade, (high, low) in enumerate(pairwise(shares))]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -17,9 +17,7 @@ TEXT = "#010203"  # stands for currentColor while matplotlib draws
 WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
 ALWAYS = 0.97  # a gate passed this often on average is named, not drawn
 LINE = 12.5  # points from one curve's name to the next
-STYLE = (
-    "<style>svg{color:#222;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
-)
+STYLE = "<style>svg{color:#222;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowest, highest)
 
@@ -99,9 +97,7 @@ def _alignment(results: Mapping[str, Any]) -> str | None:
 def _gates(results: Mapping[str, Any]) -> str | None:
     curves = {"all gates": _curve(results, "gate_pass")} | _parts(results, "gates")
     always = [
-        name
-        for name, curve in curves.items()
-        if curve and sum(mean for _, mean, *_ in curve) >= ALWAYS * len(curve)
+        name for name, curve in curves.items() if curve and sum(mean for _, mean, *_ in curve) >= ALWAYS * len(curve)
     ]
     shown = {name: curve for name, curve in curves.items() if name not in always}
     note = f"{ALWAYS:.0%} or more on average: {', '.join(map(_label, always))}" if always else ""
@@ -131,9 +127,7 @@ def _curve(results: Mapping[str, Any], *path: str) -> Curve:
                 value = value.get(key) if isinstance(value, Mapping) else None
             if isinstance(value, (int, float)):
                 by_step.setdefault(row.get("step", index), []).append(value)
-    return [
-        (step, sum(seen) / len(seen), min(seen), max(seen)) for step, seen in sorted(by_step.items()) if seen
-    ]
+    return [(step, sum(seen) / len(seen), min(seen), max(seen)) for step, seen in sorted(by_step.items()) if seen]
 
 
 def _parts(results: Mapping[str, Any], part: str) -> dict[str, Curve]:

@@ -70,9 +70,7 @@ def build_results(
         "config": config,
         **_compared(records, arms, suites, seeds),
         "costs": _costs(arms, costs or {}),
-        "mapper": {
-            str(seed): _mapper(_plain(rows)) for seed, rows in sorted((mapper_metrics or {}).items()) if rows
-        },
+        "mapper": {str(seed): _mapper(_plain(rows)) for seed, rows in sorted((mapper_metrics or {}).items()) if rows},
         "adapted": {
             str(seed): _adapted(_plain(rows), input_rows, (adapted_quality or {}).get(seed))
             for seed, rows in sorted((adapted or {}).items())
@@ -117,9 +115,7 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist. Run the pipeline to its end, or `dartune report`."
-        ) from None
+        raise InputError(f"{path} does not exist. Run the pipeline to its end, or `dartune report`.") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}). Write it again with `dartune report`.") from None
     if not isinstance(results, dict):
@@ -182,9 +178,7 @@ def _comparable(
                         f"questions that another arm answered: {shown}"
                     )
     if len(set(templates.values())) > 1:
-        problems.append(
-            "prompt templates differ: " + ", ".join(f"{arm} {key[:12]}" for arm, key in templates.items())
-        )
+        problems.append("prompt templates differ: " + ", ".join(f"{arm} {key[:12]}" for arm, key in templates.items()))
     if problems:
         raise InputError(
             "these arms cannot be compared: all must answer the same questions, seed by seed, in the same "
@@ -350,9 +344,7 @@ def _adapted(
         for gate, passed in (row.get("gates") or {}).items():
             gates[gate].append(float(passed))
     aligned = [
-        row
-        for row in kept
-        if row.get("alignment_before") is not None and row.get("alignment_after") is not None
+        row for row in kept if row.get("alignment_before") is not None and row.get("alignment_after") is not None
     ]
     hacks = Counter(hack for row in rows for hack in set(row.get("hacks") or []))
     return {

@@ -56,8 +56,7 @@ def pool(suites: Sequence[Strata]) -> Strata:
 def subtract(ours: Outcomes, theirs: Outcomes) -> dict[int, dict[str, float]]:
     """Outcome differences, question by question; both arms must have answered the same questions."""
     return {
-        seed: {key: outcome - theirs[seed][key] for key, outcome in answers.items()}
-        for seed, answers in ours.items()
+        seed: {key: outcome - theirs[seed][key] for key, outcome in answers.items()} for seed, answers in ours.items()
     }
 
 

@@ -21,9 +21,7 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
     groups = results["groups"]
     accuracy = [["accuracy %", *groups]]
     for arm in results["arms"]:
-        accuracy.append(
-            [arm, *(percent_interval(summary_of(results, arm, group)["accuracy"]) for group in groups)]
-        )
+        accuracy.append([arm, *(percent_interval(summary_of(results, arm, group)["accuracy"]) for group in groups)])
     parts = [f"{results['name']}: {setup(results)}", *_blocks(accuracy, width)]
     differences = [["difference, points", *groups]]
     for arm, against in pairs(results):
@@ -80,9 +78,7 @@ def overview(results: Mapping[str, Any], arm: str, against: str) -> str:
 def sentence(results: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
     """A difference in words: better, worse, or not told apart by these questions."""
     arm, against, group = difference["arm"], difference["against"], difference["name"]
-    ours, theirs = (
-        percent(summary_of(results, name, group)["accuracy"]["estimate"]) for name in (arm, against)
-    )
+    ours, theirs = (percent(summary_of(results, name, group)["accuracy"]["estimate"]) for name in (arm, against))
     estimate, low, high = (points(difference[key]) for key in ("estimate", "low", "high"))
     by = f"{estimate} points, 95% interval {low} to {high}"
     claim = {

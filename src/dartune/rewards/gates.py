@@ -245,8 +245,7 @@ def no_leak(item: GateInput, thresholds: GateThresholds) -> bool:
     """
     written, known = spaced(item.rewrite), f"{spaced(item.question)}\n{spaced(item.solution)}"
     return not any(
-        phrase in written and phrase not in known
-        for phrase in _leaks(thresholds.leak_phrases, thresholds.instruction)
+        phrase in written and phrase not in known for phrase in _leaks(thresholds.leak_phrases, thresholds.instruction)
     )
 
 
@@ -255,9 +254,7 @@ def _leaks(added: tuple[str, ...], instruction: str) -> tuple[str, ...]:
     """The phrases that betray the demonstration and the instruction's long spans, as `spaced` writes them."""
     told = words(instruction)
     spans = (" ".join(told[i : i + COPIED_WORDS]) for i in range(len(told) - COPIED_WORDS + 1))
-    return tuple(
-        dict.fromkeys(spaced(phrase) for phrase in (*LEAK_PHRASES, *added, *spans) if phrase.strip())
-    )
+    return tuple(dict.fromkeys(spaced(phrase) for phrase in (*LEAK_PHRASES, *added, *spans) if phrase.strip()))
 
 
 # ---------------------------------------------------------------- gates on the final answer
@@ -280,9 +277,7 @@ def candidates(item: GateInput) -> list[str]:
     if stated_answers(item.solution):
         return []
     gold = resolve_answer(item)
-    ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(
-        spaced(normalise(gold)).rstrip()
-    )
+    ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(spaced(normalise(gold)).rstrip())
     found = numbers(item.rewrite)[-1:]
     own = numbers(item.solution)
     if gold and own and same_plain(own[-1], gold) is False:
@@ -366,9 +361,7 @@ def _verdicts(items: Sequence[GateInput], checker: AnswerChecker) -> dict[tuple[
     return dict(zip(pairs, checker.check(pairs), strict=True))
 
 
-def run_gates(
-    inputs: Sequence[GateInput], thresholds: GateThresholds, checker: AnswerChecker
-) -> list[dict[str, bool]]:
+def run_gates(inputs: Sequence[GateInput], thresholds: GateThresholds, checker: AnswerChecker) -> list[dict[str, bool]]:
     """Every gate's verdict by name for each row, in the order given; rows do not influence each other."""
     verdicts = _verdicts(inputs, checker)
     return [
@@ -382,8 +375,6 @@ def unjudged(inputs: Sequence[GateInput], checker: AnswerChecker) -> list[bool]:
     """Rows whose answer the checker failed on (time-out, crash): `correct_answer` says no, but nobody knows."""
     verdicts = _verdicts(inputs, checker)
     return [
-        bool(pairs)
-        and not any(verdicts[pair] for pair in pairs)
-        and any(verdicts[pair] is None for pair in pairs)
+        bool(pairs) and not any(verdicts[pair] for pair in pairs) and any(verdicts[pair] is None for pair in pairs)
         for pairs in (_answer_pairs(item)[1] for item in inputs)
     ]

@@ -85,9 +85,7 @@ class GainOverFallback:
                 owners.append((demonstration, sample))
         logprobs = self.target.score(pairs)
         texts = [self.renderer.decode(sample.ids) for _, sample in owners]
-        inputs = [
-            self._gate_input(*owner, text, row) for owner, text, row in zip(owners, texts, logprobs, strict=True)
-        ]
+        inputs = [self._gate_input(*owner, text, row) for owner, text, row in zip(owners, texts, logprobs, strict=True)]
         gates = run_gates(inputs, self.thresholds, self.checker)
         flat = iter(
             self._scored(self.references[demonstration.id], sample.ids, row, item, passed)

@@ -214,13 +214,11 @@ def _same_maths(predicted: str, gold: str) -> bool | str:
 
     try:
         # Without a box, LaTeX is read as whatever plain number stands in it: 2^{10} as 2.
-        left, right = (
-            parse(f"\\boxed{{{unwrapped(answer)}}}", parsing_timeout=None) for answer in (predicted, gold)
-        )
+        left, right = (parse(f"\\boxed{{{unwrapped(answer)}}}", parsing_timeout=None) for answer in (predicted, gold))
         if not right:
             return "unreadable"
         return bool(left) and verify(right, left, timeout_seconds=None, raise_on_error=True)
-    except Exception:  # noqa: BLE001 - whatever it raises is an error of the check, not a wrong answer
+    except Exception:
         return "unreadable"
 
 
@@ -312,9 +310,7 @@ class AnswerChecker:
             MachineError: the checking process cannot be started at all.
         """
         verdicts = {pair: self._without_process(*pair) for pair in dict.fromkeys(map(tuple, pairs))}
-        open_pairs = [
-            pair for pair, verdict in verdicts.items() if verdict is None and self._worth_asking(*pair)
-        ]
+        open_pairs = [pair for pair, verdict in verdicts.items() if verdict is None and self._worth_asking(*pair)]
         todo = [pair for pair in open_pairs if pair not in self._cache]
         if todo:
             if len(self._cache) + len(todo) > CACHE_ENTRIES:
@@ -343,9 +339,7 @@ class AnswerChecker:
     def _ask(self, pair: tuple[str, str]) -> bool | None:
         worker = self._idle.get()
         try:
-            for _ in range(
-                2
-            ):  # a process that dies of something else than this pair's time gets a second try
+            for _ in range(2):  # a process that dies of something else than this pair's time gets a second try
                 if worker is None or not worker.alive:
                     worker = self._replaced(worker)
                 verdict = worker.ask(*pair, self.timeout_s)

@@ -9,8 +9,8 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
-from dartune.rewards.verify import AnswerChecker, final_answers
 from dartune.rewards.text import numbers
+from dartune.rewards.verify import AnswerChecker, final_answers
 
 StepJudge = Callable[[str, str], Mapping[str, bool | None]]
 """(question, solution) -> `steps_correct` and `names_correct`; the lab has one, most data has none."""
@@ -45,7 +45,9 @@ def evaluate(
         drawn = engine.generate([renderer.prompt_ids(row.question) for row in rows], spec)
         texts = [renderer.decode(group[0].ids) for group in drawn]
         plain = [not final_answers(row.solution) for row in rows]
-        pairs = [(stated_answer(text, flag), row.answer or "") for text, flag, row in zip(texts, plain, rows, strict=True)]
+        pairs = [
+            (stated_answer(text, flag), row.answer or "") for text, flag, row in zip(texts, plain, rows, strict=True)
+        ]
         verdicts = checker.check(pairs)
         for row, group, text, (_, gold), verdict in zip(rows, drawn, texts, pairs, verdicts, strict=True):
             judged = judge(row.question, text) if judge else {}

@@ -56,7 +56,9 @@ def probe(
             progress.update(len(chunk))
     rows = _rows(demonstrations, lengths, source, drawn)
     thresholds = _first_thresholds(config)
-    references = {row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"]) for row in rows}
+    references = {
+        row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"]) for row in rows
+    }
     scored = GainOverFallback(target, renderer, checker, thresholds, references)(demonstrations, drawn)
     for row, group in zip(rows, scored, strict=True):
         row["own"] = [_own_row(sample) for sample in group if sample.accepted]

@@ -65,7 +65,11 @@ def synthesise(
                 progress.update(len(chunk))
             continue
         spec = SampleSpec(
-            config.samples, max_new_tokens, config.temperature, (renderer.end_id,), seed * 1_000_003 + 500_000 + low
+            config.samples,
+            max_new_tokens,
+            config.temperature,
+            (renderer.end_id,),
+            seed * 1_000_003 + 500_000 + low,
         )
         prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
         rungs = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}

@@ -94,7 +94,11 @@ class MapperObjective:
         return self._microbatches(prompts, samples, group_advantages(rewards, self.scale), start)
 
     def _microbatches(
-        self, prompts: list[list[int]], samples: list[list[Sample]], advantages: torch.Tensor, start: list[list[float]]
+        self,
+        prompts: list[list[int]],
+        samples: list[list[Sample]],
+        advantages: torch.Tensor,
+        start: list[list[float]],
     ) -> list[Microbatch]:
         size = self.config.group_size
         order = sorted(range(len(prompts)), key=lambda i: max(len(sample.ids) for sample in samples[i]))
@@ -209,7 +213,15 @@ def train_mapper(
     if config.adapter == "lora":
         model = add_lora(model, config.lora_rank)
     objective = MapperObjective(
-        demonstrations, reward, HFEngine(model), start, renderer, config, seed, folder / "samples.jsonl", describe
+        demonstrations,
+        reward,
+        HFEngine(model),
+        start,
+        renderer,
+        config,
+        seed,
+        folder / "samples.jsonl",
+        describe,
     )
     loop = LoopConfig(
         steps=config.steps,

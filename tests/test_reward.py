@@ -1,0 +1,150 @@
+"""The default reward: signs, fallback, cap, and the same answer for one sample as for a batch."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.models.engine import Sample
+from dartune.rewards.alignment import Reference, alignment, gain_caps, lower_threshold
+from dartune.rewards.gates import GateThresholds
+from dartune.rewards.reward import GainOverFallback, answer_tokens
+from dartune.rewards.verify import AnswerChecker
+from fixtures_models import byte_tokenizer
+
+RENDERER = Renderer(byte_tokenizer(chat=True))
+ROW = Demonstration(
+    "r1",
+    "Ann has 3 pens and Bob has twice as many as Ann. How many does Bob have?",
+    "Ann has 3 pens.\nBob has 2 * 3 = 6 pens.\n#### 6",
+    "6",
+)
+OTHER = Demonstration("r2", "Cleo has 5 cups and loses 1. How many has Cleo?", "Cleo keeps 5 - 1 = 4.\n#### 4", "4")
+GOOD = "We know Ann has 3 pens, so Bob has 2 * 3 = 6 pens.\n#### 6"
+THRESHOLDS = GateThresholds(
+    quantity_coverage=0.95,
+    entity_coverage=1.0,
+    answer_logprob=math.log(0.5),
+    length_low=0.2,
+    length_high=4.0,
+    max_repeats=5,
+    leak_phrases=(),
+)
+
+
+class FakeTarget:
+    """Scores every token with one log-probability; a table by text overrides it."""
+
+    def __init__(self, each=-0.1, table=None):
+        self.each, self.table = each, table or {}
+        self.generated_tokens = self.scored_tokens = 0
+
+    def score(self, pairs):
+        return [[self.table.get(RENDERER.decode(ids), self.each)] * len(ids) for _, ids in pairs]
+
+
+def sample(text, finish="stop"):
+    ids = tuple(RENDERER.response_ids(text))
+    return Sample(ids if finish == "stop" else ids[:-1], tuple([0.0] * len(ids)), finish)
+
+
+def reward(target=None, cap=None, source=-1.0, checker=None):
+    references = {
+        row.id: Reference(
+            len(RENDERER.response_ids(row.solution)), source, cap, len(RENDERER.response_ids(row.solution))
+        )
+        for row in (ROW, OTHER)
+    }
+    return GainOverFallback(target or FakeTarget(), RENDERER, checker, THRESHOLDS, references)
+
+
+@pytest.fixture(scope="module")
+def checker():
+    with AnswerChecker() as made:
+        yield made
+
+
+def test_an_accepted_rewrite_earns_its_gain_over_the_original(checker):
+    [[scored]] = reward(checker=checker)([ROW], [[sample(GOOD)]])
+    assert scored.accepted, scored.hacks
+    length = len(RENDERER.response_ids(ROW.solution))
+    assert scored.alignment == pytest.approx(-0.1 * len(scored.ids) / length)
+    assert scored.reward == pytest.approx(scored.alignment + 1.0) and scored.reward > 0
+
+
+def test_a_rewrite_less_natural_than_the_original_earns_nothing_and_costs_nothing(checker):
+    [[scored]] = reward(FakeTarget(each=-0.3), source=-0.2, checker=checker)([ROW], [[sample(GOOD)]])
+    assert scored.alignment < -0.2 and scored.reward == 0.0
+
+
+def test_nothing_is_paid_above_the_cap(checker):
+    [[scored]] = reward(cap=0.25, checker=checker)([ROW], [[sample(GOOD)]])
+    assert scored.reward == 0.25
+
+
+@pytest.mark.parametrize(
+    ("hack", "gate"),
+    [
+        ("#### 6", "quantities"),
+        ("Blue pens swim under Ann and Bob quietly 3 2 * 3 = 6.\n#### 7", "correct_answer"),
+        ("There are 3 pens, then 2 * 3 = 6 pens.\n#### 6", "entities"),
+        ("Ann has 3 pens, as the given solution says, so Bob has 2 * 3 = 6.\n#### 6", "no_leak"),
+    ],
+)
+def test_a_hack_earns_nothing_however_likely_it_is(hack, gate, checker):
+    [[scored]] = reward(FakeTarget(each=-1e-6), checker=checker)([ROW], [[sample(hack)]])
+    assert gate in scored.hacks and scored.reward == 0.0
+
+
+def test_an_answer_that_does_not_follow_from_the_reasoning_earns_nothing(checker):
+    table = {GOOD: math.log(0.3)}  # the target would not conclude this
+    [[scored]] = reward(FakeTarget(table=table), source=-10.0, checker=checker)([ROW], [[sample(GOOD)]])
+    assert scored.answer_logprob == pytest.approx(math.log(0.3))
+    assert scored.hacks == ["follows"] and scored.reward == 0.0
+
+
+def test_a_truncated_rewrite_earns_nothing(checker):
+    [[scored]] = reward(checker=checker)([ROW], [[sample(GOOD, finish="length")]])
+    assert "finished" in scored.hacks and scored.reward == 0.0
+
+
+def test_one_sample_or_a_batch_in_any_order_agree(checker):
+    texts = [GOOD, "#### 6", "Ann 3. Bob 2 * 3 = 6. #### 6", ""]
+    together = reward(checker=checker)(
+        [ROW, OTHER], [[sample(t) for t in texts], [sample("Cleo keeps 5 - 1 = 4.\n#### 4")]]
+    )
+    alone = [reward(checker=checker)([ROW], [[sample(t)]])[0][0] for t in texts]
+    assert together[0] == alone
+    swapped = reward(checker=checker)(
+        [OTHER, ROW], [[sample("Cleo keeps 5 - 1 = 4.\n#### 4")], [sample(t) for t in texts[::-1]]]
+    )
+    assert swapped[1][::-1] == together[0]
+
+
+def test_answer_tokens_are_exactly_the_tokens_of_the_answer():
+    ids = RENDERER.response_ids(GOOD)
+    positions = answer_tokens(ids, GOOD, RENDERER)
+    assert RENDERER.decode([ids[i] for i in positions]).strip() == "6"
+    assert len(answer_tokens(RENDERER.response_ids("no answer"), "no answer", RENDERER)) == 0
+
+
+@given(st.lists(st.floats(-20, 0), min_size=1, max_size=50), st.integers(1, 40), st.floats(-5, 0))
+@settings(max_examples=100)
+def test_a_further_token_never_raises_the_alignment(logprobs, length, further):
+    """The length is the question's, so long predictable text is not paid for."""
+    assert alignment([*logprobs, further], length) <= alignment(logprobs, length)
+
+
+def test_the_cap_comes_from_own_samples_then_from_the_data_set_then_not_at_all():
+    assert gain_caps([-3.0, -2.0], [[-1.0, -0.5, -0.8], []], minimum=3) == pytest.approx([2.2, 1.2])
+    assert gain_caps([-3.0, -2.0], [[-1.0], []], minimum=3) == [2.0, None]
+    assert gain_caps([-0.1], [[-1.0]], minimum=1) == [0.0]
+
+
+def test_a_threshold_from_percentiles_is_never_stricter_than_its_default():
+    assert lower_threshold([-0.1] * 50, 1.0, -0.7) == -0.7
+    assert lower_threshold([-2.0] * 50, 1.0, -0.7) == -2.0
+    assert lower_threshold([-2.0] * 3, 1.0, -0.7) == -0.7
