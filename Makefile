@@ -10,7 +10,7 @@ demo: $(VENV)/runtime.done
 	$(BIN)/dartune demo
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .

@@ -37,9 +37,21 @@ class Roster:
     """Target, mapper start and what was trained from them."""
 
     def __init__(self, config: Config):
+        """Resolve the addresses of `config`.
+
+        Raises:
+            InputError: an address the lab does not have; all are listed.
+        """
         self.config = config
-        self.target_path = inputs.model_path(config.target.path)
-        self.mapper_path = inputs.model_path(config.mapper.path) if config.mapper.path else self.target_path
+        paths, problems = [], []
+        for address in dict.fromkeys([config.target.path, config.mapper.path or config.target.path]):
+            try:
+                paths.append(inputs.model_path(address))
+            except InputError as error:
+                problems += error.problems or [error.message]
+        if problems:
+            raise InputError("the models cannot be used", problems)
+        self.target_path, self.mapper_path = paths[0], paths[-1]
 
     @cached_property
     def tokenizer(self):
@@ -120,12 +132,17 @@ class Roster:
 
 def prepared(config: Config) -> tuple[inputs.Data, Roster]:
     """Data and models, checked together so that everything wrong is told at once."""
-    models, problems, data = Roster(config), [], None
-    for load in (lambda: inputs.load(config), models.check):
-        try:
-            data = load() or data
-        except InputError as error:
-            problems += error.problems or [error.message]
-    if problems or data is None:
+    problems: list[str] = []
+    data = models = None
+    try:
+        data = inputs.load(config)
+    except InputError as error:
+        problems += error.problems or [error.message]
+    try:
+        models = Roster(config)
+        models.check()
+    except InputError as error:
+        problems += error.problems or [error.message]
+    if problems or data is None or models is None:
         raise InputError("this run cannot start", problems)
     return data, models

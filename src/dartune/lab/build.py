@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dartune.lab.dialects import DIALECTS, EXPERTS
-from dartune.lab.initial import structure
 from dartune.lab.tokenizer import build_tokenizer
 from dartune.lab.world import Problem, ProblemSpec, draw
 
@@ -30,7 +29,7 @@ class Recipe:
 
     hidden: int = 128
     layers: int = 3
-    heads: int = 8
+    heads: int = 4
     intermediate: int = 320
     steps: int = 6000
     batch: int = 16
@@ -41,7 +40,7 @@ RECIPES = {"backward": Recipe(steps=4000), "recall": Recipe(steps=4000), "mapper
 
 
 def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
-    """A Llama-shaped causal LM in float32, with seeded random and then structured initial weights."""
+    """A Llama-shaped causal LM in float32, randomly initialised from `seed`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,16 +53,13 @@ def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=512,
-        attention_bias=True,
         initializer_range=0.08,
         tie_word_embeddings=True,
         bos_token_id=2,
         eos_token_id=end_id,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config)
-    structure(model)
-    return model
+    return LlamaForCausalLM(config)
 
 
 def target_example(rng: random.Random, dialect: str, done: float) -> tuple[str, str]:

@@ -25,11 +25,13 @@ def model_folder(address: str) -> Path:
     """Folder of a shipped model, as in `lab:explicit`.
 
     Raises:
-        InputError: the lab has no such model.
+        InputError: the lab has no such model, or it has not been built.
     """
     name = address.removeprefix(PREFIX)
     if name not in MODELS:
         raise InputError(f"the lab has no model {name!r}: it has {', '.join(PREFIX + m for m in MODELS)}")
+    if not (CHECKPOINTS / name / "config.json").exists():
+        raise InputError(f"{address} has not been built; pretrain it once: dartune lab build --only {name}")
     return CHECKPOINTS / name
 
 
