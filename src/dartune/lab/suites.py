@@ -1,6 +1,6 @@
 """The lab's data: demonstrations by an expert, development rows and the frozen test suites.
 
-Demonstrations are short, use 20 of the 32 names and one new relation a question, without
+Demonstrations are short, use 12 of the 20 names and one new relation a question, without
 distractors; every suite but the first leaves that in one direction.
 """
 

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 MAX_VALUE = 24
 MAX_DIFFERENCE = 20
 
-NAMES = tuple(
-    "Ada Ben Cora Dan Eve Finn Gus Hana Ida Jon Kim Leo Mia Ned Ola Pia "
-    "Quin Ray Sue Tom Uma Vic Wes Xia Yan Zoe Abe Bea Cal Dot Eli Flo".split()
-)
-DEMONSTRATION_NAMES = NAMES[:20]
-HELD_OUT_NAMES = NAMES[20:]
+NAMES = tuple("Ada Ben Cora Dan Eve Finn Gus Hana Ida Jon Kim Leo Mia Ned Ola Pia Quin Ray Sue Tom".split())
+DEMONSTRATION_NAMES = NAMES[:12]
+HELD_OUT_NAMES = NAMES[12:]
 
 OLD_RELATIONS = ("more", "fewer")
 NEW_RELATIONS = ("twice", "together", "less")
