@@ -36,7 +36,7 @@ class Recipe:
     learning_rate: float = 3e-3
 
 
-RECIPES = {"backward": Recipe(), "recall": Recipe(), "mapper": Recipe()}
+RECIPES = {"backward": Recipe(), "recall": Recipe(), "mapper": Recipe(steps=3000)}
 
 
 def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
