@@ -122,7 +122,7 @@ def report(n: int = 256, folder: Path = CHECKPOINTS) -> str:
     from dartune.models.loading import load_model, load_tokenizer
 
     lines = []
-    for name in TARGETS:
+    for name in (name for name in TARGETS if (folder / name / "config.json").exists()):
         engine, renderer = HFEngine(load_model(folder / name)), Renderer(load_tokenizer(folder / name))
         lines += [f"### Target `{name}`: what it solves ({n} questions a suite, greedy)", ""]
         lines += [*target_table(engine, renderer, n, name), ""]
