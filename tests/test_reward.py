@@ -13,6 +13,7 @@ from dartune.rewards.alignment import Reference, alignment, gain_caps, lower_thr
 from dartune.rewards.gates import GateThresholds
 from dartune.rewards.reward import GainOverFallback, answer_tokens
 from dartune.rewards.verify import AnswerChecker
+from dartune.train.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
 
 RENDERER = Renderer(byte_tokenizer(chat=True))
@@ -148,3 +149,16 @@ def test_a_threshold_from_percentiles_is_never_stricter_than_its_default():
     assert lower_threshold([-0.1] * 50, 1.0, -0.7) == -0.7
     assert lower_threshold([-2.0] * 50, 1.0, -0.7) == -2.0
     assert lower_threshold([-2.0] * 3, 1.0, -0.7) == -0.7
+
+
+def test_a_checker_that_fails_is_no_zero(checker):
+    class Failing:
+        def check(self, pairs):
+            return [None] * len(pairs)
+
+    samples = [[sample(GOOD), sample(GOOD.replace("#### 6", r"#### \\frac{12}{2}"))]]
+    [[good, unknown]] = reward(checker=Failing())([ROW], samples)
+    assert not unknown.judged and not unknown.accepted
+    [[good, _]] = reward(checker=checker)([ROW], samples)
+    assert good.judged and judged_rewards([good, unknown]) == [good.reward, good.reward]
+    assert judged_rewards([unknown]) == [0.0]

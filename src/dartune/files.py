@@ -24,6 +24,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
+    """fsync a file or folder, so that a rename never names contents that are still in memory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

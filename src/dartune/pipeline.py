@@ -125,6 +125,7 @@ class Job:
             "data": self.run.key("data"),
             "target": self.models.target_fingerprint,
             "reward": config.reward.model_dump(),
+            "prompt": config.mapper.prompt,
             "max_new_tokens": config.mapper.max_new_tokens,
         }
 
@@ -136,6 +137,7 @@ class Job:
                     self.models.renderer,
                     self.checker,
                     config.reward,
+                    config.mapper.prompt,
                     config.mapper.max_new_tokens,
                     0,
                     out,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from dartune.errors import DartuneError, InputError
+from dartune.files import sync
 
 ADAPTED = ("rewrite", "own", "guided")
 """Provenances of rows whose solution is no longer the demonstration's."""
@@ -137,11 +137,11 @@ def write_adapted(
         _write_view(fresh / f"{view}.parquet", rows, provenances, chat)
     (fresh / "README.md").write_text(card(rows, counts, provenance_note, chat), encoding="utf-8")
     for file in fresh.iterdir():
-        _sync(file)
+        sync(file)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -275,11 +275,3 @@ def _median(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _one_line(value: Any) -> str:
     return " ".join(str(plain(value)).split())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

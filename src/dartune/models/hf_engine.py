@@ -4,7 +4,7 @@ Rows are sorted by prompt length; a batch reads its unique prompts in one forwar
 keys and values to every sample. The decode loop writes into preallocated buffers, and finished rows
 leave the batch. Each sample's random numbers depend on the seed, its prompt and its index alone, so
 samples depend on batch size and on the other prompts only as far as floating point does: by
-rounding, which changes a token about once in a million.
+rounding.
 """
 
 from __future__ import annotations

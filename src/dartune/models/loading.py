@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dartune.errors import InputError, MachineError
+from dartune.files import sync
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Sampling, scoring and training must agree to the last digits, so they all attend the same way.
@@ -148,11 +149,11 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
             model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         for file in (*fresh.rglob("*"), fresh):
-            _flush(file)
+            sync(file)
         if folder.exists():
             folder.rename(stale)
         fresh.rename(folder)
-        _flush(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise MachineError(f"cannot write the model to {folder}: {error}") from error
     finally:
@@ -260,12 +261,3 @@ def _quiet() -> Iterator[None]:
 
 def _drop(record: logging.LogRecord) -> bool:
     return False
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or folder, so that a rename never names contents that are still in memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,7 +14,7 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample
 from dartune.rewards.alignment import Reference, alignment
-from dartune.rewards.gates import GateInput, GateThresholds, run_gates
+from dartune.rewards.gates import GateInput, GateThresholds, run_gates, unjudged
 from dartune.rewards.verify import AnswerChecker, answer_span
 
 
@@ -23,7 +23,8 @@ class Scored:
     """One rewrite and everything the reward knows of it.
 
     `logprobs` are the target's, per response token in nats; `alignment` and `gain` in nats per
-    token of the question's L(x).
+    token of the question's L(x). Not `judged`: the answer checker failed (time-out, crash), so the
+    gates say no though nobody knows, and the reward is missing rather than zero.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Scored:
     gain: float
     reward: float
     answer_logprob: float | None = None
+    judged: bool = True
     gates: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -87,9 +89,12 @@ class GainOverFallback:
         texts = [self.renderer.decode(sample.ids) for _, sample in owners]
         inputs = [self._gate_input(*owner, text, row) for owner, text, row in zip(owners, texts, logprobs, strict=True)]
         gates = run_gates(inputs, self.thresholds, self.checker)
+        failed = unjudged(inputs, self.checker)
         flat = iter(
-            self._scored(self.references[demonstration.id], sample.ids, row, item, passed)
-            for (demonstration, sample), row, item, passed in zip(owners, logprobs, inputs, gates, strict=True)
+            self._scored(self.references[demonstration.id], sample.ids, row, item, passed, not unknown)
+            for (demonstration, sample), row, item, passed, unknown in zip(
+                owners, logprobs, inputs, gates, failed, strict=True
+            )
         )
         return [[next(flat) for _ in group] for group in samples]
 
@@ -113,12 +118,15 @@ class GainOverFallback:
         reference: Reference,
         ids: Sequence[int],
         logprobs: Sequence[float],
-        judged: GateInput,
+        item: GateInput,
         gates: dict[str, bool],
+        judged: bool,
     ) -> Scored:
         score = alignment(logprobs, reference.length)
         gain = max(0.0, score - reference.source_alignment)
         if reference.cap is not None:
             gain = min(gain, reference.cap)
         reward = gain if all(gates.values()) else 0.0
-        return Scored(judged.rewrite, tuple(ids), tuple(logprobs), score, gain, reward, judged.answer_logprob, gates)
+        return Scored(
+            item.rewrite, tuple(ids), tuple(logprobs), score, gain, reward, item.answer_logprob, judged, gates
+        )

@@ -37,6 +37,7 @@ def probe(
     renderer: Renderer,
     checker: AnswerChecker,
     config: RewardConfig,
+    prompt: str,
     max_new_tokens: int,
     seed: int,
     folder: Path,
@@ -55,7 +56,7 @@ def probe(
         if progress:
             progress.update(len(chunk))
     rows = _rows(demonstrations, lengths, source, drawn)
-    thresholds = _first_thresholds(config)
+    thresholds = _first_thresholds(config, prompt)
     references = {
         row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"]) for row in rows
     }
@@ -66,7 +67,7 @@ def probe(
     caps = gain_caps([r["source_alignment"] for r in rows], [[o["alignment"] for o in r["own"]] for r in rows])
     for row, cap in zip(rows, caps, strict=True):
         row["cap"] = cap
-    thresholds = _final_thresholds(config, rows)
+    thresholds = _final_thresholds(config, prompt, rows)
     write_jsonl(folder / "probe.jsonl", rows)
     atomic_write_json(folder / "thresholds.json", asdict(thresholds))
     return Cost(generated_tokens=target.generated_tokens, scored_tokens=target.scored_tokens)
@@ -111,7 +112,7 @@ def _own_row(sample: Scored) -> dict[str, Any]:
     }
 
 
-def _first_thresholds(config: RewardConfig) -> GateThresholds:
+def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
     """Thresholds to verify own samples with, before there are percentiles to take them from."""
     low, high = config.length_band or (0.0, float("inf"))
     return GateThresholds(
@@ -122,11 +123,12 @@ def _first_thresholds(config: RewardConfig) -> GateThresholds:
         length_high=high,
         max_repeats=config.max_repeats,
         leak_phrases=tuple(config.leak_phrases),
+        instruction=prompt.replace("{question}", " ").replace("{solution}", " "),
     )
 
 
-def _final_thresholds(config: RewardConfig, rows: Sequence[dict[str, Any]]) -> GateThresholds:
-    thresholds = _first_thresholds(config)
+def _final_thresholds(config: RewardConfig, prompt: str, rows: Sequence[dict[str, Any]]) -> GateThresholds:
+    thresholds = _first_thresholds(config, prompt)
     if config.answer_logprob is None:
         lows = [own["answer_logprob"] for row in rows for own in row["own"] if own["answer_logprob"] is not None]
         thresholds = replace(thresholds, answer_logprob=lower_threshold(lows, 1.0, ANSWER_LOGPROB))

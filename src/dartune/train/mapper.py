@@ -37,6 +37,13 @@ def mapper_prompt(template: str, demonstration: Demonstration) -> str:
     return demonstration.question.join(part.replace("{solution}", demonstration.solution) for part in parts)
 
 
+def judged_rewards(group: Sequence[Scored]) -> list[float]:
+    """A group's rewards; a sample the checker failed on gets the mean of the others, so that it has no say."""
+    known = [item.reward for item in group if item.judged]
+    instead = mean(known) if known else 0.0
+    return [item.reward if item.judged else instead for item in group]
+
+
 @dataclass(frozen=True, slots=True)
 class Microbatch:
     groups: list[tuple[list[int], list[tuple[int, ...]]]]
@@ -86,7 +93,7 @@ class MapperObjective:
         self.mapper.model.eval()
         samples = self.mapper.generate(prompts, spec)
         scored = self.reward(rows, samples)
-        rewards = torch.tensor([[item.reward for item in group] for group in scored])
+        rewards = torch.tensor([judged_rewards(group) for group in scored])
         pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
         start = self.start.score(pairs)
         self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": sum(len(ids) for _, ids in pairs)}
@@ -169,6 +176,7 @@ class MapperObjective:
             "hacks": {name: 1.0 - rate for name, rate in gates.items()},
             "alignment_before": mean(references[row.id].source_alignment for row in rows),
             "alignment_after": mean(item.alignment for _, item in flat),
+            "unjudged": mean(not item.judged for _, item in flat),
             "peeking": mean(peeking) if peeking else 0.0,
             "length": mean(len(item.ids) for _, item in flat),
             "zero_variance": float((rewards.std(dim=1) < 1e-6).float().mean()),
