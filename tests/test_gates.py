@@ -134,6 +134,12 @@ HACKS = {
         {"one_answer"},
     ),
     "no answer": (ENGLISH, ENGLISH_STEPS, {"one_answer", "correct_answer"}),
+    "one silent wrong step": (LAB, LAB.solution.replace("13 + 13 = 26", "13 + 2 = 26"), {"true_sums"}),
+    "one silent wrong step, english": (
+        ENGLISH,
+        "First 1 + 1 = 3. " + ENGLISH.solution,
+        {"true_sums"},
+    ),
     "wrong answer": (LAB, LAB.solution.replace("is 26", "is 25"), {"correct_answer"}),
     "wrong answer, english": (ENGLISH, ENGLISH_STEPS + "\n#### 31", {"correct_answer"}),
     "leak": (LAB, "As the given solution says , " + LAB.solution, {"no_leak"}),
@@ -236,6 +242,7 @@ def test_rows_without_an_announced_answer_use_the_last_number(checker: AnswerChe
     assert failed(checker, rewritten(row, ENGLISH_STEPS.replace("30", "31"))) == {
         "correct_answer",
         "quantities",
+        "true_sums",
     }
     two = ENGLISH_STEPS + " The answer is 31. The answer is 30."
     assert failed(checker, rewritten(row, two)) == {"one_answer"}

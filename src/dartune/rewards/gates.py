@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
+from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.text import (
     StatedAnswer,
     entities,
@@ -340,11 +341,22 @@ def correct_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]
     return not checkable(item) or any(verdicts[pair] for pair in against_gold)
 
 
+def true_sums(item: GateInput, _: GateThresholds) -> bool:
+    """Every sum written out holds, unless the source writes it too.
+
+    Stops: a silent wrong step on the way to a known answer ("12 + 3 = 24"), which a target that has yet to
+    learn the step can find *more* natural than the right one. Costs one regular expression. False
+    positives: none in 500 solutions of gsm_symbolic; only whole numbers with + - * are judged.
+    """
+    return false_sums(item.rewrite) <= false_sums(item.solution)
+
+
 PLAIN_GATES: dict[str, Callable[[GateInput, GateThresholds], bool]] = {
     "finished": finished,
     "quantities": quantities,
     "entities": names_used,
     "follows": follows,
+    "true_sums": true_sums,
     "no_loop": no_loop,
     "length": length,
     "no_leak": no_leak,

@@ -136,5 +136,5 @@ def _final_thresholds(config: RewardConfig, prompt: str, rows: Sequence[dict[str
         ratios = [row["length"] / row["expected_tokens"] for row in rows]
         ratios += [len(own["ids"]) / row["expected_tokens"] for row in rows for own in row["own"]]
         low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
-        thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=2.0 * max(1.0, float(high)))
+        thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=3.0 * max(1.0, float(high)))
     return thresholds

@@ -1,0 +1,42 @@
+"""Written sums: what does not hold is found, what is only part of a longer expression is left alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dartune.rewards.arithmetic import false_sums
+
+whole = st.integers(0, 10**6)
+
+
+@given(whole, whole, st.sampled_from("+-*"), st.sampled_from(["", " "]))
+def test_a_true_sum_passes_and_the_next_number_does_not(a, b, sign, space):
+    a, b = max(a, b), min(a, b)
+    value = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    text = f"So it is {a}{space}{sign}{space}{b}{space}={space}{{}} pens ."
+    assert not false_sums(text.format(value))
+    assert false_sums(text.format(value + 1)) == {f"{a}{sign}{b}={value + 1}"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 + 3 * 4 = 14",
+        "1,000 + 5 = 1,005",
+        "(2 + 3) * 4 = 20",
+        "65% of 20 = 13",
+        "1/2 + 1/4 = 3/4",
+        "half of 7 is 3.5, 7 * 0.5 = 3.5",
+        "3 + 4 = 8 - 1",
+        "10 / 3 = 3",
+        "a total of 12 = 12",
+        "",
+    ],
+)
+def test_true_or_not_judged(text):
+    assert not false_sums(text)
+
+
+def test_every_false_sum_of_a_text_is_named_once():
+    text = "Ada is 12 + 3 = 24 , Ben is 9 + 3 = 12 , again 12 + 3 = 24 . Uma = 22 - 7 = 14 ;"
+    assert false_sums(text) == {"12+3=24", "22-7=14"}
