@@ -159,7 +159,7 @@ def build_one(
         learning_rate=recipe.learning_rate,
         warmup_steps=50,
         weight_decay=0.01,
-        checkpoint_every=500,
+        checkpoint_every=100,
         optimizer="muon",
     )
     train(model, Pretraining(name, renderer, recipe, example), config, work, on_step=on_step)
