@@ -2,12 +2,14 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dartune.lab.build import mapper_problem, target_example
+from dartune.config import load_config
+from dartune.lab.build import MAPPER_PROMPT, TARGETS, mapper_problem, target_example
 from dartune.lab.checker import check, dialect_of
 from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.suites import SUITES, demonstration_problems, suite, suite_questions
@@ -170,3 +172,9 @@ def test_a_text_that_is_no_question_is_refused():
         with pytest.raises(ValueError):
             parse_question(text)
     assert len(NAMES) == len(set(NAMES))
+
+
+def test_the_recipe_asks_the_mapper_in_the_words_it_was_pretrained_with():
+    recipe = load_config(Path(__file__).parents[1] / "recipes" / "lab.yaml")
+    assert recipe.mapper.prompt == MAPPER_PROMPT
+    assert recipe.target.path.removeprefix("lab:") in TARGETS
