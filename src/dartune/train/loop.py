@@ -38,12 +38,12 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """Settings of one training run; `decay` lets the learning rate fall linearly to zero."""
+    """Settings of one training run; over the last `decay` of it (a share of its steps) the learning rate falls to 0."""
 
     steps: int
     learning_rate: float
     warmup_steps: int = 0
-    decay: bool = True
+    decay: float = 1.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
@@ -54,7 +54,7 @@ class LoopConfig:
         """Learning rate of 0-based `step`."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         left = (self.steps - step) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * min(warm, left if self.decay else 1.0)
+        return self.learning_rate * min(warm, left / self.decay if self.decay else 1.0)
 
 
 def build_optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:

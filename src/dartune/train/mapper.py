@@ -235,7 +235,7 @@ def train_mapper(
         steps=config.steps,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        decay=False,
+        decay=0.0,
         max_grad_norm=config.max_grad_norm,
         checkpoint_every=config.checkpoint_every,
     )

@@ -1,0 +1,129 @@
+"""Synthesis: what every row becomes, rung by rung, and why; the same rows whether interrupted or not."""
+
+import math
+
+import pytest
+
+from dartune.config import SynthesiseConfig
+from dartune.models.engine import Sample
+from dartune.rewards.alignment import Reference
+from dartune.rewards.reward import GainOverFallback
+from dartune.rewards.verify import AnswerChecker
+from dartune.run import read_jsonl, write_jsonl
+from dartune.stages.synthesise import synthesise
+from test_reward import GOOD, OTHER, RENDERER, ROW, THRESHOLDS
+
+BETTER = "Ann has 3, and Bob has 2 * 3 = 6 pens.\n#### 6"
+WRONG = "Ann has 3 pens, so Bob has 2 * 3 = 6 pens.\n#### 7"
+PROMPT = "{question} {solution}"
+
+
+class Scripted:
+    """An engine that writes given texts, in turn, and finds some texts likelier than others."""
+
+    def __init__(self, texts=(), natural=()):
+        self.texts, self.natural, self.prompts = texts, natural, []
+        self.generated_tokens = self.scored_tokens = 0
+
+    def generate(self, prompts, spec):
+        self.prompts += prompts
+        texts = [self.texts[i % len(self.texts)] for i in range(spec.n)]
+        rows = [tuple(RENDERER.response_ids(text)) for text in texts]
+        return [[Sample(ids, (0.0,) * len(ids), "stop") for ids in rows] for _ in prompts]
+
+    def score(self, pairs):
+        return [[-0.01 if RENDERER.decode(ids) in self.natural else -0.1] * len(ids) for _, ids in pairs]
+
+
+def probe(row, own=()):
+    ids = RENDERER.response_ids(row.solution)
+    return {
+        "id": row.id,
+        "source_alignment": -1.0,
+        "source_logprobs": [-1.0] * len(ids),
+        "own": [
+            {"text": text, "alignment": value, "gates": {"answer": True}, "logprobs": [-0.1], "ids": [1]}
+            for text, value in own
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def checker():
+    with AnswerChecker() as made:
+        yield made
+
+
+@pytest.fixture
+def adapt(checker, tmp_path):
+    def run(written, ladder, *, solved=(WRONG,), natural=(), rows=(ROW,), own=(), samples=2):
+        target = Scripted(solved, natural)
+        lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
+        references = {id: Reference(length, -1.0, None, length) for id, length in lengths.items()}
+        reward = GainOverFallback(target, RENDERER, checker, THRESHOLDS, references)
+        config = SynthesiseConfig(samples=samples, ladder=list(ladder))
+        return synthesise(
+            rows,
+            [probe(row, own) for row in rows],
+            Scripted(written),
+            target,
+            reward,
+            RENDERER,
+            config,
+            PROMPT,
+            200,
+            0,
+            tmp_path / "rows.jsonl",
+        ), target
+
+    return run
+
+
+def test_the_most_natural_accepted_rewrite_is_kept(adapt):
+    [row], _ = adapt((WRONG, GOOD, BETTER), ("rewrite", "original"), natural=(BETTER, WRONG), samples=3)
+    assert (row["provenance"], row["solution"]) == ("rewrite", BETTER)
+    assert row["alignment_after"] > row["alignment_before"] == -1.0
+    assert "correct_answer" in row["hacks"]
+    assert row["messages"][1]["content"] == BETTER
+
+
+def test_a_row_without_an_accepted_rewrite_takes_the_next_rung_and_says_why(adapt):
+    [row], _ = adapt((WRONG,), ("rewrite", "own", "original"), own=((GOOD, -0.3), (BETTER, -0.2)))
+    assert (row["provenance"], row["solution"], row["alignment_after"]) == ("own", BETTER, -0.2)
+    assert "rewrite: none of 2 passed the gate" in row["reason"] and "correct_answer 2x" in row["reason"]
+
+
+def test_the_guided_rung_asks_the_target_with_the_solution_in_view_and_gates_it(adapt):
+    [row], target = adapt((WRONG,), ("rewrite", "guided", "original"), solved=(WRONG, GOOD))
+    assert (row["provenance"], row["solution"]) == ("guided", GOOD)
+    assert ROW.solution in RENDERER.decode(target.prompts[0])
+    [row], _ = adapt((WRONG,), ("guided", "original"), solved=(WRONG,), rows=(OTHER,))
+    assert row["provenance"] == "original" and "guided: none of 2 passed the gate" in row["reason"]
+
+
+def test_a_rung_less_natural_than_the_original_is_not_taken(adapt):
+    [row], _ = adapt((WRONG,), ("own", "original"), own=((GOOD, -1.5),))
+    assert (row["provenance"], row["solution"]) == ("original", ROW.solution)
+    assert "none is likelier than the original" in row["reason"]
+
+
+def test_an_exhausted_ladder_drops_the_row_but_keeps_its_record(adapt):
+    [row], _ = adapt((WRONG,), ("rewrite", "own"))
+    assert (row["provenance"], row["solution"], row["alignment_after"]) == ("dropped", "", None)
+    assert row["question"] == ROW.question and "own: the target has no verified sample" in row["reason"]
+
+
+def test_rows_already_written_are_kept_and_the_rest_is_added(adapt, tmp_path):
+    first, _ = adapt((GOOD,), ("rewrite", "original"), rows=(ROW, OTHER))
+    write_jsonl(tmp_path / "rows.jsonl", [first[0] | {"reason": "written before"}])
+    again, _ = adapt((GOOD,), ("rewrite", "original"), rows=(ROW, OTHER))
+    assert again[0]["reason"] == "written before"
+    assert again[1] == first[1]
+    assert read_jsonl(tmp_path / "rows.jsonl") == again
+
+
+def test_rows_of_other_data_are_not_mistaken_for_done(adapt):
+    adapt((GOOD,), ("rewrite", "original"), rows=(OTHER,))
+    rows, _ = adapt((GOOD,), ("rewrite", "original"), rows=(ROW, OTHER))
+    assert [row["id"] for row in rows] == [ROW.id, OTHER.id]
+    assert math.isfinite(rows[0]["alignment_after"])
