@@ -63,7 +63,7 @@ def failed(checker: AnswerChecker, item: GateInput, thresholds: GateThresholds =
 
 
 HONEST = [
-    (LAB, "need Ned : Yan + Yan , Max is 15 , Yan is 15 - 2 = 13 , Ned is 13 + 13 = 26 , The answer is 26 ."),
+    (LAB, "need Ned : + Yan on Yan , Max is 15 , Yan is 15 - 2 = 13 , Ned is 13 + 13 = 26 , The answer is 26 ."),
     (LAB_VALUES, LAB.solution),
     (
         ENGLISH,

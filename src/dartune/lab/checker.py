@@ -95,8 +95,9 @@ def _read_backward(body: str) -> list[Claim] | None:
     if not sentences:
         return None
     plan: dict[str, str] = {}
-    while sentences and (match := re.fullmatch(rf"need (?P<name>{NAME}) : (?P<named>{SUM})", sentences[0])):
-        plan[match["name"]] = match["named"]
+    planned = rf"need (?P<name>{NAME}) : (?P<sign>[+-]) (?P<right>{TERM}) on (?P<left>{NAME})"
+    while sentences and (match := re.fullmatch(planned, sentences[0])):
+        plan[match["name"]] = f"{match['left']} {match['sign']} {match['right']}"
         sentences = sentences[1:]
     claims = []
     for sentence in sentences:

@@ -62,10 +62,16 @@ def verbose(problem: Problem) -> str:
     return " ".join([f"First , we know that {first.name} has {first.value} .", *steps, _ending(problem)])
 
 
+def _plan(fact: Fact) -> str:
+    """What to do to whom, in the order in which the question says it: `- 8 on Ada`."""
+    left, right = operands(fact)
+    return f"{OPERATOR[fact.relation]} {right} on {left}"
+
+
 def backward(problem: Problem) -> str:
     first, *rest = problem.chain
     values = _values(problem)
-    plan = [f"need {fact.name} : {_sum(fact, {})} ," for fact in reversed(rest)]
+    plan = [f"need {fact.name} : {_plan(fact)} ," for fact in reversed(rest)]
     steps = [f"{fact.name} is {_sum(fact, values)} = {fact.value} ," for fact in rest]
     return " ".join([*plan, f"{first.name} is {first.value} ,", *steps, _ending(problem)])
 

@@ -7,7 +7,7 @@ from dartune.lab.world import MAX_DIFFERENCE, MAX_VALUE, NAMES
 PAD, UNKNOWN, BOS, EOS, USER, ASSISTANT = "<pad>", "<unk>", "<bos>", "<eos>", "<user>", "<assistant>"
 WORDS = (
     ". , ; : ? + - = ( ) has have How many does more fewer than twice as and together less "
-    "The answer is First we know that Next so need Solution Rewrite"
+    "The answer is First we know that Next so need on Solution Rewrite"
 ).split()
 CHAT_TEMPLATE = (
     "{{ '<bos>' }}{% for message in messages %}"
