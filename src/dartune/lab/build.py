@@ -34,12 +34,12 @@ class Recipe:
     layers: int = 3
     heads: int = 4
     intermediate: int = 320
-    steps: int = 5000
+    steps: int = 3000
     batch: int = 16
     learning_rate: float = 3e-3
 
 
-RECIPES = {"backward": Recipe(), "recall": Recipe(), "mapper": Recipe()}
+RECIPES = {"backward": Recipe(), "recall": Recipe(), "mapper": Recipe(steps=6000)}
 
 
 def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from dartune.lab.world import Fact, Problem, phrase
 
-OPERATOR = {"more": "+", "fewer": "-", "twice": "+", "together": "+", "less": "-"}
+OPERATOR = {"more": "+", "fewer": "-", "plus": "+", "minus": "-", "twice": "+", "together": "+", "less": "-"}
 
 
 def operands(fact: Fact) -> tuple[str, str]:

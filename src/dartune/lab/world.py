@@ -15,11 +15,14 @@ from dataclasses import dataclass
 MAX_VALUE = 24
 MAX_DIFFERENCE = 20
 
-NAMES = tuple("Ada Ben Cora Dan Eve Finn Gus Hana Ida Jon Kim Leo Mia Ned Ola Pia Quin Ray Sue Tom".split())
-DEMONSTRATION_NAMES = NAMES[:12]
-HELD_OUT_NAMES = NAMES[12:]
+NAMES = tuple(
+    "Ada Ben Cora Dan Eve Finn Gus Hana Ida Jon Kim Leo Mia Ned Ola Pia Quin Ray Sue Tom "
+    "Uma Vic Wes Yan Zoe Abe Bea Cal Dot Eli Fay Gil Hal Ivy Jay Kay Lou Max Noa Otis".split()
+)
+DEMONSTRATION_NAMES = NAMES[:28]
+HELD_OUT_NAMES = NAMES[28:]
 
-OLD_RELATIONS = ("more", "fewer")
+OLD_RELATIONS = ("more", "fewer", "plus", "minus")
 NEW_RELATIONS = ("twice", "together", "less")
 
 
@@ -27,7 +30,8 @@ NEW_RELATIONS = ("twice", "together", "less")
 class Fact:
     """One person's number and how the question states it.
 
-    `relation` is "is" (stated outright), one of OLD_RELATIONS (uses `amount`) or NEW_RELATIONS.
+    `relation` is "is" (stated outright), one of OLD_RELATIONS (a person and an `amount`) or of
+    NEW_RELATIONS (persons only).
     """
 
     name: str
@@ -74,6 +78,8 @@ def phrase(fact: Fact) -> str:
         "is": f"{fact.value}",
         "more": f"{fact.amount} more than {first}",
         "fewer": f"{fact.amount} fewer than {first}",
+        "plus": f"as many as {first} and {fact.amount} together",
+        "minus": f"as many as {first} less {fact.amount}",
         "twice": f"twice as many as {first}",
         "together": f"as many as {first} and {second} together",
         "less": f"as many as {first} less {second}",
@@ -106,7 +112,7 @@ def _next_fact(rng: random.Random, chain: list[Fact], name: str, relation: str) 
     last = chain[-1]
     if relation in OLD_RELATIONS:
         amount = rng.randint(1, MAX_DIFFERENCE)
-        value = last.value + (amount if relation == "more" else -amount)
+        value = last.value + (amount if relation in ("more", "plus") else -amount)
         fact = Fact(name, value, relation, (last.name,), amount)
     elif relation == "twice":
         fact = Fact(name, 2 * last.value, relation, (last.name,))
@@ -181,6 +187,8 @@ def draw_many(seed: int | str, spec: ProblemSpec, n: int, exclude: set[str] = fr
 
 _STATEMENTS: tuple[tuple[str, str], ...] = (
     ("twice", r"twice as many as (?P<first>\w+)"),
+    ("plus", r"as many as (?P<first>\w+) and (?P<amount>\d+) together"),
+    ("minus", r"as many as (?P<first>\w+) less (?P<amount>\d+)"),
     ("together", r"as many as (?P<first>\w+) and (?P<second>\w+) together"),
     ("less", r"as many as (?P<first>\w+) less (?P<second>\w+)"),
     ("more", r"(?P<amount>\d+) more than (?P<first>\w+)"),
@@ -223,6 +231,8 @@ def parse_question(question: str) -> Problem:
                 "is": lambda: amount,
                 "more": lambda: known[0] + amount,
                 "fewer": lambda: known[0] - amount,
+                "plus": lambda: known[0] + amount,
+                "minus": lambda: known[0] - amount,
                 "twice": lambda: 2 * known[0],
                 "together": lambda: known[0] + known[1],
                 "less": lambda: known[0] - known[1],
