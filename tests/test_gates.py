@@ -45,7 +45,7 @@ ENGLISH = GateInput(
 
 @pytest.fixture(scope="module")
 def checker() -> Iterator[AnswerChecker]:
-    with AnswerChecker(timeout_s=1.5) as one:
+    with AnswerChecker() as one:
         yield one
 
 

@@ -11,7 +11,7 @@ from dartune.data.records import Demonstration
 from dartune.lab.build import CHECKPOINTS, MAPPER_PROMPT, TARGETS
 from dartune.lab.checker import Verdict, check
 from dartune.lab.dialects import DIALECTS, EXPERTS
-from dartune.lab.suites import DEMONSTRATIONS, SUITES, demonstrate, suite
+from dartune.lab.suites import DEMONSTRATIONS, NEW, SUITES, demonstrate, suite
 from dartune.lab.world import Problem, ProblemSpec, draw_many, parse_question
 
 MAX_NEW_TOKENS = 160
@@ -50,7 +50,7 @@ def target_table(engine, renderer, n: int, native: str) -> list[str]:
 def alignment_table(engine, renderer, n: int) -> list[str]:
     """Mean summed log-probability of gold solutions, per dialect, on old and on new relations."""
     old = draw_many("alignment-old", ProblemSpec(steps=(2, 3)), n)
-    new = draw_many("alignment-new", DEMONSTRATIONS, n)
+    new = draw_many("alignment-new", NEW, n)
     lines = ["| dialect | old relations, nats | new relations, nats | tokens |", "|---|---|---|---|"]
     for dialect, write in DIALECTS.items():
         sums, tokens = [], []

@@ -1,7 +1,7 @@
 """The lab's data: demonstrations by an expert, development rows and the frozen test suites.
 
-Demonstrations are short, use 28 of the 40 names and at most one new relation a question, without
-distractors. Every suite of the new asks for a new relation and leaves the demonstrations in one
+Demonstrations are short, use 28 of the 40 names and no distractors; half of them ask for one new
+relation. Every out-of-distribution suite asks for a new relation and leaves the demonstrations in one
 direction; the retention suites ask for old relations only.
 """
 
@@ -14,14 +14,14 @@ from dartune.lab.dialects import DIALECTS
 from dartune.lab.world import DEMONSTRATION_NAMES, HELD_OUT_NAMES, NAMES, Problem, ProblemSpec, draw_many
 
 DEMONSTRATIONS = ProblemSpec(steps=(1, 3), new_steps=(0, 1), names=DEMONSTRATION_NAMES)
-_NEW = replace(DEMONSTRATIONS, new_steps=(1, 1))
+NEW = replace(DEMONSTRATIONS, new_steps=(1, 1))
 SUITES: dict[str, ProblemSpec] = {
     "in_distribution": DEMONSTRATIONS,
-    "ood_length": replace(_NEW, steps=(4, 5)),
-    "ood_composition": replace(_NEW, steps=(3, 4), new_steps=(2, 3), distinct_new=2),
-    "ood_names": replace(_NEW, names=HELD_OUT_NAMES),
-    "ood_distractors": replace(_NEW, distractors=(1, 2)),
-    "format_shift": replace(_NEW, question_first=True),
+    "ood_length": replace(NEW, steps=(4, 5)),
+    "ood_composition": replace(NEW, steps=(2, 3), new_steps=(2, 2), distinct_new=2),
+    "ood_names": replace(NEW, names=HELD_OUT_NAMES),
+    "ood_distractors": replace(NEW, distractors=(1, 2)),
+    "format_shift": replace(NEW, question_first=True),
     "retention_short": ProblemSpec(steps=(2, 3), names=NAMES),
     "retention_long": ProblemSpec(steps=(4, 5), names=NAMES),
 }

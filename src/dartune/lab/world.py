@@ -1,8 +1,8 @@
 """The world: questions "who has how many", drawn from a seed, with every true value known.
 
 A problem is a chain. The first person's number is stated; every further person's follows from
-the person before (and, for relations with two references, from one earlier person). Statements
-are shuffled, so a reader must follow the names; distractors are persons nobody refers to.
+the person before (and, for relations with two references, from one earlier person, told second).
+Statements are shuffled, so a reader must follow the names; distractors are persons nobody refers to.
 """
 
 from __future__ import annotations
@@ -120,12 +120,8 @@ def _next_fact(rng: random.Random, chain: list[Fact], name: str, relation: str) 
         if len(chain) < 2:
             return None
         other = rng.choice(chain[:-1])
-        if relation == "together":
-            pair = (last, other) if rng.random() < 0.5 else (other, last)
-            fact = Fact(name, last.value + other.value, relation, tuple(p.name for p in pair))
-        else:
-            high, low = (last, other) if last.value > other.value else (other, last)
-            fact = Fact(name, high.value - low.value, relation, (high.name, low.name))
+        value = last.value + other.value if relation == "together" else last.value - other.value
+        fact = Fact(name, value, relation, (last.name, other.name))
     taken = {earlier.value for earlier in chain}
     return fact if 1 <= fact.value <= MAX_VALUE and fact.value not in taken else None
 
@@ -152,10 +148,13 @@ def _distractor(rng: random.Random, chain: Sequence[Fact], name: str) -> Fact:
 
 
 def draw(rng: random.Random, spec: ProblemSpec) -> Problem:
-    """Draw one problem; relations and values are rejected until they fit 1..MAX_VALUE."""
+    """Draw one problem; relations and values are rejected until they fit 1..MAX_VALUE.
+
+    The number of new steps is never redrawn: they fit less often, and would become rare.
+    """
+    n_new = rng.randint(*spec.new_steps)
     while True:
-        steps = rng.randint(*spec.steps)
-        n_new = min(steps, rng.randint(*spec.new_steps))
+        steps = rng.randint(max(n_new, spec.steps[0]), spec.steps[1])
         new = [rng.choice(spec.new_relations) for _ in range(n_new)]
         if len(set(new)) < spec.distinct_new:
             continue
