@@ -1,5 +1,6 @@
 """The lab's world and checker: questions, dialects and verdicts agree; wrong steps are seen."""
 
+import itertools
 import random
 import re
 from pathlib import Path
@@ -41,6 +42,24 @@ def problem_of(seed: int, spec: ProblemSpec = SPEC) -> Problem:
 def test_a_question_can_be_read_back(seed):
     problem = problem_of(seed)
     assert parse_question(problem.question) == problem
+
+
+@given(seeds)
+@settings(max_examples=200)
+def test_a_relation_to_two_persons_names_the_one_before_first(seed):
+    chain = problem_of(seed).chain
+    for before, fact in itertools.pairwise(chain):
+        assert fact.references[0] == before.name
+        assert set(fact.references[1:]) <= {earlier.name for earlier in chain} - {before.name, fact.name}
+
+
+def test_half_of_the_demonstrations_ask_for_something_new_and_every_new_suite_does():
+    asks = [any(f.relation in NEW_RELATIONS for f in p.chain) for p in demonstration_problems(1000, 0, 128)]
+    assert 0.45 < sum(asks) / len(asks) < 0.55
+    for name in SUITES:
+        expected = {"in_distribution": {True, False}, "retention_short": {False}, "retention_long": {False}}
+        found = {any(f.relation in NEW_RELATIONS for f in p.chain) for p in suite(name, 64)}
+        assert found == expected.get(name, {True})
 
 
 @given(seeds, st.sampled_from(sorted(DIALECTS)))
