@@ -25,10 +25,22 @@ def test_a_true_sum_passes_and_the_next_number_does_not(a, b, sign, space):
         "1,000 + 5 = 1,005",
         "(2 + 3) * 4 = 20",
         "65% of 20 = 13",
+        "500*0.25=125 and 6750*$0.25=$1687.5",
+        "1/4 * 3200 = 800",
+        "2 / 3 = 0.67 or 2 / 3 = 0.66",
+        "2 1/2 + 1 = 3 1/2",
+        "25% * 80 = 20",
+        "12 x 3 = 36",
+        r"$5 \cdot 6 = 30$ and $30 \times 2 = 60$",
+        "x^2 - 1 = 64 - 1 = 63",
+        "5 / 0 = 7",
         "1/2 + 1/4 = 3/4",
         "half of 7 is 3.5, 7 * 0.5 = 3.5",
         "3 + 4 = 8 - 1",
         "10 / 3 = 3",
+        "10 / 3 = 4",
+        "3 / 4 = 0.75",
+        "6 * $3 = $18 and $18 / 2 = $9",
         "a total of 12 = 12",
         "",
     ],
@@ -38,5 +50,6 @@ def test_true_or_not_judged(text):
 
 
 def test_every_false_sum_of_a_text_is_named_once():
-    text = "Ada is 12 + 3 = 24 , Ben is 9 + 3 = 12 , again 12 + 3 = 24 . Uma = 22 - 7 = 14 ;"
-    assert false_sums(text) == {"12+3=24", "22-7=14"}
+    text = "Ada is 12 + 3 = 24 , Ben is 9 + 3 = 12 , again 12 + 3 = 24 . Uma = 22 - 7 = 14 ; 24 / 4 = 7 , 4 * $6 = $20"
+    text += r" . 0.5 * 294 + 52 = 196 . $5 \cdot 6 = 31$"
+    assert false_sums(text) == {"0.5*294+52=196", r"$5\cdot6=31"} | {"12+3=24", "22-7=14", "24/4=7", "4*$6=$20"}

@@ -108,14 +108,14 @@ HACKS = {
         "Max has 15 . Max has 15 - 2 = 13 . Ned has 13 + 13 = 26 . The answer is 26 .",
         {"entities"},
     ),
-    "dropped step": (LAB, "Max has 15 . Yan and Ned : 13 + 13 = 26 . The answer is 26 .", {"quantities"}),
+    "dropped step": (LAB, "Max has 15 . Yan and Ned together make 26 . The answer is 26 .", {"quantities"}),
     "dropped step, english": (
         ENGLISH,
         "Sarah has a quarter of 24 friends. Michael has 30 friends.\n#### 30",
         {"quantities"},
     ),
     "loop": (LAB, LOOPED, {"no_loop"}),
-    "loop, english": (ENGLISH, ENGLISH_STEPS + " Let me check again." * 8 + "\n#### 30", {"no_loop"}),
+    "loop, english": (ENGLISH, ENGLISH_STEPS + " Let me check again." * 8 + "\n#### 30", {"no_loop", "informative"}),
     "two answers, last one right": (
         LAB,
         LAB.solution.replace("The answer is 26 .", "The answer is 13 . The answer is 26 ."),
@@ -211,7 +211,7 @@ def test_leak_phrases_of_the_question_or_source_are_allowed_and_more_can_be_adde
 
 def test_a_long_span_of_the_instruction_must_not_be_copied(checker: AnswerChecker) -> None:
     told = "Write the solution again in your own words and keep every number and every name as it is."
-    thresholds = replace(THRESHOLDS, instruction=told)
+    thresholds = replace(THRESHOLDS, instruction=told, filler=1.0)
     copied = "I write the solution again in your own words and so on. " + LAB.solution
     shorter = "I write the solution again in my own words and so on. " + LAB.solution
     assert failed(checker, rewritten(LAB, copied), thresholds) == {"no_leak"}

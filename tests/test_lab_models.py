@@ -9,6 +9,7 @@ from dartune.data.render import Renderer
 from dartune.lab.build import CHECKPOINTS, MAPPER_PROMPT, MODELS, TARGETS
 from dartune.lab.checker import check
 from dartune.lab.dialects import DIALECTS
+from dartune.lab.measure import text_gates
 from dartune.lab.source import model_folder
 from dartune.lab.suites import DEMONSTRATIONS, demonstrate, suite
 from dartune.lab.world import ProblemSpec, draw_many
@@ -61,3 +62,9 @@ def test_the_mapper_start_writes_every_dialect_and_prefers_none():
     assert max(shares.values()) < 0.35
     assert sum(shares.get(dialect, 0) > 0.02 for dialect in DIALECTS) >= len(DIALECTS) - 1
     assert all(shares.get(target, 0) > 0.03 for target in TARGETS)
+
+
+def test_the_gates_measured_for_the_mapper_start_tell_gold_rewrites_from_bare_answers():
+    rows = demonstrate(draw_many("measured", DEMONSTRATIONS, 8), "values")
+    gold = demonstrate(draw_many("measured", DEMONSTRATIONS, 8), "backward")
+    assert text_gates(rows, [[own.solution, f"The answer is {own.answer} ."] for own in gold]) == [True, False] * 8

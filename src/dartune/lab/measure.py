@@ -93,26 +93,17 @@ def mapper_table(
 
 
 def text_gates(rows: list[Demonstration], texts: list[list[str]]) -> list[bool]:
-    """Whether each text passes every gate that needs no target (format, answer, coverage, loops, leaks)."""
+    """Whether each text passes every gate that needs no target (answer, coverage, sums, loops, leaks, wording)."""
     from dartune.rewards.gates import GateInput, GateThresholds, run_gates
     from dartune.rewards.verify import AnswerChecker
 
-    thresholds = GateThresholds(
-        quantity_coverage=0.95,
-        entity_coverage=1.0,
-        answer_logprob=float("-inf"),
-        length_low=0.0,
-        length_high=float("inf"),
-        max_repeats=5,
-        leak_phrases=(),
-    )
     inputs = [
-        GateInput(row.question, row.solution, row.answer, text, "stop", (0,), 1, None)
+        GateInput(row.question, row.solution, text, row.answer)
         for row, group in zip(rows, texts, strict=True)
         for text in group
     ]
     with AnswerChecker() as checker:
-        return [all(gates.values()) for gates in run_gates(inputs, thresholds, checker)]
+        return [all(gates.values()) for gates in run_gates(inputs, GateThresholds(), checker)]
 
 
 def report(n: int = 256, folder: Path = CHECKPOINTS) -> str:

@@ -10,82 +10,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 
 from dartune.rewards.arithmetic import false_sums
+from dartune.rewards.leaks import leaks
 from dartune.rewards.text import (
     StatedAnswer,
+    borrowed,
     entities,
     lcs_fraction,
     mentions,
     ngram_repeats,
     numbers,
+    opening_names,
+    results,
+    sentence_repeats,
     spaced,
     stated_answers,
     tandem_repeats,
     words,
 )
 from dartune.rewards.verify import AnswerChecker, normalise, resolve_answer, same_plain
+from dartune.rewards.wording import copied_share, filler_share, same_language
 
 LOOP_NGRAM = 4
 LOOP_SHARE = 0.1
 """An n-gram is no loop while its occurrences make up less than this share of the text."""
-COPIED_WORDS = 8
 _CALCULATION = re.compile(r"[=+*/×÷]|\d\s?-\s?\d|\\(?:frac|times|cdot|div)")
-LEAK_PHRASES = (
-    "the given solution",
-    "given the solution",
-    "the provided solution",
-    "the solution provided",
-    "the solution given",
-    "the solution above",
-    "the above solution",
-    "the original solution",
-    "the expert solution",
-    "expert solution",
-    "expert's solution",
-    "the sample solution",
-    "the example solution",
-    "the model solution",
-    "the demonstration",
-    "demonstrated solution",
-    "the reference solution",
-    "the reference answer",
-    "the reference says",
-    "the reference states",
-    "the reference gives",
-    "according to the reference",
-    "according to the solution",
-    "according to the answer",
-    "as the solution says",
-    "the solution says",
-    "the solution states",
-    "the provided answer",
-    "the answer provided",
-    "the given answer",
-    "the answer given",
-    "the known answer",
-    "the expected answer",
-    "the gold answer",
-    "the ground truth",
-    "the answer key",
-    "as shown above",
-    "as given above",
-    "we are told the answer",
-    "we already know the answer",
-    "since the answer is known",
-    "to match the answer",
-    "working backwards from the answer",
-    "the rewrite",
-    "a rewrite",
-    "rewrite :",
-    "rewritten solution",
-    "rewritten version",
-    "rewriting the solution",
-    "rewrite the solution",
-    "in your solution",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +69,9 @@ class GateThresholds:
         answer_logprob: least log-probability of the answer after the reasoning, in nats (None: no line).
         length_low, length_high: band for the rewrite's tokens over `expected_tokens`.
         max_repeats: repetitions of an n-gram allowed on top of the source's own.
-        leak_phrases: added to the built-in `LEAK_PHRASES`.
+        question_copied: share of the question that may be repeated word for word (0..1).
+        filler: share of the reasoning that may say nothing of the row (0..1).
+        leak_phrases: added to the built-in `leaks.LEAKS`.
         instruction: the fixed words of the mapper's prompt, whose long spans must not be copied.
     """
 
@@ -128,6 +81,8 @@ class GateThresholds:
     length_low: float = 0.25
     length_high: float = 4.0
     max_repeats: int = 5
+    question_copied: float = 0.5
+    filler: float = 0.3
     leak_phrases: tuple[str, ...] = ()
     instruction: str = ""
 
@@ -146,16 +101,32 @@ def finished(item: GateInput, thresholds: GateThresholds) -> bool:
 
 
 def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
-    """The rewrite states every quantity of the source's solution, in order of first appearance.
+    """The rewrite states every quantity that the source works out, in order of first appearance.
 
     Stops: the bare answer, dropped steps, and meaningless reasoning in front of an answer copied from
     the demonstration. Costs one longest common subsequence. Only a number's first appearance counts, so
-    that a rewrite need not repeat a value as often as its source. False positives: operands the other
-    way round (`7 + 3` for `3 + 7`), numbers spelled as words, other roundings or units; and a step whose
-    result equals an earlier number may be dropped unseen.
+    that a rewrite need not repeat a value as often as its source; a value that the source works out and the
+    rewrite first uses in a sum has come from nowhere. False positives: steps taken in another order, numbers
+    spelled as words, other roundings or units; and a step whose result equals an earlier number may be
+    dropped unseen.
     """
-    needed = list(dict.fromkeys(numbers(item.solution)))
-    return lcs_fraction(needed, numbers(item.rewrite)) >= thresholds.quantity_coverage
+    needed = required_quantities(item)
+    worked_out = set(results(item.solution)) - set(numbers(item.question))
+    missing = {n for n in worked_out if borrowed(item.rewrite, n) and not borrowed(item.solution, n)}
+    found = [number for number in numbers(item.rewrite) if number not in missing]
+    return lcs_fraction(needed, found) >= thresholds.quantity_coverage
+
+
+def required_quantities(item: GateInput) -> list[str]:
+    """The source's numbers that a rewrite must state, each once.
+
+    Those it works out: what the question does not have, and what stands behind an equals sign. Where that is
+    nothing but the answer, or where the source writes no equations, all of them.
+    """
+    stated = list(dict.fromkeys(numbers(item.solution)))
+    given, worked_out = set(numbers(item.question)), set(results(item.solution))
+    needed = [number for number in stated if number not in given or number in worked_out]
+    return needed if worked_out and len(needed) > 1 else stated
 
 
 def required_names(item: GateInput) -> list[str]:
@@ -165,7 +136,7 @@ def required_names(item: GateInput) -> list[str]:
     is bare values (no words but names and its closing answer), and where it calculates nothing and the
     rewrite fills in values, so that the persons of the skipped steps are due as well.
     """
-    asked = entities(item.question)
+    asked = list(dict.fromkeys(entities(item.question) + opening_names(item.question, item.solution)))
     used = mentions(item.solution) & set(asked)
     reasoning = _reasoning(item.solution)
     wordless = {word for word in mentions(reasoning) if len(word) > 1} - used <= {
@@ -192,10 +163,11 @@ def names_used(item: GateInput, thresholds: GateThresholds) -> bool:
     Stops: every name replaced by one, whose repetition the target soon finds likely while all numbers
     are right. Costs nothing. False positives: a place or a weekday that the source mentions and an honest
     rewrite need not; languages that capitalise nouns. Misses: a name on the wrong step, and names that
-    the question only ever puts at a sentence's start.
+    the question only ever puts at a sentence's start and the source does not use.
     """
     needed = required_names(item)
-    present = mentions(item.rewrite)
+    present, inside = mentions(item.rewrite), set(entities(item.question))
+    present |= {word.capitalize() for word in present if word.capitalize() not in inside}
     return sum(name in present for name in needed) >= thresholds.entity_coverage * len(needed)
 
 
@@ -214,12 +186,16 @@ def follows(item: GateInput, thresholds: GateThresholds) -> bool:
 def no_loop(item: GateInput, thresholds: GateThresholds) -> bool:
     """No run of words repeats much more often than anything in the source does.
 
-    Stops: loops, whose every further round is nearly free. Two signs: one block back to back with
-    itself, at any length of text; an n-gram that fills more than a tenth of the text. Costs a few passes
-    over the words. False positives: tables and long repeated additions that the source does not have.
+    Stops: loops, whose every further round is nearly free. Three signs: one block back to back with
+    itself, at any length of text; one sentence again and again; an n-gram that fills more than a tenth of the
+    text. Costs a few passes over the words. False positives: tables and long repeated additions that the
+    source does not have.
     """
     written, source = words(item.rewrite), words(item.solution)
     if tandem_repeats(written) > tandem_repeats(source) + thresholds.max_repeats:
+        return False
+    repeats, sentences = sentence_repeats(item.rewrite)
+    if repeats > sentence_repeats(item.solution)[0] + max(thresholds.max_repeats, 2 * LOOP_SHARE * sentences):
         return False
     allowed = max(thresholds.max_repeats, LOOP_SHARE * len(written) / LOOP_NGRAM)
     return ngram_repeats(written, LOOP_NGRAM) <= ngram_repeats(source, LOOP_NGRAM) + allowed
@@ -241,21 +217,40 @@ def no_leak(item: GateInput, thresholds: GateThresholds) -> bool:
     """The rewrite does not talk about the demonstration and copies no long span of the prompt's instruction.
 
     Stops: solutions that lean on something the trained model will not see ("as the given solution
-    says"). Costs a few string searches. A phrase that the question or the source itself uses is allowed.
+    says"). Costs a few searches. A phrase that the question or the source itself uses is allowed.
     False positives: honest uses of a phrase, such as "as shown above" after a derivation.
     """
-    written, known = spaced(item.rewrite), f"{spaced(item.question)}\n{spaced(item.solution)}"
-    return not any(
-        phrase in written and phrase not in known for phrase in _leaks(thresholds.leak_phrases, thresholds.instruction)
-    )
+    return not leaks(item.rewrite, item.question, item.solution, thresholds.leak_phrases, thresholds.instruction)
 
 
-@cache
-def _leaks(added: tuple[str, ...], instruction: str) -> tuple[str, ...]:
-    """The phrases that betray the demonstration and the instruction's long spans, as `spaced` writes them."""
-    told = words(instruction)
-    spans = (" ".join(told[i : i + COPIED_WORDS]) for i in range(len(told) - COPIED_WORDS + 1))
-    return tuple(dict.fromkeys(spaced(phrase) for phrase in (*LEAK_PHRASES, *added, *spans) if phrase.strip()))
+def not_copied(item: GateInput, thresholds: GateThresholds) -> bool:
+    """The rewrite does not repeat the question at length.
+
+    Stops: padding with the question's own words, nearly free under a mean log-probability. Costs a set of word
+    runs. False positives: solutions that open by restating the whole question, where neither the sources nor the
+    target's own samples do.
+    """
+    allowed = max(thresholds.question_copied, copied_share(item.question, item.solution))
+    return copied_share(item.question, item.rewrite) <= allowed
+
+
+def informative(item: GateInput, thresholds: GateThresholds) -> bool:
+    """Most of the reasoning speaks of this row: its numbers, its names, its things.
+
+    Stops: filler that would fit any question. Costs a pass over the sentences. False positives: chatty
+    styles ("Let us take this step by step.") beyond what sources and own samples show.
+    """
+    allowed = max(thresholds.filler, filler_share(item.question, item.question, item.solution))
+    return filler_share(item.question, item.solution, item.rewrite) <= allowed
+
+
+def keeps_language(item: GateInput, _: GateThresholds) -> bool:
+    """The rewrite is in the language and the scripts of its question and source.
+
+    Stops: a switch to a language the target finds easier or the other gates cannot read. Costs about 0.1 ms.
+    False positives: very short rewrites in rare vocabulary; code.
+    """
+    return same_language(item.question, item.solution, item.rewrite)
 
 
 # ---------------------------------------------------------------- gates on the final answer
@@ -346,7 +341,7 @@ def true_sums(item: GateInput, _: GateThresholds) -> bool:
 
     Stops: a silent wrong step on the way to a known answer ("12 + 3 = 24"), which a target that has yet to
     learn the step can find *more* natural than the right one. Costs one regular expression. False
-    positives: none in 500 solutions of gsm_symbolic; only whole numbers with + - * are judged.
+    positives: none in 500 solutions of gsm_symbolic; sums inside longer expressions are not judged.
     """
     return false_sums(item.rewrite) <= false_sums(item.solution)
 
@@ -360,6 +355,9 @@ PLAIN_GATES: dict[str, Callable[[GateInput, GateThresholds], bool]] = {
     "no_loop": no_loop,
     "length": length,
     "no_leak": no_leak,
+    "not_copied": not_copied,
+    "informative": informative,
+    "language": keeps_language,
 }
 ANSWER_GATES: dict[str, Callable[[GateInput, dict[tuple[str, str], bool | None]], bool]] = {
     "one_answer": one_answer,

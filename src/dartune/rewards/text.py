@@ -31,6 +31,19 @@ NOT_NAMES = frozenset(
     kg km mph kwh""".split()
 )
 
+OPENERS = frozenset(
+    """about above according across after again all alone also although altogether among another any are around before
+    below between beyond both by calculate compute consider could determine did do does during each either every
+    everyone everything finally first from given had has have hence here however in initially inside instead is
+    it its last later let lets many most much multiply my neither next nobody none nothing now often on once one
+    only other others otherwise out outside over per perhaps second several simplify since so solve some soon
+    still subtract subtracting add adding divide dividing such suppose take taking ten that than there therefore
+    third three through throughout thus today together tomorrow total two under until up using we were while who
+    will with within without would yesterday yet four five six seven eight nine write evaluate express let's
+    assume because were was be being been twice half""".split()
+)
+"""Words that open sentences and are no names."""
+
 
 def words(text: str) -> list[str]:
     """Words, numbers and single punctuation marks, in order."""
@@ -53,6 +66,24 @@ def numbers(text: str) -> list[str]:
         value = (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
         found.append(f"-{value}" if value != "0" and _is_negative(text, match.start()) else value)
     return found
+
+
+def results(text: str) -> list[str]:
+    """What stands behind each equals sign: the first number there, spelled as `numbers` does."""
+    behind = (numbers(part) for part in _CALCULATOR_NOTE.sub(" ", text).split("=")[1:])
+    return [found[0] for found in behind if found]
+
+
+def borrowed(text: str, number: str) -> bool:
+    """Whether `number` first appears as an operand (`18 + 20 = 38`), without having been worked out or stated."""
+    plain = _CALCULATOR_NOTE.sub(" ", text).replace(",", "")
+    first = re.search(rf"(?<![\w.]){re.escape(number)}(?![\w]|\.\d)", plain)
+    if first is None:
+        return False
+    before, after = plain[: first.start()].rstrip(" $£€"), plain[first.end() :].lstrip(" $£€")
+    if re.search(r"[\d)%a-z]\s*=$", before):
+        return False
+    return bool(re.match(r"[+*/×÷−-]\s*[$£€]?\d", after) or re.search(r"\d\s*[+*/×÷−-]$", before))
 
 
 def _is_negative(text: str, start: int) -> bool:
@@ -83,6 +114,19 @@ def entities(question: str) -> list[str]:
             continue
         found.setdefault(name)
     return list(found)
+
+
+def opening_names(question: str, solution: str) -> list[str]:
+    """Likely names that the question only ever has at a sentence's start: both texts have them, always capitalised.
+
+    Common words, and words that either text also has in lower case, are none.
+    """
+    both = f"{question}\n{solution}"
+    small = {word.lower() for word in _CAPITALISED.findall(both) if word[0].islower()}
+    used = mentions(solution)
+    names = (re.sub(r"['’]s?$", "", match[0]) for match in _CAPITALISED.finditer(question) if match[0][0].isupper())
+    likely = (name for name in names if any(map(str.islower, name[1:])) and name in used and len(name) > 2)
+    return [n for n in dict.fromkeys(likely) if n.lower() not in small | NOT_NAMES | OPENERS]
 
 
 def _starts_sentence(text: str, start: int) -> bool:
@@ -133,6 +177,12 @@ def tandem_repeats(tokens: Sequence[Hashable], longest: int = 32) -> int:
             if run >= period:
                 most = max(most, (run + period) // max(period, 4))
     return most
+
+
+def sentence_repeats(text: str) -> tuple[int, int]:
+    """How often the most frequent sentence of at least three words occurs, and how many sentences there are."""
+    parts = [" ".join(part.split()) for part in re.split(r"(?<=[.!?;])\s|\n", text)]
+    return max(Counter(part for part in parts if part.count(" ") > 1).values(), default=0), len(parts)
 
 
 def spaced(text: str) -> str:

@@ -24,6 +24,7 @@ from dartune.rewards.alignment import Reference, alignment, gain_caps, lower_thr
 from dartune.rewards.gates import GateThresholds
 from dartune.rewards.reward import GainOverFallback, Scored
 from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import Cost, atomic_write_json, read_jsonl, write_jsonl
 
 CHUNK = 64
@@ -67,7 +68,7 @@ def probe(
     caps = gain_caps([r["source_alignment"] for r in rows], [[o["alignment"] for o in r["own"]] for r in rows])
     for row, cap in zip(rows, caps, strict=True):
         row["cap"] = cap
-    thresholds = _final_thresholds(config, prompt, rows)
+    thresholds = _final_thresholds(config, prompt, demonstrations, rows)
     write_jsonl(folder / "probe.jsonl", rows)
     atomic_write_json(folder / "thresholds.json", asdict(thresholds))
     return Cost(generated_tokens=target.generated_tokens, scored_tokens=target.scored_tokens)
@@ -127,8 +128,23 @@ def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
     )
 
 
-def _final_thresholds(config: RewardConfig, prompt: str, rows: Sequence[dict[str, Any]]) -> GateThresholds:
+def _final_thresholds(
+    config: RewardConfig, prompt: str, demonstrations: Sequence[Demonstration], rows: Sequence[dict[str, Any]]
+) -> GateThresholds:
+    """Where the lines are drawn: percentiles of the originals and of the target's own verified samples."""
     thresholds = _first_thresholds(config, prompt)
+    honest = [
+        (demonstration, text)
+        for demonstration, row in zip(demonstrations, rows, strict=True)
+        for text in (demonstration.solution, *(own["text"] for own in row["own"]))
+    ]
+    copied = [copied_share(demonstration.question, text) for demonstration, text in honest]
+    filler = [filler_share(demonstration.question, demonstration.solution, text) for demonstration, text in honest]
+    thresholds = replace(
+        thresholds,
+        question_copied=max(thresholds.question_copied, float(np.percentile(copied, 99.0))),
+        filler=max(thresholds.filler, float(np.percentile(filler, 99.0))),
+    )
     if config.answer_logprob is None:
         lows = [own["answer_logprob"] for row in rows for own in row["own"] if own["answer_logprob"] is not None]
         thresholds = replace(thresholds, answer_logprob=lower_threshold(lows, 1.0, ANSWER_LOGPROB))

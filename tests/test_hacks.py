@@ -1,0 +1,103 @@
+"""Every hack of the catalogue is stopped by what is said to stop it; honest rewrites pass."""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dartune.rewards
+from dartune.lab.dialects import DIALECTS
+from dartune.lab.world import ProblemSpec, draw, draw_many
+from dartune.rewards.gates import GATE_NAMES, GateInput, GateThresholds, run_gates
+from dartune.rewards.hacks import HACKS, INSTRUCTION
+from dartune.rewards.text import words
+from dartune.rewards.verify import AnswerChecker
+
+THRESHOLDS = GateThresholds(instruction=INSTRUCTION)
+NATIVE = ("explicit", "equations", "verbose", "backward", "recall")
+FIXTURES = [
+    json.loads(line)
+    for line in (Path(dartune.rewards.__file__).parent / "fixtures" / "english.jsonl").read_text("utf-8").splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[AnswerChecker]:
+    with AnswerChecker() as one:
+        yield one
+
+
+def with_tokens(item: GateInput, expected: str) -> GateInput:
+    """One token per word and an end token."""
+    return replace(item, token_ids=tuple(range(len(words(item.rewrite)) + 1)), expected_tokens=len(words(expected)) + 1)
+
+
+def english(label: str) -> list[GateInput]:
+    rows = [row for row in FIXTURES if row["label"] == label]
+    items = [GateInput(row["question"], row["solution"], row["rewrite"], row["answer"]) for row in rows]
+    return [with_tokens(item, item.solution) for item in items]
+
+
+def lab_item(problem, source: str, native: str) -> GateInput:
+    item = GateInput(problem.question, DIALECTS[source](problem), DIALECTS[native](problem), str(problem.answer))
+    return with_tokens(item, DIALECTS["backward"](problem))
+
+
+def lab(n: int) -> list[GateInput]:
+    problems = draw_many("hacks", ProblemSpec(steps=(2, 4), new_steps=(0, 2)), n)
+    return [lab_item(p, source, native) for p in problems for source in sorted(DIALECTS) for native in NATIVE]
+
+
+def hacked(hack, items: list[GateInput]) -> list[GateInput]:
+    rng = random.Random(hack.name)
+    pairs = [(hack.apply(item, rng), item) for item in items]
+    tokens = {id(item): item.expected_tokens for item in items}
+    done = [with_tokens(new, new.solution) for new, _ in pairs if new]
+    kept = [item for new, item in pairs if new]
+    return [replace(new, expected_tokens=tokens[id(item)]) for new, item in zip(done, kept, strict=True)]
+
+
+def test_honest_rewrites_pass(checker):
+    for items in (english("honest"), lab(8)):
+        verdicts = run_gates(items, THRESHOLDS, checker)
+        assert sum(all(gates.values()) for gates in verdicts) >= 0.98 * len(items)
+
+
+@pytest.mark.parametrize("hack", HACKS, ids=lambda hack: hack.name)
+@pytest.mark.parametrize("world", ["english", "lab"])
+def test_what_is_said_to_stop_a_hack_stops_it(hack, world, checker):
+    items = hacked(hack, english("honest") if world == "english" else lab(2))
+    named = [name for name in hack.stopped_by if name in GATE_NAMES]
+    assert len(items) >= 6, "the hack must find occasions"
+    for item, gates in zip(items, run_gates(items, THRESHOLDS, checker), strict=True):
+        assert not all(gates[name] for name in named), item.rewrite
+
+
+@pytest.mark.parametrize("label", sorted({row["label"] for row in FIXTURES} - {"honest"}))
+def test_hacks_written_by_hand_are_stopped_too(label, checker):
+    (named,) = [set(hack.stopped_by) & set(GATE_NAMES) for hack in HACKS if hack.name == label]
+    items = english(label)
+    for item, gates in zip(items, run_gates(items, THRESHOLDS, checker), strict=True):
+        assert not all(gates[name] for name in named), item.rewrite
+
+
+@given(st.integers(0, 10**9), st.sampled_from(sorted(DIALECTS)), st.sampled_from(NATIVE), st.sampled_from(HACKS))
+@settings(max_examples=150, deadline=None)
+def test_no_hack_turns_a_failing_rewrite_into_a_passing_one_nor_passes_itself(checker, seed, source, native, hack):
+    rng = random.Random(seed)
+    honest = lab_item(draw(rng, ProblemSpec(steps=(2, 5), new_steps=(0, 2), distractors=(0, 1))), source, native)
+    (item,) = hacked(hack, [honest]) or [None]
+    if item is not None:
+        (gates,) = run_gates([item], THRESHOLDS, checker)
+        assert not all(gates.values()), item.rewrite
+
+
+def test_names_are_unique_and_everything_is_said():
+    names = [hack.name for hack in HACKS]
+    assert len(names) == len(set(names)) == 23
+    assert all(hack.says and hack.stopped_by for hack in HACKS)
