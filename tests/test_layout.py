@@ -28,6 +28,7 @@ ORDER = (
     "report",
     "inputs",
     "roster",
+    "attack",
     "pipeline",
     "cli",
     "__main__",

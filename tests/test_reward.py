@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
-from dartune.rewards.alignment import Reference, alignment, gain_caps, lower_threshold
+from dartune.models.token_stats import TokenStats
+from dartune.rewards.alignment import Reference, gain_caps, lower_threshold, sum_logprob
 from dartune.rewards.gates import GateThresholds
-from dartune.rewards.reward import GainOverFallback, answer_tokens
+from dartune.rewards.reward import GatedReward, answer_tokens
 from dartune.rewards.verify import AnswerChecker
 from dartune.train.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
@@ -59,7 +60,7 @@ def reward(target=None, cap=None, source=-1.0, checker=None):
         )
         for row in (ROW, OTHER)
     }
-    return GainOverFallback(target or FakeTarget(), RENDERER, checker, THRESHOLDS, references)
+    return GatedReward(target or FakeTarget(), RENDERER, checker, THRESHOLDS, references)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,9 @@ def test_answer_tokens_are_exactly_the_tokens_of_the_answer():
 @settings(max_examples=100)
 def test_a_further_token_never_raises_the_alignment(logprobs, length, further):
     """The length is the question's, so long predictable text is not paid for."""
-    assert alignment([*logprobs, further], length) <= alignment(logprobs, length)
+    reference = Reference(length, 0.0, None, length)
+    longer = sum_logprob(TokenStats((*logprobs, further)), reference)
+    assert longer <= sum_logprob(TokenStats(tuple(logprobs)), reference)
 
 
 def test_the_cap_comes_from_own_samples_then_from_the_data_set_then_not_at_all():

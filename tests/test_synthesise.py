@@ -7,7 +7,7 @@ import pytest
 from dartune.config import SynthesiseConfig
 from dartune.models.engine import Sample
 from dartune.rewards.alignment import Reference
-from dartune.rewards.reward import GainOverFallback
+from dartune.rewards.reward import GatedReward
 from dartune.rewards.verify import AnswerChecker
 from dartune.run import read_jsonl, write_jsonl
 from dartune.stages.synthesise import synthesise
@@ -60,7 +60,7 @@ def adapt(checker, tmp_path):
         target = Scripted(solved, natural)
         lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
         references = {id: Reference(length, -1.0, None, length) for id, length in lengths.items()}
-        reward = GainOverFallback(target, RENDERER, checker, THRESHOLDS, references)
+        reward = GatedReward(target, RENDERER, checker, THRESHOLDS, references)
         config = SynthesiseConfig(samples=samples, ladder=list(ladder))
         return synthesise(
             rows,
@@ -104,7 +104,7 @@ def test_the_guided_rung_asks_the_target_with_the_solution_in_view_and_gates_it(
 def test_a_rung_less_natural_than_the_original_is_not_taken(adapt):
     [row], _ = adapt((WRONG,), ("own", "original"), own=((GOOD, -1.5),))
     assert (row["provenance"], row["solution"]) == ("original", ROW.solution)
-    assert "none is likelier than the original" in row["reason"]
+    assert "none is worth more than the original" in row["reason"]
 
 
 def test_an_exhausted_ladder_drops_the_row_but_keeps_its_record(adapt):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dartune.config import Config
 
 SHOWABLE = ("data", "rewrites", "config")
-CONFIGURED = ("run", "check", "show", "demo")
+CONFIGURED = ("run", "check", "check-reward", "show", "demo")
 """Verbs that take a recipe and any key of the config as a flag."""
 FOOTER = """\
 Any key of the config is a flag, as in --mapper.steps 40 or --arms base,sft; --data and --target are
@@ -174,6 +174,19 @@ def _show(options: argparse.Namespace) -> None:
     print(pipeline.show(subject, options.what))
 
 
+def _check_reward(options: argparse.Namespace) -> None:
+    from dartune.config import load_config
+
+    with_target = "target.path" in options.overrides or "target" in options.overrides
+    overrides = {"data.path": "lab:values", "target.path": "lab:backward"} | options.overrides
+    if with_target:
+        overrides.pop("target.path" if "target" in options.overrides else "target", None)
+    config = load_config(None, overrides)
+    from dartune import attack
+
+    print(attack.check_reward(config, options.fixtures, with_target=with_target))
+
+
 def _lab_build(options: argparse.Namespace) -> None:
     from dartune.lab import commands
 
@@ -210,6 +223,9 @@ def _parser(keys: str | None = None) -> _Parser:
     made.add_argument("recipe", nargs="?", type=Path, help="without one: defaults for --data and --target")
     made = verb("check", _check, "check data, models and settings; trains nothing", "[RECIPE.yaml]")
     made.add_argument("recipe", nargs="?", type=Path)
+    text = "try the reward on honest and on hacked rewrites; with --target its alignment, too"
+    made = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
+    made.add_argument("fixtures", nargs="?", help="rows of question, solution, rewrite, label (honest or a hack)")
     verb("demo", _demo, "run the lab's recipe on the shipped models, on a CPU", "")
     made = verb("status", _status, "where a run stands", "RUN")
     made.add_argument("run", type=Path, help="a run folder")

@@ -107,6 +107,21 @@ class MapperConfig(Adapter):
 class RewardConfig(Section):
     """What a rewrite must pass; null thresholds come from the data's own percentiles."""
 
+    alignment: Text = Field(
+        "sum_logprob",
+        description="sum_logprob, mean_logprob, capped_percentile, centred, rank_surprisal, no_alignment or m:f",
+    )
+    form: Text = Field(
+        "gain_over_fallback",
+        description="its worth: gain_over_fallback, correct_bonus, fixed_failure, passes or module:function",
+    )
+    gates: tuple[Text, ...] | None = Field(
+        None, strict=False, description="the gates that count, to see what happens without the others; null is all"
+    )
+    penalties: dict[Text, Weight] = Field(
+        default_factory=dict,
+        description="weights of peeking, question_independence, collapse or module:function: {peeking: 0.1}",
+    )
     own_samples: Count = Field(4, description="the target's own solutions per question, for thresholds and fallback")
     quantity_coverage: Share = Field(0.95, description="share of the source's intermediate numbers to keep")
     entity_coverage: Share = Field(1.0, description="share of the source's names to keep")

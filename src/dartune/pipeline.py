@@ -149,12 +149,12 @@ class Job:
     # mapper
 
     def _reward(self):
-        from dartune.rewards.reward import GainOverFallback
+        from dartune.rewards.reward import build_reward
         from dartune.stages.probe import load_probe
 
         rows, references, thresholds = load_probe(self.run.stage_folder("probe"))
-        target = self.models.target_engine
-        return rows, GainOverFallback(target, self.models.renderer, self.checker, thresholds, references)
+        target, renderer = self.models.target_engine, self.models.renderer
+        return rows, build_reward(self.config.reward, target, renderer, self.checker, thresholds, references)
 
     def train_mapper(self, seed: int) -> None:
         """Reinforcement learning of the mapper against the frozen target."""

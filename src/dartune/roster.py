@@ -12,6 +12,7 @@ from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
+from dartune.rewards.reward import reward_parts
 from dartune.run import Cost
 
 
@@ -138,6 +139,10 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         data = inputs.load(config)
     except InputError as error:
         problems += error.problems or [error.message]
+    try:
+        reward_parts(config.reward)
+    except InputError as error:
+        problems.append(error.message)
     try:
         models = Roster(config)
         models.check()

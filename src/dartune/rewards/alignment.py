@@ -1,35 +1,45 @@
 """Alignment: how natural a solution is to the target, given the question alone.
 
-`A(y) = log p_S(y | x) / L(x)`: the summed log-probability of the response tokens (with the end
-token, in the exact SFT template) over a length that depends on the question only, here the
-source's token count. A length of the rewrite's own would pay for long predictable text.
+Every score reads the target's view of the response tokens (with the end token, in the exact SFT template) and is
+higher for what is more natural. The default is `sum_logprob`, `A(y) = log p_S(y | x) / L(x)`: the *summed*
+log-probability over a length that depends on the question only, here the source's token count. A length of the
+rewrite's own would pay for long predictable text.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
+from typing import Protocol
 
 import numpy as np
 
+from dartune.models.token_stats import TokenStats
+
 MIN_VERIFIED = 8
 """Fewer verified own samples than this over a whole data set set no threshold."""
+LARGEST_RANK = 100
+SMALLEST_SURPRISAL = 0.01
+"""Nats a token; below, a text is taken to be certain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What a demonstration's rewrites are measured against.
 
-    `length` is L(x) in tokens; `source_alignment` is A(s) in nats per token of L(x); `cap` the
-    largest gain that is paid for (None: no cap); `expected_tokens` the length the length gate
-    compares with: the longer of the source and the target's own median sample.
+    `length` is L(x) in tokens; `source_alignment` is A(s) in the score's unit (nats per token of L(x) by default);
+    `cap` the largest gain that is paid for (None: no cap); `expected_tokens` the length the length gate
+    compares with: the longer of the source and the target's own median sample; `own` the mean log-probabilities
+    (nats a token, ascending) of the target's own verified samples, of this row or, where it has none, of all rows.
     """
 
     length: int
     source_alignment: float
     cap: float | None
     expected_tokens: int
+    own: tuple[float, ...] = ()
 
     @property
     def best_gain(self) -> float:
@@ -37,9 +47,66 @@ class Reference:
         return max(0.0, -self.source_alignment if self.cap is None else self.cap)
 
 
-def alignment(logprobs: Sequence[float], length: int) -> float:
-    """Summed log-probability in nats over `length` tokens (A(y) of the module's docstring)."""
-    return sum(logprobs) / max(1, length)
+class AlignmentScore(Protocol):
+    """A score of one's own: named in the config by its dotted path, `module:function`.
+
+    A function with an attribute `needs_distribution = True` gets entropies and ranks as well, for an extra forward.
+    """
+
+    def __call__(self, tokens: TokenStats, reference: Reference) -> float:
+        """The score of one response; higher is more natural."""
+
+
+def sum_logprob(tokens: TokenStats, reference: Reference) -> float:
+    """Summed log-probability over L(x), in nats per token: the default."""
+    return sum(tokens.logprobs) / max(1, reference.length)
+
+
+def mean_logprob(tokens: TokenStats, reference: Reference) -> float:
+    """Mean log-probability in nats: pays for long predictable text, kept to be compared with."""
+    return mean(tokens.logprobs) if tokens.logprobs else 0.0
+
+
+def capped_percentile(tokens: TokenStats, reference: Reference) -> float:
+    """Share (0..0.5) of the target's own verified samples that are no likelier a token, up to their median.
+
+    Flat below the least likely own sample and above the median one; 0 where there are none.
+    """
+    if not reference.own:
+        return 0.0
+    return min(0.5, bisect_right(reference.own, mean_logprob(tokens, reference)) / len(reference.own))
+
+
+def centred(tokens: TokenStats, reference: Reference) -> float:
+    """Mean over the tokens of log p + entropy, in nats, at most 0: as surprising as the target expects to be."""
+    if not tokens.logprobs:
+        return 0.0
+    return min(0.0, mean(p + h for p, h in zip(tokens.logprobs, tokens.entropies, strict=True)))
+
+
+def rank_surprisal(tokens: TokenStats, reference: Reference) -> float:
+    """Minus the ratio of mean rank to mean surprisal (RSR, arXiv 2601.14249; ranks above 100 count as 100).
+
+    Prefers text that is informative to the target and yet among its first choices: text that is merely certain
+    scores low as well.
+    """
+    if not tokens.logprobs:
+        return -float(LARGEST_RANK) / SMALLEST_SURPRISAL
+    surprisal = max(SMALLEST_SURPRISAL, -mean(tokens.logprobs))
+    return -mean(min(rank, LARGEST_RANK) for rank in tokens.ranks) / surprisal
+
+
+def no_alignment(tokens: TokenStats, reference: Reference) -> float:
+    """The same for every response: what the gates alone can do, as a control."""
+    return 0.0
+
+
+centred.needs_distribution = True
+rank_surprisal.needs_distribution = True
+SCORES: dict[str, AlignmentScore] = {
+    score.__name__: score
+    for score in (sum_logprob, mean_logprob, capped_percentile, centred, rank_surprisal, no_alignment)
+}
 
 
 def gain_caps(

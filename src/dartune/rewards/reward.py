@@ -1,20 +1,27 @@
-"""The default reward: gain over fallback, behind gates.
+"""The reward of a rewrite: `R(y) = form(G(y), A(y)) - P(y)`, by default `G(y) * clip(A(y) - A(s), 0, cap)`.
 
-`R(y) = G(y) * clip(A(y) - A(s), 0, cap)`. A failed rewrite is worth what the data set gets in its
-place, the original, so failing costs nothing and no style is safer than its alignment: a fixed
-price for failure makes the policy collapse into whatever passes the gate most safely.
+A failed rewrite is worth what the data set gets in its place, the original, so failing costs
+nothing and no style is safer than its alignment: a fixed price for failure makes the policy collapse into
+whatever passes the gate most safely. Gates G, alignment A, form and penalties P are parts that the config names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from dartune.config import RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.models.engine import Engine, Sample
-from dartune.rewards.alignment import Reference, alignment
-from dartune.rewards.gates import GateInput, GateThresholds, run_gates, unjudged
+from dartune.errors import InputError
+from dartune.models.engine import Engine, Sample, TokenIds
+from dartune.models.token_stats import TokenStats, token_stats
+from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, sum_logprob
+from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
+from dartune.rewards.gates import GATE_NAMES, GateInput, GateThresholds, run_gates, unjudged
+from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
+from dartune.rewards.plugins import part
 from dartune.rewards.verify import AnswerChecker, answer_span
 
 
@@ -22,9 +29,10 @@ from dartune.rewards.verify import AnswerChecker, answer_span
 class Scored:
     """One rewrite and everything the reward knows of it.
 
-    `logprobs` are the target's, per response token in nats; `alignment` and `gain` in nats per
-    token of the question's L(x). Not `judged`: the answer checker failed (time-out, crash), so the
-    gates say no though nobody knows, and the reward is missing rather than zero.
+    `logprobs` are the target's, per response token in nats; `alignment` and `gain` in the score's unit, nats per
+    token of the question's L(x) by default. `gates` has every gate's verdict, `accepted` says that those which
+    count were passed. Not `judged`: the answer checker failed (time-out, crash), so the gates say no though nobody
+    knows, and the reward is missing rather than zero.
     """
 
     text: str
@@ -36,10 +44,8 @@ class Scored:
     answer_logprob: float | None = None
     judged: bool = True
     gates: dict[str, bool] = field(default_factory=dict)
-
-    @property
-    def accepted(self) -> bool:
-        return all(self.gates.values())
+    accepted: bool = False
+    penalties: dict[str, float] = field(default_factory=dict)
 
     @property
     def hacks(self) -> list[str]:
@@ -61,8 +67,26 @@ def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer) -> range:
     return range(first, last)
 
 
-class GainOverFallback:
-    """Scores samples of demonstrations under the frozen target; used in training and at synthesis alike."""
+class Reward(Protocol):
+    """Scores groups of samples, one group per demonstration; training and synthesis use the same object."""
+
+    references: Mapping[str, Reference]
+    """By demonstration id."""
+
+    def __call__(
+        self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
+    ) -> list[list[Scored]]:
+        """Score each demonstration's samples; the order is kept."""
+
+
+class GatedReward:
+    """The reward that the config describes, under the frozen target.
+
+    Args:
+        score, form: how alignment is measured, and what it is worth.
+        penalties: (name, weight, penalty), deducted from what passed and what failed alike.
+        gates: names of the gates that count; all are measured.
+    """
 
     def __init__(
         self,
@@ -71,62 +95,120 @@ class GainOverFallback:
         checker: AnswerChecker,
         thresholds: GateThresholds,
         references: Mapping[str, Reference],
+        *,
+        score: AlignmentScore = sum_logprob,
+        form: Form = gain_over_fallback,
+        penalties: Sequence[tuple[str, float, Penalty]] = (),
+        gates: Sequence[str] = GATE_NAMES,
     ):
         self.target, self.renderer, self.checker = target, renderer, checker
         self.thresholds, self.references = thresholds, references
+        self.score, self.form, self.penalties, self.gates = score, form, tuple(penalties), tuple(gates)
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
     ) -> list[list[Scored]]:
         """Score each demonstration's samples; the order is kept."""
-        pairs, owners = [], []
-        for demonstration, group in zip(demonstrations, samples, strict=True):
-            prompt = self.renderer.prompt_ids(demonstration.question)
-            for sample in group:
-                pairs.append((prompt, sample.ids))
-                owners.append((demonstration, sample))
-        logprobs = self.target.score(pairs)
-        texts = [self.renderer.decode(sample.ids) for _, sample in owners]
-        inputs = [self._gate_input(*owner, text, row) for owner, text, row in zip(owners, texts, logprobs, strict=True)]
+        owners = [(row, sample) for row, group in zip(demonstrations, samples, strict=True) for sample in group]
+        prompts = {row.id: self.renderer.prompt_ids(row.question) for row in demonstrations}
+        stats = response_stats(self.target, self.score, [(prompts[row.id], sample.ids) for row, sample in owners])
+        rows = [
+            Rewritten(row, sample, self.renderer.decode(sample.ids), tokens.logprobs)
+            for (row, sample), tokens in zip(owners, stats, strict=True)
+        ]
+        inputs = [self._gate_input(row) for row in rows]
         gates = run_gates(inputs, self.thresholds, self.checker)
         failed = unjudged(inputs, self.checker)
-        flat = iter(
-            self._scored(self.references[demonstration.id], sample.ids, row, item, passed, not unknown)
-            for (demonstration, sample), row, item, passed, unknown in zip(
-                owners, logprobs, inputs, gates, failed, strict=True
-            )
-        )
+        deducted = self._penalties(rows)
+        flat = iter(map(self._scored, rows, stats, inputs, gates, failed, deducted))
         return [[next(flat) for _ in group] for group in samples]
 
-    def _gate_input(
-        self, demonstration: Demonstration, sample: Sample, text: str, logprobs: Sequence[float]
-    ) -> GateInput:
-        positions = answer_tokens(sample.ids, text, self.renderer)
+    def _gate_input(self, row: Rewritten) -> GateInput:
+        positions = answer_tokens(row.sample.ids, row.text, self.renderer)
         return GateInput(
-            question=demonstration.question,
-            solution=demonstration.solution,
-            answer=demonstration.answer,
-            rewrite=text,
-            finish=sample.finish,
-            token_ids=sample.ids,
-            expected_tokens=self.references[demonstration.id].expected_tokens,
-            answer_logprob=sum(logprobs[i] for i in positions) if positions else None,
+            question=row.demonstration.question,
+            solution=row.demonstration.solution,
+            answer=row.demonstration.answer,
+            rewrite=row.text,
+            finish=row.sample.finish,
+            token_ids=row.sample.ids,
+            expected_tokens=self.references[row.demonstration.id].expected_tokens,
+            answer_logprob=sum(row.logprobs[i] for i in positions) if positions else None,
         )
 
-    @staticmethod
+    def _penalties(self, rows: Sequence[Rewritten]) -> list[dict[str, float]]:
+        """Weighted deductions by name, for each row."""
+        found = [(name, weight, penalty(rows, self.target, self.renderer)) for name, weight, penalty in self.penalties]
+        return [{name: weight * values[i] for name, weight, values in found} for i in range(len(rows))]
+
     def _scored(
-        reference: Reference,
-        ids: Sequence[int],
-        logprobs: Sequence[float],
+        self,
+        row: Rewritten,
+        tokens: TokenStats,
         item: GateInput,
         gates: dict[str, bool],
-        judged: bool,
+        failed: bool,
+        penalties: dict[str, float],
     ) -> Scored:
-        score = alignment(logprobs, reference.length)
-        gain = max(0.0, score - reference.source_alignment)
-        if reference.cap is not None:
-            gain = min(gain, reference.cap)
-        reward = gain if all(gates.values()) else 0.0
+        reference = self.references[row.demonstration.id]
+        score = self.score(tokens, reference)
+        accepted = all(gates[name] for name in self.gates)
         return Scored(
-            item.rewrite, tuple(ids), tuple(logprobs), score, gain, reward, item.answer_logprob, judged, gates
+            text=row.text,
+            ids=tuple(row.sample.ids),
+            logprobs=tuple(row.logprobs),
+            alignment=score,
+            gain=gain(score, reference),
+            reward=self.form(accepted, score, reference) - sum(penalties.values()),
+            answer_logprob=item.answer_logprob,
+            judged=not failed,
+            gates=gates,
+            accepted=accepted,
+            penalties=penalties,
         )
+
+
+def response_stats(
+    target: Engine, score: AlignmentScore, pairs: Sequence[tuple[TokenIds, TokenIds]]
+) -> list[TokenStats]:
+    """What a score needs of each (prompt, response): log-probabilities, and more only where it says so."""
+    if getattr(score, "needs_distribution", False):
+        return token_stats(target.model, pairs)
+    return [TokenStats(tuple(row)) for row in target.score(pairs)]
+
+
+def alignment_score(config: RewardConfig) -> AlignmentScore:
+    return part(config.alignment, SCORES, "reward.alignment")
+
+
+def build_reward(
+    config: RewardConfig,
+    target: Engine,
+    renderer: Renderer,
+    checker: AnswerChecker,
+    thresholds: GateThresholds,
+    references: Mapping[str, Reference],
+) -> GatedReward:
+    """The reward of a config.
+
+    Raises:
+        InputError: it names a part that does not exist.
+    """
+    return GatedReward(target, renderer, checker, thresholds, references, **reward_parts(config))
+
+
+def reward_parts(config: RewardConfig) -> dict[str, Any]:
+    """The score, form, penalties and gates that a config names.
+
+    Raises:
+        InputError: a part does not exist.
+    """
+    gates = GATE_NAMES if config.gates is None else config.gates
+    if unknown := [name for name in gates if name not in GATE_NAMES]:
+        raise InputError(f"reward.gates: there is no {', '.join(unknown)}; there are {', '.join(GATE_NAMES)}")
+    return {
+        "score": alignment_score(config),
+        "form": part(config.form, FORMS, "reward.form"),
+        "penalties": [(name, w, part(name, PENALTIES, "reward.penalties")) for name, w in config.penalties.items()],
+        "gates": gates,
+    }

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.progress import Progress
-from dartune.rewards.alignment import Reference, alignment, gain_caps, lower_threshold
+from dartune.rewards.alignment import MIN_VERIFIED, AlignmentScore, Reference, gain_caps, lower_threshold
 from dartune.rewards.gates import GateThresholds
-from dartune.rewards.reward import GainOverFallback, Scored
+from dartune.rewards.reward import GatedReward, Scored, alignment_score, response_stats
 from dartune.rewards.verify import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import Cost, atomic_write_json, read_jsonl, write_jsonl
@@ -47,7 +47,8 @@ def probe(
     """Write `probe.jsonl` (one row a demonstration) and `thresholds.json` into `folder`."""
     lengths = [len(renderer.response_ids(d.solution)) for d in demonstrations]
     pairs = [(renderer.prompt_ids(d.question), renderer.response_ids(d.solution)) for d in demonstrations]
-    source = target.score(pairs)
+    score = alignment_score(config)
+    source = response_stats(target, score, pairs)
     drawn: list[list[Sample]] = []
     for start in range(0, len(demonstrations), CHUNK):
         chunk = demonstrations[start : start + CHUNK]
@@ -56,12 +57,12 @@ def probe(
         drawn += target.generate(prompts, spec) if config.own_samples else [[] for _ in chunk]
         if progress:
             progress.update(len(chunk))
-    rows = _rows(demonstrations, lengths, source, drawn)
+    rows = _rows(demonstrations, lengths, source, drawn, score)
     thresholds = _first_thresholds(config, prompt)
     references = {
         row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"]) for row in rows
     }
-    scored = GainOverFallback(target, renderer, checker, thresholds, references)(demonstrations, drawn)
+    scored = GatedReward(target, renderer, checker, thresholds, references, score=score)(demonstrations, drawn)
     for row, group in zip(rows, scored, strict=True):
         row["own"] = [_own_row(sample) for sample in group if sample.accepted]
         row["own_correct"] = sum(sample.gates["correct_answer"] for sample in group)
@@ -77,24 +78,33 @@ def probe(
 def load_probe(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Reference], GateThresholds]:
     """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds."""
     rows = read_jsonl(folder / "probe.jsonl")
+    own = {row["id"]: sorted(mean(one["logprobs"]) for one in row["own"]) for row in rows}
+    everyones = tuple(sorted(value for values in own.values() for value in values))
     references = {
-        row["id"]: Reference(row["length"], row["source_alignment"], row["cap"], row["expected_tokens"]) for row in rows
+        row["id"]: Reference(
+            row["length"],
+            row["source_alignment"],
+            row["cap"],
+            row["expected_tokens"],
+            tuple(own[row["id"]]) if len(own[row["id"]]) >= MIN_VERIFIED else everyones,
+        )
+        for row in rows
     }
     saved = json.loads((folder / "thresholds.json").read_text())
     saved["leak_phrases"] = tuple(saved["leak_phrases"])
     return rows, references, GateThresholds(**saved)
 
 
-def _rows(demonstrations, lengths, source, drawn) -> list[dict[str, Any]]:
+def _rows(demonstrations, lengths, source, drawn, score: AlignmentScore) -> list[dict[str, Any]]:
     rows = []
-    for demonstration, length, logprobs, group in zip(demonstrations, lengths, source, drawn, strict=True):
+    for demonstration, length, tokens, group in zip(demonstrations, lengths, source, drawn, strict=True):
         own = [len(sample.ids) for sample in group if sample.finish == "stop"]
         rows.append(
             {
                 "id": demonstration.id,
                 "length": length,
-                "source_alignment": alignment(logprobs, length),
-                "source_logprobs": [round(value, 4) for value in logprobs],
+                "source_alignment": score(tokens, Reference(length, 0.0, None, length)),
+                "source_logprobs": [round(value, 4) for value in tokens.logprobs],
                 "expected_tokens": max(length, int(median(own)) if own else 0),
             }
         )

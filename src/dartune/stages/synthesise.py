@@ -16,7 +16,7 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
-from dartune.rewards.reward import GainOverFallback, Scored
+from dartune.rewards.reward import Reward, Scored
 from dartune.run import append_jsonl, read_jsonl
 from dartune.train.mapper import mapper_prompt
 
@@ -40,7 +40,7 @@ def synthesise(
     probed: Sequence[dict[str, Any]],
     mapper: Engine,
     target: Engine,
-    reward: GainOverFallback,
+    reward: Reward,
     renderer: Renderer,
     config: SynthesiseConfig,
     prompt: str,
@@ -94,23 +94,25 @@ def adapted_row(
     ladder: Sequence[str],
     renderer: Renderer,
 ) -> dict[str, Any]:
-    """Take the first rung of the ladder that holds; "original" always does, an exhausted ladder drops the row."""
+    """Take the first rung of the ladder that holds; "original" always does, an exhausted ladder drops the row.
+
+    A rung holds where it has an accepted candidate of positive reward; the best paid is kept, the first of equals.
+    """
     reasons = []
     for rung in ladder:
         if rung == "original":
             source = _original(demonstration, probe, renderer)
             return _row(demonstration, probe, "original", source, "; ".join(reasons), tried)
         candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
-        better = [item for item in candidates if item.alignment > probe["source_alignment"]]
-        if better:
-            best = max(better, key=lambda item: item.alignment)
+        best = max(candidates, key=lambda item: item.reward["reward"], default=None)
+        if best is not None and best.reward["reward"] > 0:
             return _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
         reasons.append(f"{rung}: {_why_none(rung, candidates, tried)}")
     return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried)
 
 
 def _candidate(item: Scored) -> Candidate:
-    parts = {"reward": item.reward, "gain": item.gain}
+    parts = {"reward": item.reward, "gain": item.gain} | item.penalties
     return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids)
 
 
@@ -119,7 +121,7 @@ def _own(probe: dict[str, Any]) -> list[Candidate]:
         Candidate(
             own["text"],
             own["alignment"],
-            {"gain": own["alignment"] - probe["source_alignment"]},
+            dict.fromkeys(("reward", "gain"), own["alignment"] - probe["source_alignment"]),
             own["gates"],
             own["logprobs"],
             own["ids"],
@@ -136,7 +138,7 @@ def _original(demonstration: Demonstration, probe: dict[str, Any], renderer: Ren
 
 def _why_none(rung: str, accepted: Sequence[Candidate], tried: dict[str, list[Scored]]) -> str:
     if accepted:
-        return f"{len(accepted)} passed the gate, none is likelier than the original"
+        return f"{len(accepted)} passed the gate, none is worth more than the original"
     if rung == "own":
         return "the target has no verified sample of its own"
     counts: dict[str, int] = {}

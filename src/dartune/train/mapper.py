@@ -22,7 +22,7 @@ from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import add_lora, merge_lora
 from dartune.models.shared_prefix import group_logprobs
-from dartune.rewards.reward import GainOverFallback, Scored
+from dartune.rewards.reward import Reward, Scored
 from dartune.run import Cost, append_jsonl, read_jsonl, write_jsonl
 from dartune.train.loop import LoopConfig, shuffled_rows, train
 from dartune.train.objectives import group_advantages, grpo
@@ -58,7 +58,7 @@ class MapperObjective:
     def __init__(
         self,
         demonstrations: Sequence[Demonstration],
-        reward: GainOverFallback,
+        reward: Reward,
         mapper: HFEngine,
         start: Engine,
         renderer: Renderer,
@@ -203,7 +203,7 @@ class MapperObjective:
 def train_mapper(
     model: torch.nn.Module,
     demonstrations: Sequence[Demonstration],
-    reward: GainOverFallback,
+    reward: Reward,
     start: Engine,
     renderer: Renderer,
     config: MapperConfig,

@@ -1,0 +1,129 @@
+"""`dartune check-reward`: the configured reward against honest and hacked rewrites.
+
+Without a target only what reads text is tried: the gates and the text penalties. With one, the whole reward is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dartune.config import Config
+from dartune.lab import source as lab
+from dartune.lab.dialects import DIALECTS
+from dartune.lab.suites import DEMONSTRATIONS, demonstrate
+from dartune.lab.world import draw_many
+from dartune.rewards.alignment import Reference
+from dartune.rewards.gates import GateThresholds
+from dartune.rewards.hacks import INSTRUCTION
+from dartune.rewards.reward import alignment_score, build_reward, response_stats
+from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
+from dartune.rewards.verify import AnswerChecker
+
+LAB_QUESTIONS = 64
+
+
+class WordRenderer:
+    """Words as tokens, for rewards that no model takes part in; stands in for `Renderer`."""
+
+    end_id = 0
+
+    def __init__(self) -> None:
+        self._words = ["<end>"]
+        self._ids: dict[str, int] = {}
+
+    def prompt_ids(self, user_text: str) -> list[int]:
+        return self.response_ids(user_text)
+
+    def response_ids(self, solution: str) -> list[int]:
+        pieces = re.findall(r"\s*\S+|\s+", solution)
+        for piece in pieces:
+            if piece not in self._ids:
+                self._ids[piece] = len(self._words)
+                self._words.append(piece)
+        return [*(self._ids[piece] for piece in pieces), self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._words[index] for index in ids if index != self.end_id)
+
+
+class NoTarget:
+    """Finds every text certain: a reward then depends on its gates and on what penalties read in the text."""
+
+    generated_tokens = scored_tokens = 0
+
+    def score(self, pairs):
+        return [[0.0] * len(completion) for _, completion in pairs]
+
+
+def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> str:
+    """Try the config's reward; `fixtures` is a file, `lab:<expert>`, or None for the shipped English ones.
+
+    Returns:
+        A table: per hack the pairwise accuracy, and what share of honest rewrites passes.
+
+    Raises:
+        InputError: the fixtures, the target or a part of the reward cannot be used.
+    """
+    if with_target:
+        from dartune.roster import Roster
+
+        roster = Roster(config)
+        roster.check()
+        target, renderer, context = roster.target_engine, roster.renderer, roster.context
+    else:
+        target, renderer, context = NoTarget(), WordRenderer(), None
+    rows = _lab_fixtures(fixtures, config.target.path) if fixtures and lab.is_lab(fixtures) else None
+    rows = rows or load_fixtures(Path(fixtures) if fixtures else SHIPPED)
+    rows = [*rows, *attacked(rows)]
+    prompt = config.mapper.prompt.replace("{question}", " ").replace("{solution}", " ")
+    thresholds = GateThresholds(
+        quantity_coverage=config.reward.quantity_coverage,
+        entity_coverage=config.reward.entity_coverage,
+        answer_logprob=config.reward.answer_logprob,
+        max_repeats=config.reward.max_repeats,
+        leak_phrases=config.reward.leak_phrases,
+        instruction=f"{prompt} {INSTRUCTION}",
+    )
+    if config.reward.length_band:
+        low, high = config.reward.length_band
+        thresholds = GateThresholds(**{**_fields(thresholds), "length_low": low, "length_high": high})
+    references = _references(config, rows, target, renderer, with_target)
+    with AnswerChecker() as checker:
+        reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
+        return table(rows, score_fixtures(rows, reward, renderer, context))
+
+
+def _fields(thresholds: GateThresholds) -> dict:
+    return {name: getattr(thresholds, name) for name in thresholds.__dataclass_fields__}
+
+
+def _references(config: Config, rows: Sequence[Fixture], target, renderer, with_target: bool) -> dict[str, Reference]:
+    """Without a target every source is one unit of alignment behind every rewrite."""
+    known = {fixture.demonstration.id: fixture.demonstration for fixture in rows}
+    sources = {name: renderer.response_ids(row.solution) for name, row in known.items()}
+    honest: dict[str, int] = {}
+    for fixture in rows:
+        if fixture.label == HONEST:
+            longest = honest.get(fixture.demonstration.id, 0)
+            honest[fixture.demonstration.id] = max(longest, len(renderer.response_ids(fixture.rewrite)))
+    plain = {name: Reference(len(ids), -1.0, None, max(len(ids), honest.get(name, 0))) for name, ids in sources.items()}
+    if not with_target:
+        return plain
+    score = alignment_score(config.reward)
+    pairs = [(renderer.prompt_ids(row.question), sources[name]) for name, row in known.items()]
+    stats = dict(zip(known, response_stats(target, score, pairs), strict=True))
+    return {
+        name: Reference(own.length, score(stats[name], own), None, own.expected_tokens) for name, own in plain.items()
+    }
+
+
+def _lab_fixtures(address: str, target: str) -> list[Fixture]:
+    """Native solutions of the lab's target (`backward` for any other) as honest rewrites of an expert's."""
+    native = target.removeprefix(lab.PREFIX)
+    native = native if native in DIALECTS else "backward"
+    problems = draw_many("check-reward", DEMONSTRATIONS, LAB_QUESTIONS)
+    sources = demonstrate(problems, address.removeprefix(lab.PREFIX))
+    honest = demonstrate(problems, native)
+    return [Fixture(row, HONEST, own.solution) for row, own in zip(sources, honest, strict=True)]
