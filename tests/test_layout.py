@@ -33,7 +33,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ONLY_USERS_OF_THE_LAB = ("lab", "inputs", "pipeline", "cli")
+ONLY_USERS_OF_THE_LAB = ("attack", "lab", "inputs", "pipeline", "cli")
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "scipy", "matplotlib", "math_verify"}
 MAY_BE_HEAVY = ("models", "train", "roster", "rewards/alignment.py", "rewards/reward.py")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
