@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.world import ProblemSpec, draw
-from dartune.rewards.gates import (
-    GATE_NAMES,
-    GateInput,
-    GateThresholds,
-    checkable,
-    required_names,
-    run_gates,
-    unjudged,
-)
+from dartune.rewards.answers import checkable
+from dartune.rewards.gates import GATE_NAMES, required_names, run_gates, unjudged
+from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.text import entities, lcs_fraction, ngram_repeats, numbers, tandem_repeats, words
 from dartune.rewards.verify import AnswerChecker
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import dartune.rewards
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.world import ProblemSpec, draw, draw_many
-from dartune.rewards.gates import GATE_NAMES, GateInput, GateThresholds, run_gates
+from dartune.rewards.gates import GATE_NAMES, run_gates
 from dartune.rewards.hacks import HACKS, INSTRUCTION
+from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.text import words
 from dartune.rewards.verify import AnswerChecker
 

@@ -11,7 +11,7 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Sample
 from dartune.models.token_stats import TokenStats
 from dartune.rewards.alignment import Reference, gain_caps, lower_threshold, sum_logprob
-from dartune.rewards.gates import GateThresholds
+from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, answer_tokens
 from dartune.rewards.verify import AnswerChecker
 from dartune.train.mapper import judged_rewards

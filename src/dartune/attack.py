@@ -15,8 +15,8 @@ from dartune.lab.dialects import DIALECTS
 from dartune.lab.suites import DEMONSTRATIONS, demonstrate
 from dartune.lab.world import draw_many
 from dartune.rewards.alignment import Reference
-from dartune.rewards.gates import GateThresholds
 from dartune.rewards.hacks import INSTRUCTION
+from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import alignment_score, build_reward, response_stats
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
 from dartune.rewards.verify import AnswerChecker

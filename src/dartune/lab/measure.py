@@ -94,7 +94,8 @@ def mapper_table(
 
 def text_gates(rows: list[Demonstration], texts: list[list[str]]) -> list[bool]:
     """Whether each text passes every gate that needs no target (answer, coverage, sums, loops, leaks, wording)."""
-    from dartune.rewards.gates import GateInput, GateThresholds, run_gates
+    from dartune.rewards.gates import run_gates
+    from dartune.rewards.items import GateInput, GateThresholds
     from dartune.rewards.verify import AnswerChecker
 
     inputs = [

@@ -1,54 +1,162 @@
-"""Written sums, checked: `12 + 3 = 24` in a rewrite is a wrong step, however natural the target finds it."""
+"""Written sums, checked: `12 + 3 = 24` in a rewrite is a wrong step, however natural the target finds it.
+
+Only arithmetic of plain numbers is judged, on either side of an equals sign, in plain text and in LaTeX; whatever has
+letters in it is left alone.
+"""
 
 from __future__ import annotations
 
+import ast
+import math
+import operator
 import re
 from fractions import Fraction
+from itertools import pairwise
 
-_NUMBER = r"[$£€]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
-_SIGN = r"(?:[+\-*×/÷]|(?<=\s)x(?=\s)|\\times|\\cdot|\\div)"
-# Not a part of something longer: brackets, powers, percentages, mixed numbers, fractions as results.
-_BEFORE = r"(?<![\w.,(+\-*/×÷^%}])(?<![(+\-*/×÷^%}\d] )(?<!times )(?<!cdot )"
-_AFTER = r"(?![\d%/]|[.,]\d|\s*[+\-*/×÷^%(\\]|\s\d|\sx\s)"
-_SUM = re.compile(rf"{_BEFORE}({_NUMBER}(?:\s*{_SIGN}\s*{_NUMBER})+)\s*=\s*({_NUMBER}){_AFTER}")
-_TOKEN = re.compile(rf"{_NUMBER}|{_SIGN}")
-_TIMES = {"*", "×", "x", r"\times", r"\cdot"}
+_NOTE = re.compile(r"<<[^<>]*>>")
+_LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[-*•#–]+[ \t]+)?(?:(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+)?")
+_BRACED = r"\{([^{}]*)\}"
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"\\(?:left|right|displaystyle|[,;!: ])", " "),
+        (r"\\[dt]?frac\s*" + _BRACED + r"\s*" + _BRACED, r"((\1)/(\2))"),
+        (r"\\[dt]?frac\s*(\d)\s*(\d)", r"(\1/\2)"),
+        (r"\\sqrt\s*" + _BRACED, r"sqrt(\1)"),
+        (r"\^\s*" + _BRACED, r"**(\1)"),
+        (r"\^\s*(\d)", r"**\1"),
+        (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
+        (r"\\div(?![a-z])|÷", "/"),
+        (r"[−–]", "-"),
+        (r"\\?[$£€]|\*\*(?![\d(])", ""),
+        (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
+    )
+)
+_RUN = r"(?:sqrt\(|\d*\.?\d+|\*\*|[+\-*/()]|\s)"
+_LEFT = re.compile(rf"{_RUN}+$")
+_RIGHT = re.compile(rf"{_RUN}+")
+_TOUCHES = re.compile(r"[\w%\\^_{}.]$")
+_CONTINUES = re.compile(r"\b(?:of|x|times|plus|minus|squared|modulo|mod|(?:divided|multiplied) by)\s*$", re.IGNORECASE)
+_OPERATIONS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}
+LONGEST = 120
+LARGEST_POWER = 12
 
 
 def false_sums(text: str) -> set[str]:
-    """The sums `a + b = c` (also - * and /) that do not hold, without their spaces.
+    """The equations `a + b = c` of plain numbers that do not hold, normalised and without spaces.
 
-    A sum that is part of a longer expression is not judged. With decimals or a quotient, a result within one unit of
-    its last digit holds, whichever way it was rounded; a sum of whole numbers is exact.
+    With decimals, quotients or roots, a result within one unit of its last digit holds, whichever way it was rounded;
+    a sum of whole numbers is exact.
     """
-    return {re.sub(r"\s", "", match[0]) for match in _SUM.finditer(text) if not _holds(match[1], match[2])}
+    found = set()
+    for line in _plain(text).split("\n"):
+        sides = line.split("=")
+        for before, after in pairwise(sides):
+            left, right = _left(before), _right(after)
+            if left and right and _judged(left, right) and not _holds(left, right):
+                found.add(re.sub(r"\s", "", f"{left}={right}"))
+    return found
 
 
-def _number(written: str) -> Fraction:
-    return Fraction(written.lstrip("$£€").replace(",", ""))
+def _plain(text: str) -> str:
+    text = _LIST_MARK.sub("", _NOTE.sub("", text))
+    for pattern, new in _RULES[:2] + _RULES[1:]:  # fractions twice: they stand in each other
+        text = pattern.sub(new, text)
+    return text
 
 
-def _holds(expression: str, result: str) -> bool:
-    value = _value(expression)
-    if value is None:
+def _left(side: str) -> str | None:
+    """The arithmetic that ends at an equals sign; None where it is part of something longer."""
+    match = _LEFT.search(side[-LONGEST:])
+    if match is None:
+        return None
+    before, run = side[-LONGEST:][: match.start()], match[0]
+    if _CONTINUES.search(before) or (before and before[-1] in "<>!≤≥≠"):
+        return None
+    # "Ann - 9" is no negative number, and "x(3) + 1" no sum.
+    if before and (
+        _TOUCHES.search(before) if not run[0].isspace() else before[-1] not in ",:;" and run.strip()[:1] == "-"
+    ):
+        return None
+    return _balanced(run.strip(), at_end=False)
+
+
+def _right(side: str) -> str | None:
+    """The arithmetic that starts at an equals sign; None where it is part of something longer."""
+    match = _RIGHT.match(side[:LONGEST])
+    if match is None:
+        return None
+    run, after = match[0], side[match.end() : match.end() + 2]
+    if after and not run[-1].isspace() and (re.match(r"[\w%\\^_{]|[.,]\d", after)):
+        return None
+    shorter = re.sub(r"[\s(]+$", "", run)
+    if shorter and shorter[-1] in "+-*/":
+        return None
+    return _balanced(shorter.strip(), at_end=True)
+
+
+def _balanced(run: str, *, at_end: bool) -> str | None:
+    """`run` without brackets that belong to the text around it; None where nothing is left."""
+    if at_end:
+        while run.endswith(")") and run.count(")") > run.count("("):
+            run = run[:-1].rstrip()
+    else:
+        while run.startswith("(") and run.count("(") > run.count(")"):
+            run = run[1:].lstrip()
+    return run or None
+
+
+def _judged(left: str, right: str) -> bool:
+    """Whether one side calculates: two plain numbers may be equal for reasons we do not see."""
+    if any(re.search(r"/\s*[\d.]+\s*/", side) for side in (left, right)):
+        return False  # 12 / 1 / 3 is written for 12 / (1/3) as well
+    return any(re.search(r"[\d)]\s*[+\-*/]|sqrt", side) for side in (left, right)) and left[0] not in "+*/)"
+
+
+def _holds(left: str, right: str) -> bool:
+    values = _value(left), _value(right)
+    if None in values:
         return True
-    exact = not re.search(r"\.\d|/|÷|\\div", f"{expression}{result}")
-    unit = Fraction(1, 10 ** len(result.partition(".")[2]))
-    return value == _number(result) if exact else abs(value - _number(result)) < unit
+    rounded = re.search(r"\.\d|/|sqrt", left + right)
+    if not rounded:
+        return values[0] == values[1]
+    plain = re.fullmatch(r"-?\d*\.?\d+", right)
+    unit = 10.0 ** -len(right.partition(".")[2]) if plain else 0.01 * max(1.0, abs(values[0]))
+    return abs(values[0] - values[1]) < unit
 
 
-def _value(expression: str) -> Fraction | None:
-    """Value of numbers joined by + - * /, products and quotients first; None where something is divided by zero."""
-    first, *rest = _TOKEN.findall(expression)
-    total, sign, product = Fraction(0), 1, _number(first)
-    for operator, written in zip(rest[::2], rest[1::2], strict=True):
-        number = _number(written)
-        if operator in _TIMES:
-            product *= number
-        elif operator in "+-":
-            total, sign, product = total + sign * product, 1 if operator == "+" else -1, number
-        elif number:
-            product /= number
-        else:
-            return None
-    return total + sign * product
+def _value(expression: str) -> Fraction | float | None:
+    """Value of numbers, + - * / ** ( ) and sqrt; None where it is not arithmetic, or too large."""
+    try:
+        return _evaluate(ast.parse(expression, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
+        return None
+
+
+def _evaluate(node: ast.AST) -> Fraction | float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return Fraction(str(node.value))
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_evaluate(node.operand))
+    if isinstance(node, ast.BinOp):
+        left, right = _evaluate(node.left), _evaluate(node.right)
+        if isinstance(node.op, ast.Pow):
+            if right != int(right) or not 0 <= right <= LARGEST_POWER:
+                raise ValueError("a power that is not worked out")
+            return left ** int(right)
+        if type(node.op) in _OPERATIONS:
+            return _OPERATIONS[type(node.op)](left, right)
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "sqrt"
+        and len(node.args) == 1
+    ):
+        return math.sqrt(_evaluate(node.args[0]))
+    raise ValueError("not arithmetic")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
+from dartune.rewards.answers import answer_pairs, correct_answer, one_answer
 from dartune.rewards.arithmetic import false_sums
+from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leaks
 from dartune.rewards.text import (
-    StatedAnswer,
     borrowed,
     entities,
     lcs_fraction,
@@ -25,69 +24,17 @@ from dartune.rewards.text import (
     opening_names,
     results,
     sentence_repeats,
-    spaced,
     stated_answers,
     tandem_repeats,
     words,
 )
-from dartune.rewards.verify import AnswerChecker, normalise, resolve_answer, same_plain
+from dartune.rewards.verify import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share, same_language
 
 LOOP_NGRAM = 4
 LOOP_SHARE = 0.1
 """An n-gram is no loop while its occurrences make up less than this share of the text."""
 _CALCULATION = re.compile(r"[=+*/×÷]|\d\s?-\s?\d|\\(?:frac|times|cdot|div)")
-
-
-@dataclass(frozen=True, slots=True)
-class GateInput:
-    """One rewrite with the row it belongs to.
-
-    `token_ids` are the sampled response with its end token; `expected_tokens` is the length, in the
-    same tokens, that the row's rewrites are compared with (None: not compared). `answer_logprob` is the
-    target's summed log-probability in nats of the answer's tokens after the rewrite's own reasoning,
-    without the demonstration in sight (None: not measured).
-    """
-
-    question: str
-    solution: str
-    rewrite: str
-    answer: str | None = None
-    finish: str = "stop"
-    token_ids: Sequence[int] = ()
-    expected_tokens: int | None = None
-    answer_logprob: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GateThresholds:
-    """Where the graded gates draw their lines.
-
-    Args:
-        quantity_coverage: share of the source's quantities that the rewrite must state, in order (0..1).
-        entity_coverage: share of the required names that the rewrite must use (0..1).
-        answer_logprob: least log-probability of the answer after the reasoning, in nats (None: no line).
-        length_low, length_high: band for the rewrite's tokens over `expected_tokens`.
-        max_repeats: repetitions of an n-gram allowed on top of the source's own.
-        question_copied: share of the question that may be repeated word for word (0..1).
-        filler: share of the reasoning that may say nothing of the row (0..1).
-        leak_phrases: added to the built-in `leaks.LEAKS`.
-        instruction: the fixed words of the mapper's prompt, whose long spans must not be copied.
-    """
-
-    quantity_coverage: float = 0.95
-    entity_coverage: float = 1.0
-    answer_logprob: float | None = None
-    length_low: float = 0.25
-    length_high: float = 4.0
-    max_repeats: int = 5
-    question_copied: float = 0.5
-    filler: float = 0.3
-    leak_phrases: tuple[str, ...] = ()
-    instruction: str = ""
-
-
-# ---------------------------------------------------------------- gates that need no answer checker
 
 
 def finished(item: GateInput, thresholds: GateThresholds) -> bool:
@@ -120,13 +67,11 @@ def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
 def required_quantities(item: GateInput) -> list[str]:
     """The source's numbers that a rewrite must state, each once.
 
-    Those it works out: what the question does not have, and what stands behind an equals sign. Where that is
-    nothing but the answer, or where the source writes no equations, all of them.
+    What stands behind its equals signs; where that is nothing but the answer, or where the source writes no
+    equations, every number it has.
     """
-    stated = list(dict.fromkeys(numbers(item.solution)))
-    given, worked_out = set(numbers(item.question)), set(results(item.solution))
-    needed = [number for number in stated if number not in given or number in worked_out]
-    return needed if worked_out and len(needed) > 1 else stated
+    worked_out = list(dict.fromkeys(results(item.solution)))
+    return worked_out if len(worked_out) > 1 else list(dict.fromkeys(numbers(item.solution)))
 
 
 def required_names(item: GateInput) -> list[str]:
@@ -253,89 +198,6 @@ def keeps_language(item: GateInput, _: GateThresholds) -> bool:
     return same_language(item.question, item.solution, item.rewrite)
 
 
-# ---------------------------------------------------------------- gates on the final answer
-
-
-def checkable(item: GateInput) -> bool:
-    """Whether the row has a gold answer at all, stated or explicit."""
-    return resolve_answer(item) is not None
-
-
-def candidates(item: GateInput) -> list[str]:
-    """What may count as the rewrite's answer: the last one it states.
-
-    A source that never announces its answer asks for no announcement: there the last number counts,
-    and where the source's own last number is not the answer, any number of the closing sentence.
-    """
-    stated = stated_answers(item.rewrite)
-    if stated:
-        return [stated[-1].text]
-    if stated_answers(item.solution):
-        return []
-    gold = resolve_answer(item)
-    ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(spaced(normalise(gold)).rstrip())
-    found = numbers(item.rewrite)[-1:]
-    own = numbers(item.solution)
-    if gold and own and same_plain(own[-1], gold) is False:
-        found = numbers(_closing_sentence(item.rewrite))
-    return [gold, *found] if ends_with_gold and gold else found
-
-
-def _closing_sentence(text: str) -> str:
-    """The last line's last sentence."""
-    line = text.rstrip(" .!?\n").rsplit("\n", 1)[-1]
-    return line.rsplit(". ", 1)[-1]
-
-
-def _trailing_words(text: str, stated: Sequence[StatedAnswer]) -> int:
-    """Words and numbers behind the last stated answer."""
-    return sum(word.isalnum() for word in words(text[stated[-1].stop :])) if stated else 0
-
-
-def _early(text: str, stated: Sequence[StatedAnswer]) -> bool:
-    """Whether reasoning with numbers stands between the first stated answer and the last."""
-    return any(numbers(text[one.stop : other.cue]) for one, other in pairwise(stated))
-
-
-def _at_end(item: GateInput) -> bool:
-    stated, source = stated_answers(item.rewrite), stated_answers(item.solution)
-    if not stated:
-        return not source
-    if source and _trailing_words(item.rewrite, stated) > _trailing_words(item.solution, source):
-        return False
-    return _early(item.solution, source) or not _early(item.rewrite, stated)
-
-
-def _answer_pairs(item: GateInput) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Pairs to compare: earlier stated answers with the last; candidates with the gold answer."""
-    stated = [answer.text for answer in stated_answers(item.rewrite)]
-    gold = resolve_answer(item)
-    own = [(answer, stated[-1]) for answer in dict.fromkeys(stated[:-1])]
-    return own, [] if gold is None else [(candidate, gold) for candidate in candidates(item)]
-
-
-def one_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
-    """Exactly one final answer (however often), at the end, where the source states one; never two different.
-
-    Stops: several answers of which one is right, the right answer in the first box only, an answer in
-    front of the reasoning, talk after the answer. Costs nothing for numbers. As many words may follow the
-    answer as follow it in the source. False positives: partial answers in boxes of their own.
-    """
-    own, _ = _answer_pairs(item)
-    return _at_end(item) and all(verdicts[pair] for pair in own)
-
-
-def correct_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
-    """The last answer equals the gold answer; a row without a gold answer passes (`checkable` counts them).
-
-    Stops: wrong solutions. Costs a process call for mathematical notation only. An answer that the
-    checker could not judge does not pass; `unjudged` names such rows, whose reward is missing, not zero.
-    False positives: answers in a form that neither exact numbers nor math-verify equate (`44%` for `44`).
-    """
-    _, against_gold = _answer_pairs(item)
-    return not checkable(item) or any(verdicts[pair] for pair in against_gold)
-
-
 def true_sums(item: GateInput, _: GateThresholds) -> bool:
     """Every sum written out holds, unless the source writes it too.
 
@@ -367,7 +229,7 @@ GATE_NAMES = (*ANSWER_GATES, *PLAIN_GATES)
 
 
 def _verdicts(items: Sequence[GateInput], checker: AnswerChecker) -> dict[tuple[str, str], bool | None]:
-    pairs = list(dict.fromkeys(pair for item in items for side in _answer_pairs(item) for pair in side))
+    pairs = list(dict.fromkeys(pair for item in items for side in answer_pairs(item) for pair in side))
     return dict(zip(pairs, checker.check(pairs), strict=True))
 
 
@@ -386,5 +248,5 @@ def unjudged(inputs: Sequence[GateInput], checker: AnswerChecker) -> list[bool]:
     verdicts = _verdicts(inputs, checker)
     return [
         bool(pairs) and not any(verdicts[pair] for pair in pairs) and any(verdicts[pair] is None for pair in pairs)
-        for pairs in (_answer_pairs(item)[1] for item in inputs)
+        for pairs in (answer_pairs(item)[1] for item in inputs)
     ]

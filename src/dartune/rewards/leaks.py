@@ -61,13 +61,77 @@ LEAKS: tuple[str, ...] = (
     rf"(?:{_THE} )?(?:\w+ )?(?:solution|answer|version|explanation|demonstration)",
     r"rewrite :",
     r"the demonstration",
+    # The demonstration by another name, as somebody who does something.
+    r"the (?:original|author|expert|teacher|writer|annotator|prompt|source)"
+    r"(?= (?:then|says|does|did|uses|used|gets|got|multiplies|multiplied|divides|divided|adds|added|"
+    r"subtracts|subtracted|takes|took|goes|went|writes|wrote|s|,))",
+    r"(?:in|from|of) the (?:original|prompt|example|write up|answer sheet|mark scheme)(?! \w+ (?:price|cost|size))",
+    r"as in the (?:example|original|prompt)",
+    r"the (?:boxed|target|known|expected|intended|official|claimed) (?:answer|result|total|value|number|amount)",
+    r"earlier (?:write - up|write up|solution|derivation|explanation|answer)",
+    r"(?:what|as) (?:was|is|were) (?:claimed|expected|given to us|promised)",
+    r"as (?:it|they|we) (?:should|ought to|were told|was told)",
+    r"as expected",
+    r", the correct (?:result|answer|value)",
+    r"(?:confirming|which confirms|this confirms|to confirm) (?:it|this|that|the)",
+    r"✓ matches",
+    r"(?:aim|aiming|head|heading) (?:for|towards|at) (?:\$ )?\d+",
+    r"so that we (?:land|end up|arrive) (?:on|at|with)",
+    r"just as (?:stated|noted|given|shown|said|claimed|told|before)",
+    r"as (?:stated|noted|given|said|claimed|told) (?:before|above|earlier)?(?= ?[.,])",
+    r"following (?:the same|those|these|its|his|her|their) (?:steps|approach|method|lines|reasoning)",
+    r"the (?:next|last|first|second|final) line (?:then )?(?:takes|divides|adds|subtracts|multiplies|says|gives|reads)",
+    r"the (?:solver|text)"
+    r"(?= (?:then|first|next|says|does|takes|uses|obtains|finds|gets|multiplies|divides|adds|subtracts))",
+    r"(?:we|i|it) (?:were|was|are|am|is) (?:supposed|meant|expected) to (?:get|be|find|reach|obtain|give)",
+    r"(?:against|with|to) the one (?:provided|given|stated|shown)",
+    r"(?:approach|method|trick|technique|insight|idea) (?:taken|used|employed|applied)(?: here| there)? (?:is|was)",
+    r"for the answer to (?:have|be|equal|contain|come)",
+    r"what the box (?:contains|says|has)",
+    r"as we (?:already )?know ,? ?\w+ (?:ends|comes out|finishes|arrives)",
 )
 """Patterns over lower-case words with one space between them (`'` and other marks are words of their own)."""
 
 
+INSTRUCTIONS: tuple[str, ...] = (
+    r"(?:paraphrase|rephrase|restate|rewrite|reword|retell) (?:the|this|that|it|your|everything|his|her|their)",
+    r"in your own words",
+    r"(?:using|in|with) (?:different|other|your own) (?:words|wording|language|phrasing)",
+    r"use your own (?:words|phrasing|wording|language)",
+    r"do not (?:mention|add|copy|refer|repeat|change|skip|include|leave out)",
+    r"you (?:are|will be|were) given (?:a|the|an) (?:question|problem|solution|task)",
+    r"(?:put|place|give|write|box|state) (?:your|the) final (?:answer|result|expression)(?! (?:is|of|for))",
+    r"show (?:all )?your (?:work|reasoning|steps|working)",
+    r"keep (?:the|all|every|each|any) (?:the )?(?:names|numbers|steps|intermediate|results|values|calculations?)",
+    r"(?:instructions?|your task|task|prompt) :",
+    r"in (?:fresh|new|other|different|simpler) (?:words|wording|language)",
+    r"(?:don t|do not|without) (?:skip|skipping|omit|omitting|chang\w+|copy\w*)",
+    r"as (?:though|if) you (?:were|are|had)",
+    r"write (?:out )?(?:a|the|your) (?:full|complete|detailed|new|clear|own) (?:solution|answer|explanation|version)",
+    r"ending with the final",
+    r"(?:make sure|ensure) (?:that )?(?:every|each|all|to|you)",
+    r"as if you (?:had|have) (?:solved|found|written)",
+    r"(?:think|reason) (?:carefully|step by step) (?:,|and)",
+    r"(?<!let us )(?<!let s )(?<!can )(?<!to )solve (?:this|the (?:problem|question|task|following))"
+    r"(?: problem| question)? (?:step by step|in)",
+)
+"""Instructions to whoever rewrites; a solution addresses nobody."""
+NOTHING_YET = (
+    r"(?:as|was|were|been) (?:already|previously) (?:worked out|computed|calculated|found|established|shown|stated)",
+    r"(?:provided|given|stated|shown|mentioned|found|computed|worked out) (?:above|earlier|before|previously)",
+    r"the (?:calculation|computation|result|working|steps?|reasoning|figures?) above",
+)
+"""Honest in the middle of a solution, a leak where nothing has been worked out yet."""
+
+
 @cache
 def _patterns() -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(rf"(?<= ){pattern}(?= )") for pattern in LEAKS)
+    return tuple(re.compile(rf"(?<= ){pattern}(?= )") for pattern in (*LEAKS, *INSTRUCTIONS))
+
+
+@cache
+def _early_patterns() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(rf"(?<= ){pattern}(?= )") for pattern in NOTHING_YET)
 
 
 @cache
@@ -84,7 +148,7 @@ def _plain(text: str) -> str:
 
 
 def leaks(rewrite: str, question: str, solution: str, added: tuple[str, ...] = (), instruction: str = "") -> list[str]:
-    """What in the rewrite speaks of the demonstration or repeats the instruction; empty where nothing does.
+    """What in the rewrite speaks of the demonstration or repeats an instruction; empty where nothing does.
 
     A phrase that the question or the source itself uses is allowed. So is every "original solution" where the
     question is about one: a mixture, say.
@@ -93,6 +157,8 @@ def leaks(rewrite: str, question: str, solution: str, added: tuple[str, ...] = (
     written = _plain(rewrite)
     mixture = " solution " in _plain(question) or " solutions " in _plain(question)
     found = [match[0] for pattern in _patterns() for match in pattern.finditer(written)]
+    opening = _plain(rewrite.partition("=")[0])
+    found += [match[0] for pattern in _early_patterns() for match in pattern.finditer(opening)]
     found = [phrase for phrase in found if f" {phrase} " not in known and not (mixture and phrase.endswith("solution"))]
     told, source = spaced(rewrite), f"{spaced(question)}\n{spaced(solution)}"
     return found + [

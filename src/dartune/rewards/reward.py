@@ -19,7 +19,8 @@ from dartune.models.engine import Engine, Sample, TokenIds
 from dartune.models.token_stats import TokenStats, token_stats
 from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, sum_logprob
 from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
-from dartune.rewards.gates import GATE_NAMES, GateInput, GateThresholds, run_gates, unjudged
+from dartune.rewards.gates import GATE_NAMES, run_gates, unjudged
+from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
 from dartune.rewards.verify import AnswerChecker, answer_span

@@ -20,6 +20,11 @@ _NUMBER = re.compile(
     r"(?:(?<!\w)|(?<=\d[xX]))(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)(?!\d|st\b|nd\b|rd\b|th\b)"
 )
 _CAPITALISED = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_RESULT = re.compile(
+    r"=\s*\\?[$£€]?\s*(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+))"
+    r"(?![\w^%]|[.,]\d|\s*(?:[+*/×÷·−-]|\\(?:cdot|times|div|pi))\s*[\w\\($.]|\\pi)"
+)
+_SHORT_FRACTION = re.compile(r"\\[dt]?frac(\d)(\d)")
 _OPENS_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"“”‘*#(\[{]|(?:^|\s)')\s*$")
 _TITLE = re.compile(r"\b(?:mr|mrs|ms|dr|st|prof)\s?\.\s*$", re.IGNORECASE)
 
@@ -57,7 +62,7 @@ def numbers(text: str) -> list[str]:
     (`3rd`), list marks (`1.` at a line's start, `Step 2:`) and calculator notes (`<<3*4=12>>`) are no numbers.
     """
     text = _CALCULATOR_NOTE.sub(" ", text).replace("−", "-").replace("–", "-")
-    text = _LATEX_COMMA.sub(",", _LIST_MARK.sub(" ", text))
+    text = _SHORT_FRACTION.sub(r" \1 \2 ", _LATEX_COMMA.sub(",", _LIST_MARK.sub(" ", text)))
     found = []
     for match in _NUMBER.finditer(text):
         plain = match[0].replace(",", "")
@@ -69,9 +74,11 @@ def numbers(text: str) -> list[str]:
 
 
 def results(text: str) -> list[str]:
-    """What stands behind each equals sign: the first number there, spelled as `numbers` does."""
-    behind = (numbers(part) for part in _CALCULATOR_NOTE.sub(" ", text).split("=")[1:])
-    return [found[0] for found in behind if found]
+    """Numbers that stand alone behind an equals sign, spelled as `numbers` does: what a solution works out.
+
+    Not the first term of a longer expression (`= 60 - 9`), nor a coefficient (`= 3x`).
+    """
+    return [numbers(match[1])[0] for match in _RESULT.finditer(_CALCULATOR_NOTE.sub(" ", text).replace("−", "-"))]
 
 
 def borrowed(text: str, number: str) -> bool:

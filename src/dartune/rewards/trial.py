@@ -13,8 +13,8 @@ from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
 from dartune.errors import InputError
 from dartune.models.engine import Sample
-from dartune.rewards.gates import GateInput
 from dartune.rewards.hacks import HACKS
+from dartune.rewards.items import GateInput
 from dartune.rewards.reward import Reward, Scored
 
 SHIPPED = Path(__file__).parent / "fixtures" / "english.jsonl"

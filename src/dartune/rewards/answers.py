@@ -1,0 +1,112 @@
+"""Gates on the final answer: it is stated once, at the end, after the reasoning, and is right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from dartune.rewards.items import GateInput
+from dartune.rewards.text import StatedAnswer, numbers, results, spaced, stated_answers, words
+from dartune.rewards.verify import normalise, resolve_answer, same_plain
+
+
+def checkable(item: GateInput) -> bool:
+    """Whether the row has a gold answer at all, stated or explicit."""
+    return resolve_answer(item) is not None
+
+
+def candidates(item: GateInput) -> list[str]:
+    """What may count as the rewrite's answer: the last one it states.
+
+    A source that never announces its answer asks for no announcement: there the last number counts,
+    and where the source's own last number is not the answer, any number of the closing sentence.
+    """
+    stated = stated_answers(item.rewrite)
+    if stated:
+        return [stated[-1].text]
+    if stated_answers(item.solution):
+        return []
+    gold = resolve_answer(item)
+    ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(spaced(normalise(gold)).rstrip())
+    found = numbers(item.rewrite)[-1:]
+    own = numbers(item.solution)
+    if gold and own and same_plain(own[-1], gold) is False:
+        found = numbers(_closing_sentence(item.rewrite))
+    return [gold, *found] if ends_with_gold and gold else found
+
+
+def _closing_sentence(text: str) -> str:
+    """The last line's last sentence."""
+    line = text.rstrip(" .!?\n").rsplit("\n", 1)[-1]
+    return line.rsplit(". ", 1)[-1]
+
+
+def _trailing_words(text: str, stated: Sequence[StatedAnswer]) -> int:
+    """Words and numbers behind the last stated answer."""
+    return sum(word.isalnum() for word in words(text[stated[-1].stop :])) if stated else 0
+
+
+def _early(text: str, stated: Sequence[StatedAnswer]) -> bool:
+    """Whether reasoning with numbers stands between the first stated answer and the last."""
+    return any(numbers(text[one.stop : other.cue]) for one, other in pairwise(stated))
+
+
+def _foretold(item: GateInput) -> bool:
+    """Whether the rewrite has its answer before anything is worked out, where question and source do not."""
+    stated = stated_answers(item.rewrite)
+    answer = re.sub(r"\s", "", stated[-1].text) if stated else ""
+    worked_out = [number for number in results(item.solution) if number not in numbers(item.question)]
+    if not answer or (answer.isdigit() and (answer in numbers(item.question) or worked_out[:1] == [answer])):
+        return False
+    return _tells_first(item.rewrite, answer, worked_out) and not _tells_first(item.solution, answer, worked_out)
+
+
+def _tells_first(text: str, answer: str, worked_out: Sequence[str]) -> bool:
+    """Whether `answer` stands in front of the first equation that is not its own, and once more behind it."""
+    plain = re.sub(r"(?<=[\d}])\s+(?=[\d\\])", "|", text)
+    plain = re.sub(r"\s", "", plain)
+    places = [match.start() for match in re.finditer(rf"(?<![\d.,]){re.escape(answer)}(?!\d|[.,]\d)", plain)]
+    others = [number for number in dict.fromkeys(worked_out) if number != answer]
+    firsts = [plain.find(f"={number}") for number in others]
+    first = min((place for place in firsts if place >= 0), default=plain.find("="))
+    return len(places) > 1 and 0 <= places[0] < first and (plain[places[0] - 1] if places[0] else "") != "="
+
+
+def _at_end(item: GateInput) -> bool:
+    stated, source = stated_answers(item.rewrite), stated_answers(item.solution)
+    if not stated:
+        return not source
+    if source and _trailing_words(item.rewrite, stated) > _trailing_words(item.solution, source):
+        return False
+    return _early(item.solution, source) or not (_early(item.rewrite, stated) or _foretold(item))
+
+
+def answer_pairs(item: GateInput) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Pairs to compare: earlier stated answers with the last; candidates with the gold answer."""
+    stated = [answer.text for answer in stated_answers(item.rewrite)]
+    gold = resolve_answer(item)
+    own = [(answer, stated[-1]) for answer in dict.fromkeys(stated[:-1])]
+    return own, [] if gold is None else [(candidate, gold) for candidate in candidates(item)]
+
+
+def one_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
+    """Exactly one final answer (however often), at the end, where the source states one; never two different.
+
+    Stops: several answers of which one is right, the right answer in the first box only, an answer in
+    front of the reasoning, talk after the answer. Costs nothing for numbers. As many words may follow the
+    answer as follow it in the source. False positives: partial answers in boxes of their own.
+    """
+    own, _ = answer_pairs(item)
+    return _at_end(item) and all(verdicts[pair] for pair in own)
+
+
+def correct_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
+    """The last answer equals the gold answer; a row without a gold answer passes (`checkable` counts them).
+
+    Stops: wrong solutions. Costs a process call for mathematical notation only. An answer that the
+    checker could not judge does not pass; `unjudged` names such rows, whose reward is missing, not zero.
+    False positives: answers in a form that neither exact numbers nor math-verify equate (`44%` for `44`).
+    """
+    _, against_gold = answer_pairs(item)
+    return not checkable(item) or any(verdicts[pair] for pair in against_gold)
