@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median_high
 from typing import Any, Protocol
 
 from dartune.config import RewardConfig
@@ -24,6 +25,8 @@ from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
 from dartune.rewards.verify import AnswerChecker, answer_span
+
+SMALLEST_STAKE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Reward(Protocol):
 
     references: Mapping[str, Reference]
     """By demonstration id."""
+    scale: float
+    """What is at stake in a row, in the reward's unit: advantages are divided by it, so 1 is the whole way."""
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
@@ -105,6 +110,11 @@ class GatedReward:
         self.target, self.renderer, self.checker = target, renderer, checker
         self.thresholds, self.references = thresholds, references
         self.score, self.form, self.penalties, self.gates = score, form, tuple(penalties), tuple(gates)
+        stakes = [
+            form(True, one.source_alignment + one.best_gain, one) - form(False, one.source_alignment, one)
+            for one in references.values()
+        ]
+        self.scale = max(median_high(stakes), SMALLEST_STAKE) if stakes else 1.0
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]

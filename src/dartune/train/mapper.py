@@ -72,9 +72,6 @@ class MapperObjective:
         self.renderer, self.config, self.seed = renderer, config, seed
         self.samples_path, self.describe = samples_path, describe
         self._resumed = False
-        gains = sorted(reference.best_gain for reference in reward.references.values())
-        self.scale = max(gains[len(gains) // 2], 1e-3)
-        """Advantages are divided by the median of what a row can gain, so 1 is the whole way to the target."""
 
     def begin(self, step: int) -> list[Microbatch]:
         config = self.config
@@ -98,7 +95,7 @@ class MapperObjective:
         start = self.start.score(pairs)
         self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": sum(len(ids) for _, ids in pairs)}
         self._note(step, rows, samples, scored, rewards)
-        return self._microbatches(prompts, samples, group_advantages(rewards, self.scale), start)
+        return self._microbatches(prompts, samples, group_advantages(rewards, self.reward.scale), start)
 
     def _microbatches(
         self,
