@@ -1,0 +1,192 @@
+"""Parts of the reward: what each alignment score prefers, what each penalty costs, and parts of one's own."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dartune.cli import main
+from dartune.config import Config
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.errors import InputError
+from dartune.models.engine import Sample
+from dartune.models.hf_engine import HFEngine
+from dartune.models.token_stats import TokenStats, token_stats
+from dartune.rewards.alignment import SCORES, Reference
+from dartune.rewards.forms import FORMS
+from dartune.rewards.penalties import Rewritten, collapse, peeking, question_independence
+from dartune.rewards.reward import reward_parts
+from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
+from fixtures_models import byte_tokenizer, tiny_model
+
+REFERENCE = Reference(10, -2.0, None, 10, own=(-0.9, -0.5, -0.4, -0.3))
+RENDERER = Renderer(byte_tokenizer(chat=True))
+
+
+def stats(logprob: float, n: int = 10, entropy: float = 1.0, rank: int = 1) -> TokenStats:
+    return TokenStats((logprob,) * n, (entropy,) * n, (rank,) * n)
+
+
+@pytest.mark.parametrize("name", ["sum_logprob", "mean_logprob", "capped_percentile"])
+def test_likelier_text_scores_higher_up_to_the_cap(name):
+    score = SCORES[name]
+    values = [score(stats(p), REFERENCE) for p in (-2.0, -0.6, -0.45, -0.35)]
+    assert values == sorted(values) and values[-1] > values[0]
+
+
+def test_only_the_sum_charges_for_predictable_padding():
+    short, padded = TokenStats((-1.0,) * 10), TokenStats((-1.0,) * 10 + (-0.01,) * 40)
+    assert SCORES["sum_logprob"](padded, REFERENCE) < SCORES["sum_logprob"](short, REFERENCE)
+    assert SCORES["mean_logprob"](padded, REFERENCE) > SCORES["mean_logprob"](short, REFERENCE)
+
+
+def test_percentile_is_capped_at_the_median_and_needs_own_samples():
+    score = SCORES["capped_percentile"]
+    assert [score(stats(p), REFERENCE) for p in (-1.0, -0.9, -0.5, -0.1, 0.0)] == [0.0, 0.25, 0.5, 0.5, 0.5]
+    assert score(stats(-0.1), Reference(10, -2.0, None, 10)) == 0.0
+
+
+def test_centred_pays_nothing_for_less_surprise_than_the_target_expects():
+    score = SCORES["centred"]
+    assert score(stats(-1.0, entropy=1.0), REFERENCE) == 0.0
+    assert score(stats(-0.1, entropy=1.0), REFERENCE) == 0.0
+    assert score(stats(-3.0, entropy=1.0), REFERENCE) == -2.0
+
+
+def test_rank_surprisal_prefers_first_choices_that_say_something():
+    score = SCORES["rank_surprisal"]
+    telling, unlikely, certain = stats(-1.0, rank=1), stats(-1.0, rank=30), stats(-0.001, rank=1)
+    assert score(telling, REFERENCE) > score(unlikely, REFERENCE)
+    assert score(telling, REFERENCE) > score(certain, REFERENCE)
+
+
+def test_statistics_of_tokens_agree_with_a_plain_forward():
+    model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    pairs = [(RENDERER.prompt_ids("1 + 1?"), RENDERER.response_ids(text)) for text in ("It is 2.", "2", "a longer one")]
+    found = token_stats(model, pairs)
+    for scored, own in zip(HFEngine(model).score(pairs), found, strict=True):
+        assert own.logprobs == pytest.approx(scored, abs=1e-4)
+    prompt, reply = pairs[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].double()
+    p = logits.softmax(-1)
+    assert found[0].entropies == pytest.approx((-(p * p.log()).sum(-1)).tolist(), abs=1e-4)
+    ranks = [(row > row[token]).sum().item() + 1 for row, token in zip(logits, reply, strict=True)]
+    assert list(found[0].ranks) == ranks
+
+
+@given(st.floats(-9, 0), st.floats(-9, 0), st.sampled_from(sorted(FORMS)))
+@settings(max_examples=100)
+def test_every_form_pays_at_least_as_much_for_passing_and_for_more_alignment(one, other, name):
+    form, low, high = FORMS[name], min(one, other), max(one, other)
+    assert form(True, high, REFERENCE) >= form(True, low, REFERENCE)
+    if name != "fixed_failure":
+        assert form(True, low, REFERENCE) >= form(False, low, REFERENCE)
+
+
+def rewritten(name: str, question: str, text: str, mapper: float = -0.1, target: float = -0.1) -> Rewritten:
+    ids = tuple(RENDERER.response_ids(text))
+    row = Demonstration(name, question, "Ann has 3.\n#### 3", "3")
+    return Rewritten(row, Sample(ids, (mapper,) * len(ids), "stop"), text, (target,) * len(ids))
+
+
+def test_peeking_is_how_much_surer_the_mapper_is_than_the_target():
+    rows = [rewritten("a", "q", "x", -0.1, -2.1), rewritten("a", "q", "x", -2.0, -0.5), rewritten("a", "q", "x")]
+    assert peeking(rows, None, RENDERER) == pytest.approx([2.0 + 0.02, 0.0, 0.0])
+
+
+def test_collapse_is_a_text_that_fits_another_question_better():
+    ann, bob = "Ann has 3 pens. How many has Ann?", "The cups of Bob are 7 and 8. How many has Bob?"
+    good = [rewritten("a", ann, "Ann: 3"), rewritten("b", bob, "Bob: 7 + 8 = 15")]
+    same = [rewritten("a", ann, "We take the numbers"), rewritten("b", bob, "We take the numbers")]
+    crossed = [rewritten("a", ann, "Bob: 7 + 8"), rewritten("b", bob, "Bob: 7 + 8 = 15")]
+    assert collapse(good, None, RENDERER) == [0.0, 0.0]
+    assert collapse(same, None, RENDERER) == [1.0, 1.0]
+    assert collapse(crossed, None, RENDERER) == [1.0, 0.0]
+    assert collapse(good[:1], None, RENDERER) == [0.0]
+
+
+def test_a_text_that_owes_nothing_to_its_question_is_charged():
+    empty = RENDERER.prompt_ids("")
+
+    class Target:
+        def score(self, pairs):
+            """Sources are likelier given their question; the rewrite is as likely without."""
+            return [[-1.0 if prompt == empty else -0.1] * len(ids) for prompt, ids in pairs]
+
+    (charged,) = question_independence([rewritten("a", "Ann?", "So it is.", target=-1.0)], Target(), RENDERER)
+    (free,) = question_independence([rewritten("a", "Ann?", "So it is, clearly.", target=-0.1)], Target(), RENDERER)
+    assert charged == pytest.approx(0.9) and free == 0.0
+
+
+def config(**reward) -> Config:
+    return Config(data={"path": "x"}, target={"path": "y"}, reward=reward)
+
+
+def test_parts_of_ones_own_are_found_beside_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "my_reward_parts.py").write_text(
+        "def brevity(rows, target, renderer):\n    return [float(len(row.text)) for row in rows]\n"
+        "def half(passed, score, reference):\n    return 0.5 * passed\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    parts = reward_parts(config(form="my_reward_parts:half", penalties={"my_reward_parts:brevity": 0.1}).reward)
+    assert parts["form"](True, 0.0, REFERENCE) == 0.5
+    [(name, weight, penalty)] = parts["penalties"]
+    assert (name, weight) == ("my_reward_parts:brevity", 0.1)
+    assert penalty([rewritten("a", "q", "xyz")], None, None) == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"alignment": "sum_logprobs"}, "reward.alignment: there is no 'sum_logprobs'"),
+        ({"form": "no_such_module_here:f"}, "reward.form: cannot import 'no_such_module_here'"),
+        ({"penalties": {"math:nothing": 1.0}}, "reward.penalties: math has no function 'nothing'"),
+        ({"gates": ["entities", "nonsense"]}, "reward.gates: there is no nonsense"),
+    ],
+)
+def test_a_part_that_does_not_exist_is_an_input_error(reward, said):
+    with pytest.raises(InputError, match=said):
+        reward_parts(config(**reward).reward)
+
+
+def test_every_hack_finds_an_occasion_in_the_shipped_fixtures():
+    fixtures = load_fixtures(SHIPPED)
+    assert {made.label for made in attacked(fixtures)} >= {f.label for f in fixtures if f.label != "honest"}
+
+
+def test_check_reward_says_how_often_each_hack_is_told(capsys):
+    assert main(["check-reward"]) == 0
+    said = capsys.readouterr().out
+    assert "honest rewrites that pass the gates: 20 of 20" in said
+    rows = {line.split()[0]: float(line.split()[2]) for line in said.splitlines() if line[24:30].strip().isdigit()}
+    assert len(rows) == 23 and min(rows.values()) >= 0.95, rows
+
+
+def test_a_reward_without_gates_is_seen_through(capsys):
+    assert main(["check-reward", "--reward.gates", "[finished]"]) == 0
+    said = capsys.readouterr().out
+    assert "pairwise accuracy below 0.95: bare_answer (0.000)" in said
+
+
+def test_bad_fixtures_are_told_all_at_once(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    good = {"question": "a", "solution": "b", "rewrite": "c", "label": "empty"}
+    rows = [{key: good[key] for key in good if key != "label"}, good | {"question": 1, "solution": ""}]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(InputError) as caught:
+        load_fixtures(file)
+    assert len(caught.value.problems) == 2
+    file.write_text(json.dumps(good))
+    with pytest.raises(InputError, match="cannot be used") as caught:
+        load_fixtures(file)
+    assert "honest" in caught.value.problems[0]
+
+
+def test_the_stake_is_what_separates_the_best_from_failing():
+    assert FORMS["fixed_failure"](True, 0.0, REFERENCE) - FORMS["fixed_failure"](False, 0.0, REFERENCE) == 4.0
+    assert FORMS["correct_bonus"](True, -math.inf, REFERENCE) == 1.0
