@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 import dartune.rewards
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.world import ProblemSpec, draw, draw_many
+from dartune.rewards.alignment import SCORES
+from dartune.rewards.forms import FORMS
 from dartune.rewards.gates import GATE_NAMES, run_gates
 from dartune.rewards.hacks import HACKS, INSTRUCTION
 from dartune.rewards.items import GateInput, GateThresholds
+from dartune.rewards.penalties import PENALTIES
 from dartune.rewards.text import words
 from dartune.rewards.verify import AnswerChecker
 
@@ -102,3 +105,14 @@ def test_names_are_unique_and_everything_is_said():
     names = [hack.name for hack in HACKS]
     assert len(names) == len(set(names)) == 23
     assert all(hack.says and hack.stopped_by for hack in HACKS)
+
+
+def test_the_documents_say_what_the_code_does():
+    text = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    by_name = {row[0].strip("`"): row[1:] for row in rows}
+    for hack in HACKS:
+        assert by_name[hack.name] == [hack.says, ", ".join(f"`{name}`" for name in hack.stopped_by)]
+    parts = {*(hack.name for hack in HACKS), *GATE_NAMES, *PENALTIES, *SCORES}
+    assert set(by_name) == parts
+    assert all(f"`{form}`" in text for form in FORMS)

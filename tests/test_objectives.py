@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dartune.train.objectives import cross_entropy, group_advantages, grpo
+from dartune.train.objectives import cross_entropy, group_advantages, grpo, vargrad_advantages
 
 
 def tensors(seed=0, rows=4, length=6):
@@ -70,3 +70,36 @@ def test_cross_entropy_is_the_mean_over_trained_tokens():
     logprobs, _, mask = tensors()
     loss = cross_entropy(logprobs, mask, int(mask.sum()))
     torch.testing.assert_close(loss, -logprobs[mask.bool()].mean())
+
+
+def test_vargrad_is_the_gradient_of_half_the_variance_over_valid_samples():
+    torch.manual_seed(0)
+    log_q = torch.randn(2, 5, requires_grad=True)
+    log_p, valid = (
+        torch.randn(2, 5),
+        torch.tensor([[True, True, False, True, True], [True, False, False, False, False]]),
+    )
+    weights = vargrad_advantages(log_q.detach(), log_p, valid, clip=100.0) * 100.0
+    kept = (log_q - log_p)[0][valid[0]]
+    half_variance = 0.5 * ((kept - kept.mean()) ** 2).sum()
+    (expected,) = torch.autograd.grad(half_variance, log_q)
+    assert torch.allclose(-weights, expected, atol=1e-5)
+    assert weights[1].abs().sum() == 0, "one valid sample says nothing about a spread"
+
+
+def test_vargrad_ends_at_the_targets_spread_over_what_is_valid():
+    torch.manual_seed(0)
+    target = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    valid = torch.tensor([True, True, True, False])
+    logits = torch.tensor([-2.0, 0.0, 1.0, 0.5], requires_grad=True)
+    optimiser = torch.optim.Adam([logits], lr=0.03)
+    for _ in range(600):
+        log_q = logits.log_softmax(-1)
+        drawn = torch.multinomial(log_q.exp(), 256, replacement=True)
+        weights = vargrad_advantages(log_q.detach()[drawn][None], target[drawn][None], valid[drawn][None])
+        loss = -(weights[0] * log_q[drawn]).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    kept = logits.detach()[:3].softmax(-1)
+    assert torch.allclose(kept, target.exp()[:3] / 0.95, atol=0.03)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dartune.config import Config
@@ -17,7 +18,7 @@ from dartune.lab.world import draw_many
 from dartune.rewards.alignment import Reference
 from dartune.rewards.hacks import INSTRUCTION
 from dartune.rewards.items import GateThresholds
-from dartune.rewards.reward import alignment_score, build_reward, response_stats
+from dartune.rewards.reward import alignment_score, build_reward, source_references
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
 from dartune.rewards.verify import AnswerChecker
 
@@ -88,34 +89,27 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     )
     if config.reward.length_band:
         low, high = config.reward.length_band
-        thresholds = GateThresholds(**{**_fields(thresholds), "length_low": low, "length_high": high})
+        thresholds = replace(thresholds, length_low=low, length_high=high)
     references = _references(config, rows, target, renderer, with_target)
     with AnswerChecker() as checker:
         reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
         return table(rows, score_fixtures(rows, reward, renderer, context))
 
 
-def _fields(thresholds: GateThresholds) -> dict:
-    return {name: getattr(thresholds, name) for name in thresholds.__dataclass_fields__}
-
-
 def _references(config: Config, rows: Sequence[Fixture], target, renderer, with_target: bool) -> dict[str, Reference]:
     """Without a target every source is one unit of alignment behind every rewrite."""
     known = {fixture.demonstration.id: fixture.demonstration for fixture in rows}
-    sources = {name: renderer.response_ids(row.solution) for name, row in known.items()}
-    honest: dict[str, int] = {}
+    found = source_references(target, renderer, list(known.values()), alignment_score(config.reward))
+    longest: dict[str, int] = {name: own.length for name, own in found.items()}
     for fixture in rows:
         if fixture.label == HONEST:
-            longest = honest.get(fixture.demonstration.id, 0)
-            honest[fixture.demonstration.id] = max(longest, len(renderer.response_ids(fixture.rewrite)))
-    plain = {name: Reference(len(ids), -1.0, None, max(len(ids), honest.get(name, 0))) for name, ids in sources.items()}
-    if not with_target:
-        return plain
-    score = alignment_score(config.reward)
-    pairs = [(renderer.prompt_ids(row.question), sources[name]) for name, row in known.items()]
-    stats = dict(zip(known, response_stats(target, score, pairs), strict=True))
+            name = fixture.demonstration.id
+            longest[name] = max(longest[name], len(renderer.response_ids(fixture.rewrite)))
     return {
-        name: Reference(own.length, score(stats[name], own), None, own.expected_tokens) for name, own in plain.items()
+        name: replace(
+            own, expected_tokens=longest[name], source_alignment=own.source_alignment if with_target else -1.0
+        )
+        for name, own in found.items()
     }
 
 

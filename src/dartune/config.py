@@ -88,6 +88,9 @@ class MapperConfig(Adapter):
         "mention the solution above. End with the final answer in the form it has there.",
         description="the request for a rewrite, with the fields {question} and {solution}",
     )
+    objective: Literal["grpo", "vargrad"] = Field(
+        "grpo", description="grpo seeks the best paid rewrites; vargrad the target's own spread over those that pass"
+    )
     steps: Count = Field(100, description="steps of reinforcement learning; 0 keeps the mapper untrained")
     questions_per_step: Positive = Field(12, description="questions drawn a step; fewer saves time a step")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="rewrites per question and step")

@@ -8,7 +8,7 @@ whatever passes the gate most safely. Gates G, alignment A, form and penalties P
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median_high
 from typing import Any, Protocol
 
@@ -186,6 +186,21 @@ def response_stats(
     if getattr(score, "needs_distribution", False):
         return token_stats(target.model, pairs)
     return [TokenStats(tuple(row)) for row in target.score(pairs)]
+
+
+def source_references(
+    target: Engine,
+    renderer: Renderer,
+    demonstrations: Sequence[Demonstration],
+    score: AlignmentScore = sum_logprob,
+) -> dict[str, Reference]:
+    """References from the sources alone: no cap, and no own samples; the pipeline's probe gives both."""
+    pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in demonstrations]
+    found = {}
+    for row, (_, ids), stats in zip(demonstrations, pairs, response_stats(target, score, pairs), strict=True):
+        plain = Reference(len(ids), 0.0, None, len(ids))
+        found[row.id] = replace(plain, source_alignment=score(stats, plain))
+    return found
 
 
 def alignment_score(config: RewardConfig) -> AlignmentScore:

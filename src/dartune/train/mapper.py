@@ -25,7 +25,7 @@ from dartune.models.shared_prefix import group_logprobs
 from dartune.rewards.reward import Reward, Scored
 from dartune.run import Cost, append_jsonl, read_jsonl, write_jsonl
 from dartune.train.loop import LoopConfig, shuffled_rows, train
-from dartune.train.objectives import group_advantages, grpo
+from dartune.train.objectives import group_advantages, grpo, vargrad_advantages
 
 GROUPS_PER_MICROBATCH = 6
 SAMPLES_ON_DISK = 5
@@ -95,7 +95,19 @@ class MapperObjective:
         start = self.start.score(pairs)
         self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": sum(len(ids) for _, ids in pairs)}
         self._note(step, rows, samples, scored, rewards)
-        return self._microbatches(prompts, samples, group_advantages(rewards, self.reward.scale), start)
+        return self._microbatches(prompts, samples, self._advantages(samples, scored, rewards), start)
+
+    def _advantages(
+        self, samples: Sequence[Sequence[Sample]], scored: Sequence[Sequence[Scored]], rewards: torch.Tensor
+    ) -> torch.Tensor:
+        """Weight of each sample's log-probability in the policy gradient, (questions, group size)."""
+        if self.config.objective == "grpo":
+            return group_advantages(rewards, self.reward.scale)
+        return vargrad_advantages(
+            torch.tensor([[sum(sample.logprobs) for sample in group] for group in samples]),
+            torch.tensor([[sum(item.logprobs) for item in group] for group in scored]),
+            torch.tensor([[item.accepted for item in group] for group in scored]),
+        )
 
     def _microbatches(
         self,

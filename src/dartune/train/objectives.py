@@ -25,6 +25,29 @@ def group_advantages(rewards: torch.Tensor, scale: float) -> torch.Tensor:
     return (rewards - rewards.mean(dim=-1, keepdim=True)) / scale
 
 
+def vargrad_advantages(
+    log_q: torch.Tensor, log_p: torch.Tensor, valid: torch.Tensor, clip: float = 5.0
+) -> torch.Tensor:
+    """Weights that make the policy gradient that of half the variance of log q - log p over a group's valid samples.
+
+    Its minimum is q proportional to p on what is valid (VarGrad, arXiv 2010.10436; trajectory balance with a learned
+    constant), so it keeps as many ways of writing as p has, where a reward seeks the likeliest.
+
+    Args:
+        log_q: summed log-probability of each sample under the policy, nats, (groups, samples).
+        log_p: the same under the target.
+        valid: which samples passed, bool; the others, and groups with fewer than two, have no say.
+        clip: largest residual, in nats: samples the target finds absurd would drown all others.
+
+    Returns:
+        (groups, samples), within -1..1.
+    """
+    count = valid.sum(dim=-1, keepdim=True)
+    residual = torch.where(valid, log_q - log_p, 0.0)
+    centred = residual - residual.sum(dim=-1, keepdim=True) / count.clamp(min=1)
+    return torch.where(valid & (count > 1), -centred.clamp(-clip, clip) / clip, 0.0)
+
+
 def grpo(
     logprobs: torch.Tensor,
     start_logprobs: torch.Tensor,
