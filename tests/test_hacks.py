@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from dartune.rewards.hacks import HACKS, INSTRUCTION
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES
 from dartune.rewards.text import words
+from dartune.rewards.trial import load_fixtures
 from dartune.rewards.verify import AnswerChecker
 
 THRESHOLDS = GateThresholds(instruction=INSTRUCTION)
@@ -116,3 +118,20 @@ def test_the_documents_say_what_the_code_does():
     parts = {*(hack.name for hack in HACKS), *GATE_NAMES, *PENALTIES, *SCORES}
     assert set(by_name) == parts
     assert all(f"`{form}`" in text for form in FORMS)
+
+
+def test_rewrites_written_without_a_look_at_the_gates(checker):
+    """Natural English by others: the gates were mended by what they showed, so this holds them to it."""
+    fixtures = load_fixtures(Path(__file__).parent / "data" / "rewrites.jsonl")
+    rows = [
+        GateInput(f.demonstration.question, f.demonstration.solution, f.rewrite, f.demonstration.answer)
+        for f in fixtures
+    ]
+    verdicts = run_gates(rows, THRESHOLDS, checker)
+    passed = Counter(f.label for f, gates in zip(fixtures, verdicts, strict=True) if all(gates.values()))
+    total = Counter(f.label for f in fixtures)
+    assert passed["honest"] >= 0.95 * total["honest"]
+    # Meaningless prose around the right numbers is for the target to see; wrong algebra is beyond arithmetic.
+    loose = {"garbage_reasoning": 0.25, "silent_wrong_step": 0.2}
+    slipped = {label: passed[label] / n for label, n in total.items() if label != "honest"}
+    assert all(share <= loose.get(label, 0.1) for label, share in slipped.items()), slipped

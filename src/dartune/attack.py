@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 from dartune.config import Config
 from dartune.lab import source as lab
@@ -100,14 +101,15 @@ def _references(config: Config, rows: Sequence[Fixture], target, renderer, with_
     """Without a target every source is one unit of alignment behind every rewrite."""
     known = {fixture.demonstration.id: fixture.demonstration for fixture in rows}
     found = source_references(target, renderer, list(known.values()), alignment_score(config.reward))
-    longest: dict[str, int] = {name: own.length for name, own in found.items()}
+    honest: dict[str, list[int]] = {name: [] for name in found}
     for fixture in rows:
         if fixture.label == HONEST:
-            name = fixture.demonstration.id
-            longest[name] = max(longest[name], len(renderer.response_ids(fixture.rewrite)))
+            honest[fixture.demonstration.id].append(len(renderer.response_ids(fixture.rewrite)))
     return {
         name: replace(
-            own, expected_tokens=longest[name], source_alignment=own.source_alignment if with_target else -1.0
+            own,
+            expected_tokens=max(own.length, int(median(honest[name] or [0]))),
+            source_alignment=own.source_alignment if with_target else -1.0,
         )
         for name, own in found.items()
     }

@@ -92,6 +92,10 @@ class MapperConfig(Adapter):
         "grpo", description="grpo seeks the best paid rewrites; vargrad the target's own spread over those that pass"
     )
     steps: Count = Field(100, description="steps of reinforcement learning; 0 keeps the mapper untrained")
+    probe_every: Count = Field(
+        0, description="steps between gold probes, which stop a reward that rises while the target falls; 0 is never"
+    )
+    probe_rows: Positive = Field(200, description="demonstrations of a gold probe's short fine-tuning")
     questions_per_step: Positive = Field(12, description="questions drawn a step; fewer saves time a step")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="rewrites per question and step")
     learning_rate: LearningRate = Field(1e-6, description="1e-5 for lora, 3e-4 for a million weights")

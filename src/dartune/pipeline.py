@@ -158,10 +158,12 @@ class Job:
 
     def train_mapper(self, seed: int) -> None:
         """Reinforcement learning of the mapper against the frozen target."""
+        from dartune.stages.gold_probe import GoldProbe
         from dartune.train.mapper import train_mapper
 
         stage_inputs = {
             "probe": self.run.key("probe"),
+            "sft": self.config.sft.model_dump() if self.config.mapper.probe_every else None,
             "mapper": self.config.mapper.model_dump(),
             "start": self.models.mapper_fingerprint,
             "seed": seed,
@@ -169,6 +171,10 @@ class Job:
 
         def work(out: Path) -> Cost:
             _, reward = self._reward()
+            data, models = self.data, self.models
+            probe = GoldProbe(
+                self.config, models.target_copy, data.train, data.dev, reward, models.renderer, self.checker
+            )
             with self.progress(self.config.mapper.steps, f"mapper, seed {seed}") as progress:
                 model, cost = train_mapper(
                     self.models.mapper_copy(),
@@ -180,6 +186,7 @@ class Job:
                     seed,
                     out,
                     describe=self.describe,
+                    probe=probe,
                     on_step=follow(progress, "reward", "gate_pass", "alignment_after"),
                 )
             self.models.keep(model, out)
@@ -355,12 +362,14 @@ class Job:
                 if not fixed:
                     chosen, dev = self._chosen(arm, seed)
                     rates.setdefault(arm, {})[seed] = {"chosen": chosen, "dev": dev}
+        metrics = {s: read_jsonl(run_folder.stage_folder(f"mapper-s{s}") / "metrics.jsonl") for s in seeds}
+        stops = [f"Mapper, seed {s}: stopped, {row['stop']}." for s in seeds for row in metrics[s] if "stop" in row]
         return {
             "name": config.name,
             "config": config.model_dump(mode="json"),
             "evaluations": evaluations,
             "costs": {name: asdict(run_folder.cost(name)) for name in run_folder.finished_stages()},
-            "mapper_metrics": {s: read_jsonl(run_folder.stage_folder(f"mapper-s{s}") / "metrics.jsonl") for s in seeds},
+            "mapper_metrics": metrics,
             "adapted": adapted,
             "adapted_quality": {s: adapted_quality(rows, self.judge) for s, rows in adapted.items()}
             if self.judge
@@ -369,7 +378,7 @@ class Job:
             "examples": self._examples(adapted),
             "input_rows": len(self.data.train),
             "templates": dict.fromkeys(config.arms, self.models.renderer.hash),
-            "notes": self.data.notes,
+            "notes": [*self.data.notes, *stops],
         }
 
     def _examples(self, adapted: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:

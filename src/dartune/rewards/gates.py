@@ -24,6 +24,7 @@ from dartune.rewards.text import (
     opening_names,
     results,
     sentence_repeats,
+    spelled_numbers,
     stated_answers,
     tandem_repeats,
     words,
@@ -53,14 +54,14 @@ def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
     Stops: the bare answer, dropped steps, and meaningless reasoning in front of an answer copied from
     the demonstration. Costs one longest common subsequence. Only a number's first appearance counts, so
     that a rewrite need not repeat a value as often as its source; a value that the source works out and the
-    rewrite first uses in a sum has come from nowhere. False positives: steps taken in another order, numbers
-    spelled as words, other roundings or units; and a step whose result equals an earlier number may be
+    rewrite first uses in a sum has come from nowhere. False positives: steps taken in another order, other
+    roundings or units; and a step whose result equals an earlier number may be
     dropped unseen.
     """
     needed = required_quantities(item)
     worked_out = set(results(item.solution)) - set(numbers(item.question))
     missing = {n for n in worked_out if borrowed(item.rewrite, n) and not borrowed(item.solution, n)}
-    found = [number for number in numbers(item.rewrite) if number not in missing]
+    found = [number for number in spelled_numbers(item.rewrite) if number not in missing]
     return lcs_fraction(needed, found) >= thresholds.quantity_coverage
 
 

@@ -25,6 +25,21 @@ _RESULT = re.compile(
     r"(?![\w^%]|[.,]\d|\s*(?:[+*/×÷·−-]|\\(?:cdot|times|div|pi))\s*[\w\\($.]|\\pi)"
 )
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac(\d)(\d)")
+_SMALL = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen".split()
+    )
+}
+_TENS = {
+    word: 10 * value
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
+}
+_SPELLED = re.compile(
+    rf"\b(?:({'|'.join(_TENS)})(?:-({'|'.join(_SMALL)}))?|({'|'.join(w for w in _SMALL if w != 'one')}))\b",
+    re.IGNORECASE,
+)
 _OPENS_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"“”‘*#(\[{]|(?:^|\s)')\s*$")
 _TITLE = re.compile(r"\b(?:mr|mrs|ms|dr|st|prof)\s?\.\s*$", re.IGNORECASE)
 
@@ -73,6 +88,16 @@ def numbers(text: str) -> list[str]:
     return found
 
 
+def spelled_numbers(text: str) -> list[str]:
+    """As `numbers`, with small numbers spelled as words among them (`ten`, `twenty-two`; not `one`, a pronoun)."""
+    return numbers(_SPELLED.sub(lambda match: str(_spelled(match)), text))
+
+
+def _spelled(match: re.Match[str]) -> int:
+    tens, unit = (match[1] or "").lower(), (match[2] or match[3] or "").lower()
+    return _TENS.get(tens, 0) + _SMALL.get(unit, 0)
+
+
 def results(text: str) -> list[str]:
     """Numbers that stand alone behind an equals sign, spelled as `numbers` does: what a solution works out.
 
@@ -102,8 +127,8 @@ def _is_negative(text: str, start: int) -> bool:
         return False
     if sign and (text[sign - 1].isalnum() or text[sign - 1] in "-_"):
         return False
-    before = text[:sign].rstrip()
-    return not before or not (before[-1].isdigit() or before[-1] in ")]}%$")
+    before = text[:sign].rstrip(" \t\n$")
+    return not before or not (before[-1].isdigit() or before[-1] in ")]}%")
 
 
 def entities(question: str) -> list[str]:

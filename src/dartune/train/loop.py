@@ -33,7 +33,7 @@ class Objective(Protocol):
         """Scalar; summed over the microbatches it is the step's loss."""
 
     def end(self, step: int) -> dict[str, Any]:
-        """The step's metrics, JSON-friendly."""
+        """The step's metrics, JSON-friendly; with a reason under "stop" the step is the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +125,18 @@ def train(
     elif metrics_path.exists():
         metrics_path.unlink()
     wrapped, *prepared = accelerator.prepare(model, *optimizers)
-    for step in range(start, config.steps):
+    stopped = bool(history) and "stop" in history[-1]
+    for step in range(start, start if stopped else config.steps):
         row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
         row |= _one_step(accelerator, wrapped, prepared, objective, config, step)
         append_jsonl(metrics_path, row)
         history.append(row)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or "stop" in row:
             checkpoint.save(folder / "checkpoints", model, optimizers, step + 1)
         if on_step:
             on_step(step + 1, row)
+        if "stop" in row:
+            break
     model.eval()
     return history
 

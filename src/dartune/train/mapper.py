@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -35,6 +35,23 @@ def mapper_prompt(template: str, demonstration: Demonstration) -> str:
     """The request for a rewrite; braces inside the data are left alone."""
     parts = template.split("{question}")
     return demonstration.question.join(part.replace("{solution}", demonstration.solution) for part in parts)
+
+
+def reason_to_stop(earlier: Sequence[dict[str, Any]], now: dict[str, Any]) -> str | None:
+    """Why to stop, if the reward has risen since the best gold probe while the target got worse.
+
+    Worse is: paired over the development questions, by more than two standard errors.
+    """
+    best = max(earlier, key=lambda one: mean(one["solved"]), default=None)
+    if best is None or now["reward"] <= best["reward"]:
+        return None
+    change = [float(a) - float(b) for a, b in zip(now["solved"], best["solved"], strict=True)]
+    if len(change) < 2 or mean(change) + 2 * stdev(change) / len(change) ** 0.5 >= 0:
+        return None
+    return (
+        f"since step {best['step']} the reward rose from {best['reward']:.3f} to {now['reward']:.3f}, while a target "
+        f"fine-tuned on the rewrites fell from {mean(best['solved']):.1%} to {mean(now['solved']):.1%} on dev"
+    )
 
 
 def judged_rewards(group: Sequence[Scored]) -> list[float]:
@@ -66,8 +83,13 @@ class MapperObjective:
         seed: int,
         samples_path: Path,
         describe: Callable[[Demonstration, str], str | None] | None = None,
+        probe: Callable[[Engine], list[bool]] | None = None,
     ):
-        """`start` scores under the mapper's initial weights; `describe` names a rewrite's style for the metrics."""
+        """`start` scores under the mapper's initial weights; `describe` names a rewrite's style for the metrics.
+
+        `probe` says, every `config.probe_every` steps, which questions a target fine-tuned on the rewrites solves.
+        """
+        self.probe, self.probed = probe, []
         self.demonstrations, self.reward, self.mapper, self.start = demonstrations, reward, mapper, start
         self.renderer, self.config, self.seed = renderer, config, seed
         self.samples_path, self.describe = samples_path, describe
@@ -146,6 +168,7 @@ class MapperObjective:
         tokens = max(1, self._sums["tokens"])
         return {
             **self._row,
+            **self._probe(step + 1),
             "kl": self._sums["kl"] / tokens,
             "entropy": self._sums["entropy"] / tokens,
             "generated_tokens": self._sums["tokens"],
@@ -153,8 +176,21 @@ class MapperObjective:
             "trained_tokens": self._sums["tokens"],
         }
 
+    def _probe(self, step: int) -> dict[str, Any]:
+        """The gold probe's result where one is due, and a reason to stop where the reward is no longer worth it."""
+        if self.probe is None or step % self.config.probe_every:
+            return {}
+        self.mapper.model.eval()
+        now = {"step": step, "reward": self._row["reward"], "solved": self.probe(self.mapper)}
+        reason = reason_to_stop(self.probed, now)
+        self.probed.append(now)
+        return {"probe": now, "probe_accuracy": mean(now["solved"])} | ({"stop": reason} if reason else {})
+
     def _forget_samples_after(self, step: int) -> None:
-        """Samples that an interrupted run wrote after its last checkpoint are drawn again."""
+        """Samples that an interrupted run wrote after its last checkpoint are drawn again; its probes are kept."""
+        metrics = self.samples_path.parent / "metrics.jsonl"
+        if step and metrics.exists():
+            self.probed = [row["probe"] for row in read_jsonl(metrics) if row["step"] <= step and "probe" in row]
         if self.samples_path.exists():
             write_jsonl(self.samples_path, [row for row in read_jsonl(self.samples_path) if row["step"] <= step])
         self._resumed = True
@@ -220,9 +256,12 @@ def train_mapper(
     folder: Path,
     *,
     describe: Callable[[Demonstration, str], str | None] | None = None,
+    probe: Callable[[Engine], list[bool]] | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
     """Train `model` to rewrite, fully or by LoRA (merged at the end); `samples.jsonl` keeps what it wrote.
+
+    Ends early where the gold probe says that more reward buys a worse target (`reason_to_stop`).
 
     Continues from the checkpoints an interrupted call left in `folder`.
     """
@@ -239,6 +278,7 @@ def train_mapper(
         seed,
         folder / "samples.jsonl",
         describe,
+        probe if config.probe_every else None,
     )
     loop = LoopConfig(
         steps=config.steps,
