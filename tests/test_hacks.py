@@ -131,7 +131,8 @@ def test_rewrites_written_without_a_look_at_the_gates(checker):
     passed = Counter(f.label for f, gates in zip(fixtures, verdicts, strict=True) if all(gates.values()))
     total = Counter(f.label for f in fixtures)
     assert passed["honest"] >= 0.95 * total["honest"]
-    # Meaningless prose around the right numbers is for the target to see; wrong algebra is beyond arithmetic, and filler may be about the row.
+    # Meaningless prose around the right numbers is for the target to see, wrong algebra is beyond arithmetic, and
+    # filler may be about the row.
     loose = {"garbage_reasoning": 0.25, "silent_wrong_step": 0.2, "filler": 0.15}
     slipped = {label: passed[label] / n for label, n in total.items() if label != "honest"}
     assert all(share <= loose.get(label, 0.1) for label, share in slipped.items()), slipped
