@@ -7,6 +7,7 @@ import pytest
 from dartune.config import SynthesiseConfig
 from dartune.models.engine import Sample
 from dartune.rewards.alignment import Reference
+from dartune.rewards.forms import FORMS
 from dartune.rewards.reward import GatedReward
 from dartune.rewards.verify import AnswerChecker
 from dartune.run import read_jsonl, write_jsonl
@@ -56,11 +57,11 @@ def checker():
 
 @pytest.fixture
 def adapt(checker, tmp_path):
-    def run(written, ladder, *, solved=(WRONG,), natural=(), rows=(ROW,), own=(), samples=2):
+    def run(written, ladder, *, solved=(WRONG,), natural=(), rows=(ROW,), own=(), samples=2, form="gain_over_fallback"):
         target = Scripted(solved, natural)
         lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
         references = {id: Reference(length, -1.0, None, length) for id, length in lengths.items()}
-        reward = GatedReward(target, RENDERER, checker, THRESHOLDS, references)
+        reward = GatedReward(target, RENDERER, checker, THRESHOLDS, references, form=FORMS[form])
         config = SynthesiseConfig(samples=samples, ladder=list(ladder))
         return synthesise(
             rows,
@@ -85,6 +86,12 @@ def test_the_most_natural_accepted_rewrite_is_kept(adapt):
     assert row["alignment_after"] > row["alignment_before"] == -1.0
     assert "correct_answer" in row["hacks"]
     assert row["messages"][1]["content"] == BETTER
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_under_every_form_an_accepted_rewrite_is_worth_more_than_a_failure(adapt, form):
+    [row], _ = adapt((WRONG, GOOD), ("rewrite", "original"), natural=(GOOD,), form=form)
+    assert (row["provenance"], row["solution"]) == ("rewrite", GOOD)
 
 
 def test_a_row_without_an_accepted_rewrite_takes_the_next_rung_and_says_why(adapt):

@@ -50,6 +50,8 @@ class Scored:
     gates: dict[str, bool] = field(default_factory=dict)
     accepted: bool = False
     penalties: dict[str, float] = field(default_factory=dict)
+    surplus: float = 0.0
+    """The reward beyond what the form gives a failure: only above 0 is a rewrite worth more than its fallback."""
 
     @property
     def hacks(self) -> list[str]:
@@ -164,18 +166,20 @@ class GatedReward:
         reference = self.references[row.demonstration.id]
         score = self.score(tokens, reference)
         accepted = all(gates[name] for name in self.gates)
+        reward = self.form(accepted, score, reference) - sum(penalties.values())
         return Scored(
             text=row.text,
             ids=tuple(row.sample.ids),
             logprobs=tuple(row.logprobs),
             alignment=score,
             gain=gain(score, reference),
-            reward=self.form(accepted, score, reference) - sum(penalties.values()),
+            reward=reward,
             answer_logprob=item.answer_logprob,
             judged=not failed,
             gates=gates,
             accepted=accepted,
             penalties=penalties,
+            surplus=reward - self.form(False, reference.source_alignment, reference),
         )
 
 

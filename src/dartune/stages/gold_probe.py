@@ -66,6 +66,6 @@ class GoldProbe:
         prompts = [self.renderer.prompt_ids(mapper_prompt(config.prompt, row)) for row in self.demonstrations]
         scored = self.reward(self.demonstrations, mapper.generate(prompts, spec))
         return [
-            (row.question, item.text if item.accepted and item.reward > 0 else row.solution)
+            (row.question, item.text if item.accepted and item.surplus > 0 else row.solution)
             for row, (item,) in zip(self.demonstrations, scored, strict=True)
         ]

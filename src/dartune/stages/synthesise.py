@@ -33,6 +33,7 @@ class Candidate:
     gates: dict[str, bool]
     logprobs: Sequence[float]
     ids: Sequence[int]
+    surplus: float = 0.0
 
 
 def synthesise(
@@ -96,7 +97,7 @@ def adapted_row(
 ) -> dict[str, Any]:
     """Take the first rung of the ladder that holds; "original" always does, an exhausted ladder drops the row.
 
-    A rung holds where it has an accepted candidate of positive reward; the best paid is kept, the first of equals.
+    A rung holds where an accepted candidate is worth more than a failure; the best paid is kept, the first of equals.
     """
     reasons = []
     for rung in ladder:
@@ -104,8 +105,8 @@ def adapted_row(
             source = _original(demonstration, probe, renderer)
             return _row(demonstration, probe, "original", source, "; ".join(reasons), tried)
         candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
-        best = max(candidates, key=lambda item: item.reward["reward"], default=None)
-        if best is not None and best.reward["reward"] > 0:
+        best = max(candidates, key=lambda item: item.surplus, default=None)
+        if best is not None and best.surplus > 0:
             return _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
         reasons.append(f"{rung}: {_why_none(rung, candidates, tried)}")
     return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried)
@@ -113,7 +114,7 @@ def adapted_row(
 
 def _candidate(item: Scored) -> Candidate:
     parts = {"reward": item.reward, "gain": item.gain} | item.penalties
-    return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids)
+    return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids, item.surplus)
 
 
 def _own(probe: dict[str, Any]) -> list[Candidate]:
@@ -125,6 +126,7 @@ def _own(probe: dict[str, Any]) -> list[Candidate]:
             own["gates"],
             own["logprobs"],
             own["ids"],
+            own["alignment"] - probe["source_alignment"],
         )
         for own in probe["own"]
     ]
