@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dartune.rewards.items import GateInput
-from dartune.rewards.text import StatedAnswer, numbers, results, spaced, stated_answers, words
+from dartune.rewards.text import StatedAnswer, nested_boxes, numbers, results, spaced, stated_answers, words
 from dartune.rewards.verify import normalise, resolve_answer, same_plain
 
 UNIT_WORDS = 4
@@ -76,22 +76,6 @@ def _tells_first(text: str, answer: str, worked_out: Sequence[str]) -> bool:
     return len(places) > 1 and 0 <= places[0] < first and (plain[places[0] - 1] if places[0] else "") != "="
 
 
-def _nested(text: str) -> bool:
-    """Whether a box stands inside a box."""
-    inside = [text[match.end() :] for match in re.finditer(r"\\f?boxed\s*\{", text)]
-    return any(re.search(r"\\f?boxed", rest[: _closing(rest)]) for rest in inside)
-
-
-def _closing(text: str) -> int:
-    """Where the brace that is open at the start is closed; the end where it never is."""
-    depth = 1
-    for i, letter in enumerate(text):
-        depth += (letter == "{") - (letter == "}")
-        if not depth:
-            return i
-    return len(text)
-
-
 def _at_end(item: GateInput) -> bool:
     stated, source = stated_answers(item.rewrite), stated_answers(item.solution)
     if not stated:
@@ -100,7 +84,7 @@ def _at_end(item: GateInput) -> bool:
     allowed = max(_trailing_words(item.solution, source), 0 if numbers(behind) else UNIT_WORDS)
     if source and _trailing_words(item.rewrite, stated) > allowed:
         return False
-    if _nested(item.rewrite) and not _nested(item.solution):
+    if nested_boxes(item.rewrite) and not nested_boxes(item.solution):
         return False
     return _early(item.solution, source) or not (_early(item.rewrite, stated) or _foretold(item))
 

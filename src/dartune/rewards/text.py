@@ -279,6 +279,16 @@ def _boxes(text: str) -> Iterator[StatedAnswer]:
             yield StatedAnswer(text[slice(*answer)], *answer, match.start(), inside)
 
 
+def nested_boxes(text: str) -> bool:
+    """Whether a box stands inside a box."""
+    closing, inside = _closing_braces(text), 0
+    for match in _BOX.finditer(text):
+        if match.start() < inside:
+            return True
+        inside = max(inside, closing.get(match.end() - 1, 0))
+    return False
+
+
 def _closing_braces(text: str) -> dict[int, int]:
     """Position of each `{` that is closed -> position of its `}`."""
     closing: dict[int, int] = {}
