@@ -66,7 +66,8 @@ def adapted_row(index, provenance, **changes):
         "alignment_before": -2.0,
         "alignment_after": -1.0 if provenance != "dropped" else None,
         "gates": {"answer": True} if provenance == "rewrite" else {},
-        "hacks": ["leak"] if index == 0 else [],
+        "hacks": [],
+        "hacks_refused": ["leak"] if index == 0 else [],
         "reason": "the best accepted candidate" if provenance == "rewrite" else "no rewrite passed",
         **changes,
     }

@@ -28,7 +28,8 @@ def row(number, provenance, **changes):
         "alignment_after": None if provenance == "dropped" else -1.0,
         "reward": {"reward": 1.5, "gain": 1.5} if provenance == "rewrite" else {},
         "gates": {"answer": True, "format": True} if provenance != "dropped" else {},
-        "hacks": ["leak"] if provenance == "dropped" else [],
+        "hacks": [],
+        "hacks_refused": ["leak"] if provenance == "dropped" else [],
         "reason": "the best accepted candidate",
     }
     return known | changes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -35,12 +34,6 @@ ENGLISH = GateInput(
     solution="Sarah has 24 / 4 = 6 friends.\nMichael has 5 * 6 = 30 friends.\n#### 30",
     rewrite="",
 )
-
-
-@pytest.fixture(scope="module")
-def checker() -> Iterator[AnswerChecker]:
-    with AnswerChecker() as one:
-        yield one
 
 
 def rewritten(row: GateInput, text: str, **changes: object) -> GateInput:

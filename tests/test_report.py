@@ -96,7 +96,7 @@ def test_accounting_and_what_is_missing():
     assert adapted["provenance"] == {"rewrite": 6, "own": 1, "original": 2, "dropped": 1}
     assert adapted["accounting"] == {"input": 10, "adapted": 7, "original": 2, "dropped": 1, "unaccounted": 0}
     assert adapted["reasons"] == {"the best accepted candidate": 6, "no rewrite passed": 4}
-    assert adapted["hacks"] == {"leak": 0.1}
+    assert adapted["hacks_refused"] == {"leak": 0.1} and adapted["hacks"] == {}
     assert adapted["gates"] == {"answer": 1.0}
     assert adapted["alignment_after"] == -1
     lost = full(input_rows=12)
@@ -151,8 +151,8 @@ def test_the_schema_is_checked_when_written_and_when_read(tmp_path):
     with pytest.raises(InputError) as caught:
         validate_results(broken)
     assert {p.split(":")[0] for p in caught.value.problems} == {"summaries.0.accuracy.low", "seeds.0"}
-    with pytest.raises(InputError, match="schema version 2"):
-        validate_results(results | {"schema_version": 2})
+    with pytest.raises(InputError, match="schema version 1"):
+        validate_results(results | {"schema_version": 1})
     path.write_text('{"cut')
     with pytest.raises(InputError, match="not JSON"):
         read_results(path)

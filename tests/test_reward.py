@@ -13,7 +13,6 @@ from dartune.models.token_stats import TokenStats
 from dartune.rewards.alignment import Reference, gain_caps, lower_threshold, sum_logprob
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, answer_tokens
-from dartune.rewards.verify import AnswerChecker
 from dartune.train.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
 
@@ -63,15 +62,9 @@ def reward(target=None, cap=None, source=-1.0, checker=None):
     return GatedReward(target or FakeTarget(), RENDERER, checker, THRESHOLDS, references)
 
 
-@pytest.fixture(scope="module")
-def checker():
-    with AnswerChecker() as made:
-        yield made
-
-
 def test_an_accepted_rewrite_earns_its_gain_over_the_original(checker):
     [[scored]] = reward(checker=checker)([ROW], [[sample(GOOD)]])
-    assert scored.accepted, scored.hacks
+    assert scored.accepted, scored.failed
     length = len(RENDERER.response_ids(ROW.solution))
     assert scored.alignment == pytest.approx(-0.1 * len(scored.ids) / length)
     assert scored.reward == pytest.approx(scored.alignment + 1.0) and scored.reward > 0
@@ -98,19 +91,19 @@ def test_nothing_is_paid_above_the_cap(checker):
 )
 def test_a_hack_earns_nothing_however_likely_it_is(hack, gate, checker):
     [[scored]] = reward(FakeTarget(each=-1e-6), checker=checker)([ROW], [[sample(hack)]])
-    assert gate in scored.hacks and scored.reward == 0.0
+    assert gate in scored.failed and scored.reward == 0.0
 
 
 def test_an_answer_that_does_not_follow_from_the_reasoning_earns_nothing(checker):
     table = {GOOD: math.log(0.3)}  # the target would not conclude this
     [[scored]] = reward(FakeTarget(table=table), source=-10.0, checker=checker)([ROW], [[sample(GOOD)]])
     assert scored.answer_logprob == pytest.approx(math.log(0.3))
-    assert scored.hacks == ["follows"] and scored.reward == 0.0
+    assert scored.failed == ["follows"] and scored.reward == 0.0
 
 
 def test_a_truncated_rewrite_earns_nothing(checker):
     [[scored]] = reward(checker=checker)([ROW], [[sample(GOOD, finish="length")]])
-    assert "finished" in scored.hacks and scored.reward == 0.0
+    assert "finished" in scored.failed and scored.reward == 0.0
 
 
 def test_one_sample_or_a_batch_in_any_order_agree(checker):

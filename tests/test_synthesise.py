@@ -9,7 +9,6 @@ from dartune.models.engine import Sample
 from dartune.rewards.alignment import Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.reward import GatedReward
-from dartune.rewards.verify import AnswerChecker
 from dartune.run import read_jsonl, write_jsonl
 from dartune.stages.synthesise import synthesise
 from test_reward import GOOD, OTHER, RENDERER, ROW, THRESHOLDS
@@ -49,12 +48,6 @@ def probe(row, own=()):
     }
 
 
-@pytest.fixture(scope="module")
-def checker():
-    with AnswerChecker() as made:
-        yield made
-
-
 @pytest.fixture
 def adapt(checker, tmp_path):
     def run(written, ladder, *, solved=(WRONG,), natural=(), rows=(ROW,), own=(), samples=2, form="gain_over_fallback"):
@@ -84,7 +77,7 @@ def test_the_most_natural_accepted_rewrite_is_kept(adapt):
     [row], _ = adapt((WRONG, GOOD, BETTER), ("rewrite", "original"), natural=(BETTER, WRONG), samples=3)
     assert (row["provenance"], row["solution"]) == ("rewrite", BETTER)
     assert row["alignment_after"] > row["alignment_before"] == -1.0
-    assert "correct_answer" in row["hacks"]
+    assert row["hacks"] == [] and "wrong_answer" in row["hacks_refused"]
     assert row["messages"][1]["content"] == BETTER
 
 

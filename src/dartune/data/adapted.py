@@ -30,6 +30,7 @@ FIELDS = (
     "reward",
     "gates",
     "hacks",
+    "hacks_refused",
     "reason",
 )
 VIEWS = {
@@ -71,8 +72,8 @@ Both train as they are with any trainer that reads prompt/completion rows, such 
 
 `solution` is what to train on and `source_solution` what the demonstration said. `provenance` is one of
 {provenances}; `reward` holds the parts of the reward, `gates` which checks the
-solution passed, `hacks` the ways in which the row's candidates tried to game the reward, `reason` why the row
-is what it is.
+solution passed, `hacks` the ways in which the solution games the reward, `hacks_refused` those in which the row's other
+candidates tried to, `reason` why the row is what it is.
 
 ## Source
 
@@ -222,6 +223,7 @@ def _schema(rows: Sequence[dict[str, Any]], chat: bool) -> Any:
         "reward": struct("reward", number, "reward"),
         "gates": struct("gates", pyarrow.bool_(), "answer"),
         "hacks": pyarrow.list_(text),
+        "hacks_refused": pyarrow.list_(text),
     }
     names = [name for name in FIELDS if chat or name != "messages"]
     columns = [(name, kinds.get(name, text)) for name in names]

@@ -124,21 +124,26 @@ def _difference_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _rate_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gates and hacks: rate at the start, between and at the end of training, and in synthesis."""
+    """Gates and hacks: rate at the start, between, at the end of training, in synthesis."""
     tables = []
     titles = {
-        "gates": ("Gate passed, % of rewrites", "adapted rows"),
-        "hacks": ("Hack caught, % of rewrites", "rows with a caught try"),
+        "gates": ("Gate passed, % of rewrites", {"adapted rows": "gates"}),
+        "hacks": (
+            "Hack committed, % of rewrites",
+            {"rows with a refused try": "hacks_refused", "adapted rows": "hacks"},
+        ),
     }
     for part, (title, synthesis) in titles.items():
         sources = [mapper["phases"] for mapper in results["mapper"].values()]
         columns = [[phases.get(phase, {}).get(part) or {} for phases in sources] for phase in PHASES]
-        columns.append([adapted[part] for adapted in results["adapted"].values()])
-        absent = 0.0 if part == "hacks" else None  # only hacks that were seen are listed
+        columns += [[adapted[field] for adapted in results["adapted"].values()] for field in synthesis.values()]
+        absent = 0.0 if part == "hacks" else None  # synthesis lists only the hacks that it saw
         names = dict.fromkeys(name for column in columns for rates in column for name in rates)
         rows = [(name, [_mean([rates.get(name, absent) for rates in column]) for column in columns]) for name in names]
+        never = [name for name, shares in rows if part == "hacks" and not any(shares)]
+        seen = [row for row in rows if row[0] not in never]
         if rows:
-            tables.append({"title": title, "synthesis": synthesis, "rows": rows})
+            tables.append({"title": title, "synthesis": list(synthesis), "rows": seen, "never": never})
     return tables
 
 

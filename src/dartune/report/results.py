@@ -16,6 +16,7 @@ from typing import Any
 from dartune.errors import InputError
 from dartune.report import stats
 from dartune.report.schema import SCHEMA_VERSION, checked_evaluations, validate_results
+from dartune.rewards.text import skeleton
 
 GROUPS = {"ood_": "out of distribution", "retention": "retention"}
 PROVENANCES = ("rewrite", "own", "original", "dropped")
@@ -346,7 +347,7 @@ def _adapted(
     aligned = [
         row for row in kept if row.get("alignment_before") is not None and row.get("alignment_after") is not None
     ]
-    hacks = Counter(hack for row in rows for hack in set(row.get("hacks") or []))
+    written = [row for row in kept if row["provenance"] != "original"]
     return {
         "provenance": {source: provenance.pop(source, 0) for source in PROVENANCES} | dict(provenance),
         "accounting": {
@@ -358,11 +359,19 @@ def _adapted(
         },
         "reasons": dict(Counter(row["reason"] for row in rows if row.get("reason")).most_common()),
         "gates": {gate: sum(passed) / len(passed) for gate, passed in gates.items()},
-        "hacks": {hack: count / len(rows) for hack, count in hacks.items()},
+        "hacks": _rates(written, "hacks"),
+        "hacks_refused": _rates(rows, "hacks_refused"),
+        "skeletons": len({skeleton(row["solution"]) for row in written}) / max(1, len(written)),
         "alignment_before": _mean(row["alignment_before"] for row in aligned),
         "alignment_after": _mean(row["alignment_after"] for row in aligned),
         "quality": quality,
     }
+
+
+def _rates(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
+    """Share of rows whose list `field` has each name, most frequent first."""
+    counts = Counter(name for row in rows for name in set(row.get(field) or []))
+    return {name: count / len(rows) for name, count in counts.most_common()}
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dartune.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Strict(BaseModel):
@@ -106,6 +106,8 @@ class Adapted(_Strict):
     reasons: dict[str, int]
     gates: dict[str, float]
     hacks: dict[str, float]
+    hacks_refused: dict[str, float]
+    skeletons: float
     alignment_before: float | None
     alignment_after: float | None
     quality: dict[str, Any] | None

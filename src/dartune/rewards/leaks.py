@@ -170,3 +170,20 @@ def leaks(rewrite: str, question: str, solution: str, added: tuple[str, ...] = (
     return found + [
         phrase.strip() for phrase in _phrases(added, instruction) if phrase in told and phrase not in source
     ]
+
+
+_BLUNT = re.compile(
+    r"solution|reference|demonstration|rewr|paraphras|expert|teacher|author|annotator|prompt|answer key"
+)
+
+
+@cache
+def _instructions() -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in INSTRUCTIONS))
+
+
+def leak_kind(phrase: str) -> str:
+    """The catalogue's name for what `leaks` found."""
+    if len(phrase.split()) >= COPIED_WORDS or _instructions().fullmatch(phrase):
+        return "instruction_repeated"
+    return "leak_blunt" if _BLUNT.search(phrase) else "leak_subtle"

@@ -24,6 +24,7 @@ from dartune.rewards.gates import GATE_NAMES, run_gates, unjudged
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
+from dartune.rewards.signs import committed
 from dartune.rewards.verify import AnswerChecker, answer_span
 
 SMALLEST_STAKE = 1e-3
@@ -35,8 +36,8 @@ class Scored:
 
     `logprobs` are the target's, per response token in nats; `alignment` and `gain` in the score's unit, nats per
     token of the question's L(x) by default. `gates` has every gate's verdict, `accepted` says that those which
-    count were passed. Not `judged`: the answer checker failed (time-out, crash), so the gates say no though nobody
-    knows, and the reward is missing rather than zero.
+    count were passed; `hacks` are the catalogue's names for what it does wrong. Not `judged`: the answer checker failed
+    (time-out, crash), so the gates say no though nobody knows, and the reward is missing rather than zero.
     """
 
     text: str
@@ -48,14 +49,15 @@ class Scored:
     answer_logprob: float | None = None
     judged: bool = True
     gates: dict[str, bool] = field(default_factory=dict)
+    hacks: tuple[str, ...] = ()
     accepted: bool = False
     penalties: dict[str, float] = field(default_factory=dict)
     surplus: float = 0.0
     """The reward beyond what the form gives a failure: only above 0 is a rewrite worth more than its fallback."""
 
     @property
-    def hacks(self) -> list[str]:
-        """The gates it failed, by name."""
+    def failed(self) -> list[str]:
+        """The gates it did not pass, by name."""
         return [name for name, passed in self.gates.items() if not passed]
 
 
@@ -177,6 +179,7 @@ class GatedReward:
             answer_logprob=item.answer_logprob,
             judged=not failed,
             gates=gates,
+            hacks=committed(item, gates, self.thresholds),
             accepted=accepted,
             penalties=penalties,
             surplus=reward - self.form(False, reference.source_alignment, reference),

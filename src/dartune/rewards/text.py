@@ -70,6 +70,16 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+def same_text(one: str, other: str) -> bool:
+    """Whether two texts differ in nothing but white space."""
+    return one.split() == other.split()
+
+
+def skeleton(text: str) -> str:
+    """A text without its numbers and capitalised words: what is left is the way of writing."""
+    return " ".join("#" if word[0].isdigit() else "N" if word[0].isupper() else word for word in words(text))
+
+
 def numbers(text: str) -> list[str]:
     """Every number in order, in one spelling: `1,000` -> `1000`, `$5` -> `5`, `3.50` -> `3.5`, `1/2` -> `1`, `2`.
 

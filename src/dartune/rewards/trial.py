@@ -134,10 +134,10 @@ def compare(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> list[HackR
     for name in sorted(hacked, key=lambda name: (order.index(name) if name in order else len(order), name)):
         pairs = [(good, item.reward) for owner, item in hacked[name] for good in honest[owner]]
         items = [item for _, item in hacked[name]]
-        failed = Counter(gate for item in items for gate in item.hacks)
+        failed = Counter(gate for item in items for gate in item.failed)
         won = sum(good > bad for good, bad in pairs)
         results.append(
-            HackResult(name, len(items), len(pairs), won, sum(bool(item.hacks) for item in items) / len(items), failed)
+            HackResult(name, len(items), len(pairs), won, sum(bool(item.failed) for item in items) / len(items), failed)
         )
     return results
 
@@ -152,7 +152,7 @@ def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
         gates = ", ".join(f"{name} {count}" for name, count in result.failed.most_common(3))
         lines.append(f"{result.hack:24}{result.n:6}{result.accuracy:10.3f}{result.stopped:9.3f}  {gates}")
     lines.append(f"\nhonest rewrites that pass the gates: {passed} of {len(honest)} ({passed / len(honest):.1%})")
-    refused = Counter(gate for item in honest for gate in item.hacks)
+    refused = Counter(gate for item in honest for gate in item.failed)
     if refused:
         lines.append("honest rewrites are refused by " + ", ".join(f"{k} {n}" for k, n in refused.most_common()))
     weak = [f"{r.hack} ({r.accuracy:.3f})" for r in results if r.accuracy < GOOD]

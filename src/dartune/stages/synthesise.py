@@ -17,6 +17,7 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.reward import Reward, Scored
+from dartune.rewards.text import same_text
 from dartune.run import append_jsonl, read_jsonl
 from dartune.train.mapper import mapper_prompt
 
@@ -34,6 +35,7 @@ class Candidate:
     logprobs: Sequence[float]
     ids: Sequence[int]
     surplus: float = 0.0
+    hacks: Sequence[str] = ()
 
 
 def synthesise(
@@ -108,13 +110,13 @@ def adapted_row(
         best = max(candidates, key=lambda item: item.surplus, default=None)
         if best is not None and best.surplus > 0:
             return _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
-        reasons.append(f"{rung}: {_why_none(rung, candidates, tried)}")
+        reasons.append(f"{rung}: {_why_none(rung, candidates, demonstration.solution, tried)}")
     return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried)
 
 
 def _candidate(item: Scored) -> Candidate:
     parts = {"reward": item.reward, "gain": item.gain} | item.penalties
-    return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids, item.surplus)
+    return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids, item.surplus, item.hacks)
 
 
 def _own(probe: dict[str, Any]) -> list[Candidate]:
@@ -138,14 +140,16 @@ def _original(demonstration: Demonstration, probe: dict[str, Any], renderer: Ren
     return Candidate(demonstration.solution, probe["source_alignment"], parts, {}, probe["source_logprobs"], ids)
 
 
-def _why_none(rung: str, accepted: Sequence[Candidate], tried: dict[str, list[Scored]]) -> str:
+def _why_none(rung: str, accepted: Sequence[Candidate], source: str, tried: dict[str, list[Scored]]) -> str:
     if accepted:
-        return f"{len(accepted)} passed the gate, none is worth more than the original"
+        copies = sum(same_text(item.text, source) for item in accepted)
+        note = f" ({copies} of them its verbatim copies)" if copies else ""
+        return f"{len(accepted)} passed the gate, none is worth more than the original{note}"
     if rung == "own":
         return "the target has no verified sample of its own"
     counts: dict[str, int] = {}
     for item in tried[rung]:
-        for name in item.hacks:
+        for name in item.failed:
             counts[name] = counts.get(name, 0) + 1
     failed = ", ".join(f"{name} {count}x" for name, count in sorted(counts.items(), key=lambda kv: -kv[1]))
     return f"none of {len(tried[rung])} passed the gate ({failed})"
@@ -175,7 +179,8 @@ def _row(
         "alignment_after": kept.alignment if kept else None,
         "reward": kept.reward if kept else {},
         "gates": kept.gates if kept else {},
-        "hacks": sorted({name for items in tried.values() for item in items for name in item.hacks}),
+        "hacks": list(kept.hacks) if kept else [],
+        "hacks_refused": sorted({name for items in tried.values() for item in items for name in item.hacks}),
         "reason": reason or "the best accepted candidate",
         "ids": list(kept.ids) if kept else [],
         "logprobs": [round(value, 4) for value in kept.logprobs] if kept else [],

@@ -22,7 +22,9 @@ from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import add_lora, merge_lora
 from dartune.models.shared_prefix import group_logprobs
+from dartune.rewards.hacks import HACKS
 from dartune.rewards.reward import Reward, Scored
+from dartune.rewards.text import same_text, skeleton
 from dartune.run import Cost, append_jsonl, read_jsonl, write_jsonl
 from dartune.train.loop import LoopConfig, shuffled_rows, train
 from dartune.train.objectives import group_advantages, grpo, vargrad_advantages
@@ -218,12 +220,14 @@ class MapperObjective:
             "gain": mean(item.gain for _, item in flat),
             "gate_pass": mean(item.accepted for _, item in flat),
             "gates": gates,
-            "hacks": {name: 1.0 - rate for name, rate in gates.items()},
+            "hacks": {hack.name: mean(hack.name in item.hacks for _, item in flat) for hack in HACKS},
             "alignment_before": mean(references[row.id].source_alignment for row in rows),
             "alignment_after": mean(item.alignment for _, item in flat),
             "unjudged": mean(not item.judged for _, item in flat),
             "peeking": mean(peeking) if peeking else 0.0,
             "length": mean(len(item.ids) for _, item in flat),
+            "verbatim": mean(same_text(item.text, row.solution) for row, item in flat),
+            "skeletons": len({skeleton(item.text) for _, item in flat}) / len(flat),
             "zero_variance": float((rewards.std(dim=1) < 1e-6).float().mean()),
         }
         if self.describe:
@@ -240,7 +244,8 @@ class MapperObjective:
                     "rewrite": item.text,
                     "reward": item.reward,
                     "alignment": item.alignment,
-                    "failed": item.hacks,
+                    "failed": item.failed,
+                    "hacks": list(item.hacks),
                 },
             )
 
