@@ -198,6 +198,7 @@ class EvaluateConfig(Section):
     )
     questions: Positive = Field(128, description="questions per suite of the lab")
     max_new_tokens: Positive = Field(512, description="most tokens of a solution; a longer one is cut")
+    samples: Count = Field(0, description="solutions sampled per question beside the greedy one, for avg@k and pass@k")
 
 
 class Config(Section):

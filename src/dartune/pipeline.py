@@ -320,6 +320,7 @@ class Job:
             "model": trained,
             "suites": self.data.suites_fingerprint,
             "max_new_tokens": self.config.evaluate.max_new_tokens,
+            "samples": self.config.evaluate.samples,
         }
 
         def work(out: Path) -> Cost:
@@ -333,6 +334,7 @@ class Job:
                     self.models.renderer,
                     self.checker,
                     limit,
+                    samples=self.config.evaluate.samples,
                     judge=self.judge,
                     progress=progress,
                 )

@@ -72,6 +72,7 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         accuracy=_accuracy_rows(results),
         differences=_difference_rows(results),
         rates=_rate_tables(results),
+        sampled=results["config"].get("evaluate", {}).get("samples"),
         adapted=[_adapted(seed, adapted) for seed, adapted in results["adapted"].items()],
         examples=[_example(example) for example in results["examples"][:SHOWN_EXAMPLES]],
         legend=_legend(),
@@ -114,7 +115,7 @@ def _difference_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per pair of arms and measure: the difference in every group, None where it was not measured."""
     rows = []
     for arm, against in summary.pairs(results):
-        for measure in ("accuracy", "step_accuracy"):
+        for measure in ("accuracy", "step_accuracy", "avg_at_k", "pass_at_k"):
             found = [
                 summary.difference_of(results, arm, against, group, measure=measure) for group in results["groups"]
             ]

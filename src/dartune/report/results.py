@@ -20,7 +20,14 @@ from dartune.rewards.text import skeleton
 
 GROUPS = {"ood_": "out of distribution", "retention": "retention"}
 PROVENANCES = ("rewrite", "own", "original", "dropped")
-MEASURES = {"correct": "accuracy", "steps_correct": "step_accuracy", "names_correct": "names_accuracy"}
+MEASURES = {
+    "correct": "accuracy",
+    "steps_correct": "step_accuracy",
+    "names_correct": "names_accuracy",
+    "avg_at_k": "avg_at_k",
+    "pass_at_k": "pass_at_k",
+}
+COMPARED = ("correct", "steps_correct", "avg_at_k", "pass_at_k")
 COSTS = ("generated_tokens", "scored_tokens", "trained_tokens", "seconds", "peak_memory_mb")
 PREPARING = ("probe", "mapper-", "synthesise-")  # stages that make the adapted data
 SHARES = ("hacks", "dialects")
@@ -95,7 +102,7 @@ def _compared(records: Records, arms: list[str], suites: list[str], seeds: list[
         _difference(records, pair, measure, *level)
         for pair in arm_pairs(arms)
         for level in levels
-        for measure in ("correct", "steps_correct")
+        for measure in COMPARED
     )
     return {
         "arms": arms,
@@ -247,7 +254,7 @@ def _summary(records: Records, arm: str, level: str, name: str, suites: list[str
         "by_seed": {str(seed): _mean(values) for seed, values in sorted(by_seed.items())},
         **{
             key: _mean(cell[key] for cell in cells)
-            for key in ("step_accuracy", "names_accuracy", "mean_tokens", "truncated")
+            for key in (*list(MEASURES.values())[1:], "mean_tokens", "truncated")
         },
     }
 

@@ -26,6 +26,8 @@ class Evaluation(_Strict):
     correct: bool
     steps_correct: bool | None = None
     names_correct: bool | None = None
+    avg_at_k: float | None = None
+    pass_at_k: bool | None = None
     finish: str
     n_tokens: int
 
@@ -52,6 +54,8 @@ class Cell(_Strict):
     accuracy: float
     step_accuracy: float | None
     names_accuracy: float | None
+    avg_at_k: float | None
+    pass_at_k: float | None
     mean_tokens: float
     truncated: float
 
@@ -67,6 +71,8 @@ class Summary(_Strict):
     by_seed: dict[str, float]
     step_accuracy: float | None
     names_accuracy: float | None
+    avg_at_k: float | None
+    pass_at_k: float | None
     mean_tokens: float
     truncated: float
 

@@ -23,6 +23,12 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
     for arm in results["arms"]:
         accuracy.append([arm, *(percent_interval(summary_of(results, arm, group)["accuracy"]) for group in groups)])
     parts = [f"{results['name']}: {setup(results)}", *_blocks(accuracy, width)]
+    if k := results["config"].get("evaluate", {}).get("samples"):
+        sampled = [[f"avg@{k} / pass@{k} %", *groups]]
+        for arm in results["arms"]:
+            known = (summary_of(results, arm, group) for group in groups)
+            sampled.append([arm, *(" / ".join(map(share, (one["avg_at_k"], one["pass_at_k"]))) for one in known)])
+        parts += _blocks(sampled, width)
     differences = [["difference, points", *groups]]
     for arm, against in pairs(results):
         row = [difference_of(results, arm, against, group) for group in groups]
@@ -149,6 +155,10 @@ def cost_lines(results: Mapping[str, Any]) -> list[str]:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else percent(value)
 
 
 def percent_interval(interval: Mapping[str, float]) -> str:
