@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,16 +143,23 @@ class Pretraining:
 
 
 def build_one(
-    name: str, folder: Path, work: Path, on_step: Callable[[int, dict[str, Any]], None] | None = None
+    name: str,
+    folder: Path,
+    work: Path,
+    steps: int | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Path:
-    """Pretrain one of MODELS into `folder/name`; continues an interrupted build found in `work`."""
+    """Pretrain one of MODELS into `folder/name`; continues an interrupted build found in `work`.
+
+    Fewer `steps` than the recipe's give a weaker model: how often a mapper start is right is a dial of the lab.
+    """
     import torch
 
     from dartune.data.render import Renderer
     from dartune.models.loading import save_model
     from dartune.train.loop import LoopConfig, train
 
-    recipe = RECIPES[name]
+    recipe = replace(RECIPES[name], steps=steps or RECIPES[name].steps)
     tokenizer = build_tokenizer()
     renderer = Renderer(tokenizer)
     model = build_model(recipe, len(tokenizer), renderer.end_id, seed=MODELS.index(name))
