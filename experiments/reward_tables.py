@@ -18,8 +18,8 @@ RESAMPLES = 4000
 INTRODUCTION = """\
 # Which parts of the reward matter
 
-Made by `python experiments/rewards.py run`, `collect`, `write` from `results/rewards.json`; what to make of it is said in
-[rewards](rewards.md) and [experiments](experiments.md).
+Made by `python experiments/rewards.py run`, `collect`, `write` from `results/rewards.json`; what to make of it is
+said in [rewards](rewards.md) and [experiments](experiments.md).
 
 The lab's recipe, expert `values`, target `backward`, but a mapper start pretrained for a quarter of the steps
 (`dartune lab build --only mapper --steps 1500 --output FOLDER`): it gets half of its rewrites wrong, so that
