@@ -104,7 +104,6 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
     folder = Path(config.output)
     results = json.loads((folder / "report" / "results.json").read_text())
     adapted, phases = results["adapted"][str(seed)], results["mapper"][str(seed)]["phases"]
-    steps = results["mapper"][str(seed)]["steps"]
     groups = [row for row in results["summaries"] if row["level"] == "group"]
     sampled = [row for row in results["cells"] if row["arm"] == "dart" and row["seed"] == seed]
     rows = read_jsonl(folder / "stages" / f"synthesise-s{seed}" / "rows.jsonl")
@@ -117,7 +116,7 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
         "gate_pass": {phase: row["gate_pass"] for phase, row in phases.items()},
         "hacks": {phase: row["hacks"] for phase, row in phases.items()},
         "entropy": {phase: row["entropy"] for phase, row in phases.items()},
-        "mapper_seconds": sum(row["seconds"] for row in steps),
+        "mapper_seconds": results["costs"]["stages"][f"mapper-s{seed}"]["seconds"],
         "adapted": {key: adapted[key] for key in ("provenance", "hacks", "skeletons", "quality")},
         "alignment": scores_of(config, seed),
         "accuracy": {row["name"]: row["by_seed"][str(seed)] for row in groups if row["arm"] == "dart"},

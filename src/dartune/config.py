@@ -68,7 +68,6 @@ class Adapter(Section):
 
     adapter: Literal["full", "lora"] = Field("full", description="lora where memory is short; full otherwise")
     lora_rank: Positive = Field(16, description="rank of the LoRA update; more can learn more")
-    steps: Count = Field(description="optimiser steps")
     warmup_steps: Count = Field(5, description="steps in which the learning rate rises")
     max_grad_norm: Above0 = Field(1.0, description="gradients are scaled down to this norm")
     checkpoint_every: Positive = Field(
@@ -190,6 +189,24 @@ class SFTConfig(Adapter):
         return _distinct(rates)
 
 
+class DirectRLConfig(Adapter):
+    """Direct reinforcement learning of the target, in the arms grpo_tokens and grpo_seconds: as long as dart took."""
+
+    questions_per_step: Positive = Field(12, description="questions drawn a step")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="solutions per question and step")
+    learning_rates: tuple[LearningRate, ...] = Field(
+        (1e-7, 1e-6), strict=False, min_length=1, description="each is tried; dev accuracy chooses"
+    )
+    kl: Weight = Field(0.02, description="pull towards the untrained target")
+    temperature: Above0 = Field(1.0, description="sampling temperature in training")
+    max_new_tokens: Positive = Field(512, description="most tokens of a solution; a longer one fails")
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _each_once(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        return _distinct(rates)
+
+
 class EvaluateConfig(Section):
     """Testing every arm on the same questions."""
 
@@ -221,6 +238,7 @@ class Config(Section):
     reward: RewardConfig = Field(default_factory=RewardConfig)
     synthesise: SynthesiseConfig = Field(default_factory=SynthesiseConfig)
     sft: SFTConfig = Field(default_factory=SFTConfig)
+    direct_rl: DirectRLConfig = Field(default_factory=DirectRLConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @field_validator("seeds", "arms")

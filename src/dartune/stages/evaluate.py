@@ -11,23 +11,14 @@ from typing import Any
 
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.models.engine import Engine, Sample, SampleSpec
+from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
-from dartune.rewards.text import numbers
-from dartune.rewards.verify import AnswerChecker, final_answers
+from dartune.rewards.solved import solved
+from dartune.rewards.verify import AnswerChecker
 
 SAMPLING_TEMPERATURE = 1.0
 StepJudge = Callable[[str, str], Mapping[str, bool | None]]
 """(question, solution) -> `steps_correct` and `names_correct`; the lab has one, most data has none."""
-
-
-def stated_answer(text: str, plain_number: bool) -> str:
-    """The last final answer of a solution; without any, the last number where `plain_number` allows it."""
-    stated = final_answers(text)
-    if stated:
-        return stated[-1]
-    found = numbers(text) if plain_number else []
-    return found[-1] if found else ""
 
 
 def evaluate(
@@ -50,11 +41,13 @@ def evaluate(
     several = {"n": samples, "temperature": SAMPLING_TEMPERATURE}
     records = []
     for suite, rows in suites.items():
-        first = _solved(rows, engine, renderer, checker, greedy)
-        more = _solved(rows, engine, renderer, checker, replace(greedy, **several)) if samples else [[] for _ in rows]
-        for row, [(sample, text, correct)], others in zip(rows, first, more, strict=True):
+        prompts = [renderer.prompt_ids(row.question) for row in rows]
+        drawn = engine.generate(prompts, greedy)
+        more = engine.generate(prompts, replace(greedy, **several)) if samples else [[] for _ in rows]
+        first, others = (solved(rows, groups, renderer, checker) for groups in (drawn, more))
+        for row, [sample], [(text, correct)], tried in zip(rows, drawn, first, others, strict=True):
             judged = judge(row.question, text) if judge else {}
-            known = [right for *_, right in others if right is not None]
+            known = [right for _, right in tried if right is not None]
             records.append(
                 {
                     "suite": suite,
@@ -72,23 +65,6 @@ def evaluate(
         if progress:
             progress.update(len(rows))
     return records
-
-
-def _solved(
-    rows: Sequence[Demonstration], engine: Engine, renderer: Renderer, checker: AnswerChecker, spec: SampleSpec
-) -> list[list[tuple[Sample, str, bool | None]]]:
-    """Every row's samples, each with its text and whether its answer is right (None: nobody knows)."""
-    drawn = engine.generate([renderer.prompt_ids(row.question) for row in rows], spec)
-    flat = [
-        (row, sample, renderer.decode(sample.ids)) for row, group in zip(rows, drawn, strict=True) for sample in group
-    ]
-    plain = {row.id: not final_answers(row.solution) for row in rows}
-    verdicts = checker.check([(stated_answer(text, plain[row.id]), row.answer or "") for row, _, text in flat])
-    found = iter(
-        (sample, text, verdict if row.answer else None)
-        for (row, sample, text), verdict in zip(flat, verdicts, strict=True)
-    )
-    return [[next(found) for _ in group] for group in drawn]
 
 
 def accuracy(records: Sequence[Mapping[str, Any]]) -> float:

@@ -1,14 +1,8 @@
-"""Mapper training: reinforcement learning on the reward, one on-policy step at a time.
-
-Each step draws questions, samples a group of rewrites per question from the current mapper,
-scores them under the frozen target and takes one policy-gradient step. The questions' prompts
-are computed once per group in sampling, scoring and training.
-"""
+"""Mapper training: reinforcement learning on the alignment reward, under the frozen target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -18,19 +12,18 @@ import torch
 from dartune.config import MapperConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.models.engine import Engine, Sample, SampleSpec
+from dartune.models.engine import Engine, Sample
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import add_lora, merge_lora
-from dartune.models.shared_prefix import group_logprobs
 from dartune.rewards.hacks import HACKS
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text, skeleton
-from dartune.run import Cost, append_jsonl, read_jsonl, write_jsonl
-from dartune.train.loop import LoopConfig, shuffled_rows, train
-from dartune.train.objectives import group_advantages, grpo, vargrad_advantages
+from dartune.run import Cost, append_jsonl, read_jsonl
+from dartune.train.loop import LoopConfig, train
+from dartune.train.objectives import group_advantages, vargrad_advantages
+from dartune.train.policy import PolicyObjective, every_nth, totals, zero_variance
 
-GROUPS_PER_MICROBATCH = 6
-SAMPLES_ON_DISK = 5
+SAMPLES_ON_DISK = 5  # a step
 
 
 def mapper_prompt(template: str, demonstration: Demonstration) -> str:
@@ -63,63 +56,35 @@ def judged_rewards(group: Sequence[Scored]) -> list[float]:
     return [item.reward if item.judged else instead for item in group]
 
 
-@dataclass(frozen=True, slots=True)
-class Microbatch:
-    groups: list[tuple[list[int], list[tuple[int, ...]]]]
-    advantages: torch.Tensor
-    start_logprobs: list[list[float]]
-    tokens: int
-
-
-class MapperObjective:
+class MapperObjective(PolicyObjective):
     """The `Objective` of mapper training."""
+
+    config: MapperConfig
 
     def __init__(
         self,
-        demonstrations: Sequence[Demonstration],
+        *words: Any,
         reward: Reward,
-        mapper: HFEngine,
-        start: Engine,
-        renderer: Renderer,
-        config: MapperConfig,
-        seed: int,
-        samples_path: Path,
         describe: Callable[[Demonstration, str], str | None] | None = None,
         probe: Callable[[Engine], list[bool]] | None = None,
     ):
-        """`start` scores under the mapper's initial weights; `describe` names a rewrite's style for the metrics.
+        """`words` are those of `PolicyObjective`; `describe` names a rewrite's style for the metrics.
 
         `probe` says, every `config.probe_every` steps, which questions a target fine-tuned on the rewrites solves.
         """
-        self.probe, self.probed = probe, []
-        self.demonstrations, self.reward, self.mapper, self.start = demonstrations, reward, mapper, start
-        self.renderer, self.config, self.seed = renderer, config, seed
-        self.samples_path, self.describe = samples_path, describe
-        self._resumed = False
+        super().__init__(*words)
+        self.reward, self.describe, self.probe, self.probed = reward, describe, probe, []
 
-    def begin(self, step: int) -> list[Microbatch]:
-        config = self.config
-        if not self._resumed:
-            self._forget_samples_after(step)
-        n = min(config.questions_per_step, len(self.demonstrations))
-        rows = [self.demonstrations[i] for i in shuffled_rows(len(self.demonstrations), n, step, self.seed)]
-        prompts = [self.renderer.prompt_ids(mapper_prompt(config.prompt, row)) for row in rows]
-        spec = SampleSpec(
-            n=config.group_size,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            stop_ids=(self.renderer.end_id,),
-            seed=self.seed * 1_000_003 + step,
-        )
-        self.mapper.model.eval()
-        samples = self.mapper.generate(prompts, spec)
+    def prompt(self, row: Demonstration) -> str:
+        return mapper_prompt(self.config.prompt, row)
+
+    def rewarded(
+        self, step: int, rows: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         scored = self.reward(rows, samples)
         rewards = torch.tensor([judged_rewards(group) for group in scored])
-        pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
-        start = self.start.score(pairs)
-        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": sum(len(ids) for _, ids in pairs)}
-        self._note(step, rows, samples, scored, rewards)
-        return self._microbatches(prompts, samples, self._advantages(samples, scored, rewards), start)
+        self._keep_some(step, rows, scored)
+        return self._advantages(samples, scored, rewards), self._metrics(rows, samples, scored, rewards)
 
     def _advantages(
         self, samples: Sequence[Sequence[Sample]], scored: Sequence[Sequence[Scored]], rewards: torch.Tensor
@@ -133,79 +98,35 @@ class MapperObjective:
             torch.tensor([[item.accepted for item in group] for group in scored]),
         )
 
-    def _microbatches(
-        self,
-        prompts: list[list[int]],
-        samples: list[list[Sample]],
-        advantages: torch.Tensor,
-        start: list[list[float]],
-    ) -> list[Microbatch]:
-        size = self.config.group_size
-        order = sorted(range(len(prompts)), key=lambda i: max(len(sample.ids) for sample in samples[i]))
-        batches = []
-        for low in range(0, len(order), GROUPS_PER_MICROBATCH):
-            chosen = order[low : low + GROUPS_PER_MICROBATCH]
-            batches.append(
-                Microbatch(
-                    groups=[(prompts[i], [sample.ids for sample in samples[i]]) for i in chosen],
-                    advantages=advantages[chosen].reshape(-1),
-                    start_logprobs=[row for i in chosen for row in start[i * size : (i + 1) * size]],
-                    tokens=self._sums["tokens"],
-                )
-            )
-        return batches
-
-    def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
-        logprobs, mask, entropy = group_logprobs(model, microbatch.groups, with_entropy=True)
-        start = torch.zeros_like(logprobs)
-        for i, row in enumerate(microbatch.start_logprobs):
-            start[i, : len(row)] = torch.as_tensor(row, dtype=start.dtype, device=start.device)
-        advantages = microbatch.advantages.to(logprobs)
-        loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)
-        self._sums["kl"] += float(kl)
-        self._sums["entropy"] += float((entropy.detach() * mask).sum())
-        return loss
-
     def end(self, step: int) -> dict[str, Any]:
-        tokens = max(1, self._sums["tokens"])
-        return {
-            **self._row,
-            **self._probe(step + 1),
-            "kl": self._sums["kl"] / tokens,
-            "entropy": self._sums["entropy"] / tokens,
-            "generated_tokens": self._sums["tokens"],
-            "scored_tokens": 2 * self._sums["tokens"],
-            "trained_tokens": self._sums["tokens"],
-        }
+        row = super().end(step)
+        # The target scores every sample once more than the start does.
+        return row | self._probe(step + 1) | {"scored_tokens": row["scored_tokens"] + row["generated_tokens"]}
 
     def _probe(self, step: int) -> dict[str, Any]:
         """The gold probe's result where one is due, and a reason to stop where the reward is no longer worth it."""
         if self.probe is None or step % self.config.probe_every:
             return {}
-        self.mapper.model.eval()
-        now = {"step": step, "reward": self._row["reward"], "solved": self.probe(self.mapper)}
+        self.policy.model.eval()
+        now = {"step": step, "reward": self._row["reward"], "solved": self.probe(self.policy)}
         reason = reason_to_stop(self.probed, now)
         self.probed.append(now)
         return {"probe": now, "probe_accuracy": mean(now["solved"])} | ({"stop": reason} if reason else {})
 
     def _forget_samples_after(self, step: int) -> None:
-        """Samples that an interrupted run wrote after its last checkpoint are drawn again; its probes are kept."""
+        """As in `PolicyObjective`; the probes up to `step` are kept."""
         metrics = self.samples_path.parent / "metrics.jsonl"
         if step and metrics.exists():
             self.probed = [row["probe"] for row in read_jsonl(metrics) if row["step"] <= step and "probe" in row]
-        if self.samples_path.exists():
-            write_jsonl(self.samples_path, [row for row in read_jsonl(self.samples_path) if row["step"] <= step])
-        self._resumed = True
+        super()._forget_samples_after(step)
 
-    def _note(
+    def _metrics(
         self,
-        step: int,
         rows: Sequence[Demonstration],
         samples: Sequence[Sequence[Sample]],
         scored: Sequence[Sequence[Scored]],
         rewards: torch.Tensor,
-    ) -> None:
-        """Keep the step's metrics and write a few sample rewrites to disk."""
+    ) -> dict[str, Any]:
         flat = [(row, item) for row, group in zip(rows, scored, strict=True) for item in group]
         gates = {name: mean(item.gates[name] for _, item in flat) for name in flat[0][1].gates}
         peeking = [
@@ -215,7 +136,7 @@ class MapperObjective:
             if item.logprobs
         ]
         references = self.reward.references
-        self._row = {
+        metrics = {
             "reward": float(rewards.mean()),
             "gain": mean(item.gain for _, item in flat),
             "gate_pass": mean(item.accepted for _, item in flat),
@@ -228,12 +149,16 @@ class MapperObjective:
             "length": mean(len(item.ids) for _, item in flat),
             "verbatim": mean(same_text(item.text, row.solution) for row, item in flat),
             "skeletons": len({skeleton(item.text) for _, item in flat}) / len(flat),
-            "zero_variance": float((rewards.std(dim=1) < 1e-6).float().mean()),
+            "zero_variance": zero_variance(rewards),
         }
         if self.describe:
             styles = [self.describe(row, item.text) or "none" for row, item in flat]
-            self._row["dialects"] = {style: styles.count(style) / len(styles) for style in sorted(set(styles))}
-        for row, item in flat[:: max(1, len(flat) // SAMPLES_ON_DISK)][:SAMPLES_ON_DISK]:
+            metrics["dialects"] = {style: styles.count(style) / len(styles) for style in sorted(set(styles))}
+        return metrics
+
+    def _keep_some(self, step: int, rows: Sequence[Demonstration], scored: Sequence[Sequence[Scored]]) -> None:
+        flat = [(row, item) for row, group in zip(rows, scored, strict=True) for item in group]
+        for row, item in every_nth(flat, SAMPLES_ON_DISK):
             append_jsonl(
                 self.samples_path,
                 {
@@ -275,15 +200,15 @@ def train_mapper(
         model = add_lora(model, config.lora_rank)
     objective = MapperObjective(
         demonstrations,
-        reward,
         HFEngine(model),
         start,
         renderer,
         config,
         seed,
         folder / "samples.jsonl",
-        describe,
-        probe if config.probe_every else None,
+        reward=reward,
+        describe=describe,
+        probe=probe if config.probe_every else None,
     )
     loop = LoopConfig(
         steps=config.steps,
@@ -296,5 +221,4 @@ def train_mapper(
     history = train(model, objective, loop, folder, on_step=on_step)
     if config.adapter == "lora":
         model = merge_lora(model)
-    totals = {key: sum(row[key] for row in history) for key in ("generated_tokens", "scored_tokens", "trained_tokens")}
-    return model, Cost(**totals)
+    return model, Cost(**totals(history))

@@ -1,0 +1,160 @@
+"""On-policy reinforcement learning, alike for the mapper and for a target trained directly.
+
+A step draws questions, samples a group of responses per question from the current policy, has them rewarded and takes
+one policy-gradient step. A prompt is read once per group in sampling, scoring and training. What differs, prompts and
+rewards, is in the subclasses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.models.engine import Engine, Sample, SampleSpec
+from dartune.models.hf_engine import HFEngine
+from dartune.models.shared_prefix import group_logprobs
+from dartune.run import read_jsonl, write_jsonl
+from dartune.train.loop import shuffled_rows
+from dartune.train.objectives import grpo
+
+GROUPS_PER_MICROBATCH = 6
+
+
+class PolicyConfig(Protocol):
+    """The settings that a policy's steps read."""
+
+    questions_per_step: int
+    group_size: int
+    temperature: float
+    max_new_tokens: int
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    groups: list[tuple[list[int], list[tuple[int, ...]]]]
+    advantages: torch.Tensor
+    start_logprobs: list[list[float]]
+    tokens: int
+
+
+class PolicyObjective:
+    """An `Objective` that samples from the model it trains; `prompts` and `rewarded` are the subclass's."""
+
+    def __init__(
+        self,
+        demonstrations: Sequence[Demonstration],
+        policy: HFEngine,
+        start: Engine,
+        renderer: Renderer,
+        config: PolicyConfig,
+        seed: int,
+        samples_path: Path,
+    ):
+        """`start` scores under the policy's initial weights; `samples_path` keeps a few samples of every step."""
+        self.demonstrations, self.policy, self.start = demonstrations, policy, start
+        self.renderer, self.config, self.seed, self.samples_path = renderer, config, seed, samples_path
+        self._resumed = False
+
+    def prompt(self, row: Demonstration) -> str:
+        """What the policy is asked."""
+        raise NotImplementedError
+
+    def rewarded(
+        self, step: int, rows: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Advantages, (questions, group size), and the step's metrics."""
+        raise NotImplementedError
+
+    def begin(self, step: int) -> list[Microbatch]:
+        config = self.config
+        if not self._resumed:
+            self._forget_samples_after(step)
+            self._resumed = True
+        n = min(config.questions_per_step, len(self.demonstrations))
+        rows = [self.demonstrations[i] for i in shuffled_rows(len(self.demonstrations), n, step, self.seed)]
+        prompts = [self.renderer.prompt_ids(self.prompt(row)) for row in rows]
+        spec = SampleSpec(
+            n=config.group_size,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            stop_ids=(self.renderer.end_id,),
+            seed=self.seed * 1_000_003 + step,
+        )
+        self.policy.model.eval()
+        samples = self.policy.generate(prompts, spec)
+        advantages, self._row = self.rewarded(step, rows, samples)
+        pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
+        start = self.start.score(pairs)
+        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": sum(len(ids) for _, ids in pairs)}
+        return self._microbatches(prompts, samples, advantages, start)
+
+    def _microbatches(
+        self,
+        prompts: list[list[int]],
+        samples: list[list[Sample]],
+        advantages: torch.Tensor,
+        start: list[list[float]],
+    ) -> list[Microbatch]:
+        size = self.config.group_size
+        order = sorted(range(len(prompts)), key=lambda i: max(len(sample.ids) for sample in samples[i]))
+        batches = []
+        for low in range(0, len(order), GROUPS_PER_MICROBATCH):
+            chosen = order[low : low + GROUPS_PER_MICROBATCH]
+            batches.append(
+                Microbatch(
+                    groups=[(prompts[i], [sample.ids for sample in samples[i]]) for i in chosen],
+                    advantages=advantages[chosen].reshape(-1),
+                    start_logprobs=[row for i in chosen for row in start[i * size : (i + 1) * size]],
+                    tokens=self._sums["tokens"],
+                )
+            )
+        return batches
+
+    def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
+        logprobs, mask, entropy = group_logprobs(model, microbatch.groups, with_entropy=True)
+        start = torch.zeros_like(logprobs)
+        for i, row in enumerate(microbatch.start_logprobs):
+            start[i, : len(row)] = torch.as_tensor(row, dtype=start.dtype, device=start.device)
+        advantages = microbatch.advantages.to(logprobs)
+        loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)
+        self._sums["kl"] += float(kl)
+        self._sums["entropy"] += float((entropy.detach() * mask).sum())
+        return loss
+
+    def end(self, step: int) -> dict[str, Any]:
+        tokens = max(1, self._sums["tokens"])
+        return {
+            **self._row,
+            "kl": self._sums["kl"] / tokens,
+            "entropy": self._sums["entropy"] / tokens,
+            "generated_tokens": self._sums["tokens"],
+            "scored_tokens": self._sums["tokens"],
+            "trained_tokens": self._sums["tokens"],
+        }
+
+    def _forget_samples_after(self, step: int) -> None:
+        """Samples that an interrupted run wrote after its last checkpoint are drawn again."""
+        if self.samples_path.exists():
+            write_jsonl(self.samples_path, [row for row in read_jsonl(self.samples_path) if row["step"] <= step])
+
+
+def zero_variance(rewards: torch.Tensor) -> float:
+    """Share of the groups (rows) whose rewards are all equal, and which therefore teach nothing."""
+    return float((rewards.std(dim=1) < 1e-6).float().mean())
+
+
+def every_nth(items: Sequence[Any], wanted: int) -> Sequence[Any]:
+    """About `wanted` of the items, evenly spread."""
+    return items[:: max(1, len(items) // wanted)][:wanted]
+
+
+def totals(history: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Token counts over a run's metric rows."""
+    return {key: sum(row[key] for row in history) for key in ("generated_tokens", "scored_tokens", "trained_tokens")}
