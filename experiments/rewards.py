@@ -103,7 +103,7 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
     config = configured(variant)
     folder = Path(config.output)
     results = json.loads((folder / "report" / "results.json").read_text())
-    adapted, phases = results["adapted"][str(seed)], results["mapper"][str(seed)]["phases"]
+    adapted, phases = results["adapted"]["dart"][str(seed)], results["mapper"]["dart"][str(seed)]["phases"]
     groups = [row for row in results["summaries"] if row["level"] == "group"]
     sampled = [row for row in results["cells"] if row["arm"] == "dart" and row["seed"] == seed]
     rows = read_jsonl(folder / "stages" / f"synthesise-s{seed}" / "rows.jsonl")

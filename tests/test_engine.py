@@ -137,7 +137,7 @@ def test_the_packing_of_samples_changes_nothing(columns, monkeypatch):
     model, prompts = make("qwen3"), random_prompts()
     expected = tokens(HFEngine(model).generate(prompts, spec(n=5)))
     chosen = []
-    monkeypatch.setattr(hf_engine._Decoder, "_columns", lambda self: chosen.append(columns) or columns)
+    monkeypatch.setattr(hf_engine.Decoder, "_columns", lambda self: chosen.append(columns) or columns)
     assert tokens(HFEngine(model).generate(prompts, spec(n=5))) == expected
     assert len(chosen) > 1
 

@@ -12,8 +12,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "__init__",
     "errors",
+    "arms",
     "recipe",
     "config",
+    "arm_settings",
     "files",
     "lock",
     "environment",
@@ -28,12 +30,16 @@ ORDER = (
     "report",
     "inputs",
     "roster",
+    "job",
+    "adapt",
+    "train_arms",
+    "measured",
     "attack",
     "pipeline",
     "cli",
     "__main__",
 )
-ONLY_USERS_OF_THE_LAB = ("attack", "lab", "inputs", "pipeline", "cli")
+ONLY_USERS_OF_THE_LAB = ("attack", "lab", "inputs", "roster", "job", "train_arms", "pipeline", "cli")
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "scipy", "matplotlib", "math_verify"}
 MAY_BE_HEAVY = ("models", "train", "roster", "rewards/alignment.py", "rewards/reward.py")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

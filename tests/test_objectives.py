@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dartune.train.objectives import cross_entropy, group_advantages, grpo, vargrad_advantages
+from dartune.train.objectives import asft, cross_entropy, dft, group_advantages, grpo, vargrad_advantages
 
 
 def tensors(seed=0, rows=4, length=6):
@@ -103,3 +103,19 @@ def test_vargrad_ends_at_the_targets_spread_over_what_is_valid():
         optimiser.step()
     kept = logits.detach()[:3].softmax(-1)
     assert torch.allclose(kept, target.exp()[:3] / 0.95, atol=0.03)
+
+
+def test_dft_weighs_every_token_by_its_probability_and_that_without_gradient():
+    logprobs, _, mask = tensors()
+    loss = dft(logprobs, mask, tokens=int(mask.sum()))
+    loss.backward()
+    torch.testing.assert_close(logprobs.grad, -logprobs.detach().exp() * mask / mask.sum())
+    weighted = (-logprobs.exp() * logprobs * mask).sum() / mask.sum()
+    assert float(loss.detach()) == pytest.approx(float(weighted.detach()))
+
+
+def test_asft_is_dft_and_a_pull_back():
+    logprobs, _, mask = tensors()
+    kl = torch.full_like(mask, 2.0)
+    tokens = int(mask.sum())
+    assert float((asft(logprobs, kl, mask, tokens) - dft(logprobs, mask, tokens)).detach()) == pytest.approx(0.1)

@@ -73,15 +73,18 @@ def test_the_adapting_arm_is_charged_for_adapting():
     assert costs["shared"] == ["data"]
 
 
-def test_an_arm_is_not_charged_for_an_arm_whose_name_it_begins():
-    records = evaluations({"sft": {"mine": 0.5}, "sft-low": {"mine": 0.5}})
-    stages = {"train-sft-s0-lr1": {"seconds": 1}, "train-sft-low-s0-lr1": {"seconds": 10}}
-    arms = build_results(name="x", config={}, evaluations=records, costs=stages)["costs"]["arms"]
-    assert (arms["sft"]["total"]["seconds"], arms["sft-low"]["total"]["seconds"]) == (1, 10)
+def test_an_arm_bears_the_stages_it_is_charged_for_and_no_others():
+    records = evaluations({"sft": {"mine": 0.5}, "dart": {"mine": 0.5}})
+    stages = {name: {"seconds": cost, "flops": 2.0} for name, cost in (("data", 1), ("train", 10), ("probe", 100))}
+    charged = {"sft": {"train": ["train"]}, "dart": {"prepare": ["probe"], "train": ["train"]}}
+    costs = build_results(name="x", config={}, evaluations=records, costs=stages, charged=charged)["costs"]
+    assert [costs["arms"][arm]["total"]["seconds"] for arm in ("sft", "dart")] == [10, 110]
+    assert costs["arms"]["dart"]["prepare"]["flops"] == 2.0
+    assert costs["shared"] == ["data"]
 
 
 def test_phases_compare_first_and_last_steps():
-    mapper = full()["mapper"]["0"]
+    mapper = full()["mapper"]["dart"]["0"]
     assert mapper["edge_steps"] == 4
     before, after = mapper["phases"]["before"], mapper["phases"]["after"]
     assert before["reward"] == pytest.approx(0.15)
@@ -92,7 +95,7 @@ def test_phases_compare_first_and_last_steps():
 
 
 def test_accounting_and_what_is_missing():
-    adapted = full()["adapted"]["0"]
+    adapted = full()["adapted"]["dart"]["0"]
     assert adapted["provenance"] == {"rewrite": 6, "own": 1, "original": 2, "dropped": 1}
     assert adapted["accounting"] == {"input": 10, "adapted": 7, "original": 2, "dropped": 1, "unaccounted": 0}
     assert adapted["reasons"] == {"the best accepted candidate": 6, "no rewrite passed": 4}
@@ -100,7 +103,7 @@ def test_accounting_and_what_is_missing():
     assert adapted["gates"] == {"answer": 1.0}
     assert adapted["alignment_after"] == -1
     lost = full(input_rows=12)
-    assert lost["adapted"]["0"]["accounting"]["unaccounted"] == 2
+    assert lost["adapted"]["dart"]["0"]["accounting"]["unaccounted"] == 2
     assert "2 NOT ACCOUNTED FOR" in summarise(lost, width=200)
 
 

@@ -50,8 +50,8 @@ def test_nothing_from_the_data_runs_and_nothing_is_loaded(tmp_path):
         name=HOSTILE,
         config={"arms": ["base", "sft", HOSTILE], "path": HOSTILE},
         evaluations=records,
-        mapper_metrics={0: [{"step": 1, "reward": 1.0, "gates": {HOSTILE: 0.5}, "dialects": {quoting: 1.0}}]},
-        adapted={0: [adapted_row(0, quoting, reason=HOSTILE, hacks=[HOSTILE], hacks_refused=[HOSTILE])]},
+        mapper_metrics={"dart": {0: [{"step": 1, "reward": 1.0, "gates": {HOSTILE: 0.5}, "dialects": {quoting: 1.0}}]}},
+        adapted={"dart": {0: [adapted_row(0, quoting, reason=HOSTILE, hacks=[HOSTILE], hacks_refused=[HOSTILE])]}},
         adapted_quality={0: {HOSTILE: HOSTILE}},
         costs={HOSTILE: {"seconds": 1}},
         learning_rates={HOSTILE: {0: {"chosen": HOSTILE, "dev": {HOSTILE: 0.5}}}},
@@ -126,7 +126,7 @@ def test_curves_name_their_lines_and_what_is_not_drawn():
 def test_names_at_the_end_of_curves_do_not_cover_each_other():
     gates = {f"gate{index}": 0.5 for index in range(9)}
     rows = [{"step": step, "gates": gates} for step in range(3)]
-    svg = draw_plots(full(mapper_metrics={0: rows}))["gates"]
+    svg = draw_plots(full(mapper_metrics={"dart": {0: rows}}))["gates"]
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>gate\d</text>', svg))
     assert len(heights) == 9
     assert min(b - a for a, b in pairwise(heights)) > 8

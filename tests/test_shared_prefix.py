@@ -7,7 +7,7 @@ import torch
 
 from dartune.errors import InputError
 from dartune.models import shared_prefix
-from dartune.models.shared_prefix import group_logprobs, sequence_logprobs
+from dartune.models.shared_prefix import anchored_logprobs, group_logprobs, sequence_logprobs
 from fixtures_models import ARCHITECTURES, tiny_model
 
 VOCABULARY = 60
@@ -193,3 +193,23 @@ def test_under_ddp_gradients_are_those_of_the_bare_model(tmp_path):
                 torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
     finally:
         dist.destroy_process_group()
+
+
+def test_the_distance_to_an_anchor_is_the_kl_over_the_vocabulary():
+    model, anchor = make("llama"), tiny_model("llama", VOCABULARY, pad=0, eos=1, seed=1).eval()
+    rows = flat(random_groups())
+    rows = [(prompt, response) for prompt, response in rows if response]
+    logprobs, kl, mask = anchored_logprobs(model, anchor, rows)
+    plain, same_mask = sequence_logprobs(model, rows)
+    torch.testing.assert_close(logprobs, plain)
+    assert torch.equal(mask, same_mask)
+    for i, (prompt, response) in enumerate(rows):
+        ids = torch.tensor([[*prompt, *response]])
+        places = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+        ours, theirs = (m(ids).logits[0, places].log_softmax(-1) for m in (model, anchor))
+        expected = (theirs.exp() * (theirs - ours)).sum(-1)
+        torch.testing.assert_close(kl[i, : len(response)], expected, atol=1e-5, rtol=1e-4)
+    assert not anchored_logprobs(model, model, rows)[1].any() and kl.requires_grad
+    kl.sum().backward()
+    assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+    assert anchor.get_input_embeddings().weight.grad is None

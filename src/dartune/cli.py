@@ -66,9 +66,11 @@ def _dispatch(arguments: list[str]) -> None:
     keys = None
     if verb in CONFIGURED:
         if "-h" in arguments or "--help" in arguments:
+            from dartune.arms import ARMS
             from dartune.config import describe_keys
 
-            keys = f"Keys, with their defaults:\n{describe_keys()}"
+            arms = "\n".join(f"  {name:18}{arm.says}" for name, arm in ARMS.items())
+            keys = f"Keys, with their defaults:\n{describe_keys()}\n\nArms:\n{arms}"
         arguments, overrides = split_overrides(arguments)
     parser = _parser(keys)
     options = parser.parse_args(arguments)

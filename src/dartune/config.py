@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dartune.arms import ARMS
 from dartune.errors import InputError
 from dartune.recipe import Recipe, dump, explain, place_override, read_recipe
 
-Arm = Literal["base", "sft", "dart"]
+ArmName = Literal[tuple(ARMS)]
 Rung = Literal["rewrite", "own", "guided", "original"]
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -55,6 +56,7 @@ class TargetConfig(Section):
     """The model to be fine-tuned."""
 
     path: Text = Field(description="lab:<name>, a model folder (safetensors), or a Hub id owner/name")
+    other: Text | None = Field(None, description="another target, which the arm wrong_target adapts the data for")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto is bfloat16 on a GPU that has it, else float32"
@@ -226,11 +228,11 @@ class Config(Section):
     seeds: tuple[Count, ...] = Field(
         (0,), strict=False, min_length=1, description="each is a whole repetition; five for a claim"
     )
-    arms: tuple[Arm, ...] = Field(
+    arms: tuple[ArmName, ...] = Field(
         ("base", "sft", "dart"),
         strict=False,
         min_length=1,
-        description="what to compare: the untouched target, raw data, adapted data",
+        description="what to compare; listed below",
     )
     data: DataConfig
     target: TargetConfig

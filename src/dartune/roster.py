@@ -6,10 +6,11 @@ import shutil
 from functools import cached_property
 from pathlib import Path
 
-from dartune import inputs
+from dartune import arm_settings, inputs
 from dartune.config import Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
+from dartune.lab import source as lab
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
 from dartune.rewards.reward import reward_parts
@@ -17,21 +18,26 @@ from dartune.run import Cost
 
 
 class Meter:
-    """Tokens that engines generate and score from here on."""
+    """Tokens that engines generate and score from here on, and what that takes."""
 
     def __init__(self, *engines: HFEngine):
         self.engines = list({id(engine): engine for engine in engines}.values())
         self.start = self._sums()
 
-    def _sums(self) -> tuple[int, int]:
-        return (
-            sum(engine.generated_tokens for engine in self.engines),
-            sum(engine.scored_tokens for engine in self.engines),
+    def _sums(self) -> Cost:
+        return Cost(
+            generated_tokens=sum(engine.generated_tokens for engine in self.engines),
+            scored_tokens=sum(engine.scored_tokens for engine in self.engines),
+            flops=sum(engine.flops for engine in self.engines),
         )
 
     def cost(self) -> Cost:
-        generated, scored = self._sums()
-        return Cost(generated_tokens=generated - self.start[0], scored_tokens=scored - self.start[1])
+        now, before = self._sums(), self.start
+        return Cost(
+            generated_tokens=now.generated_tokens - before.generated_tokens,
+            scored_tokens=now.scored_tokens - before.scored_tokens,
+            flops=now.flops - before.flops,
+        )
 
 
 class Roster:
@@ -44,15 +50,16 @@ class Roster:
             InputError: an address the lab does not have; all are listed.
         """
         self.config = config
-        paths, problems = [], []
-        for address in dict.fromkeys([config.target.path, config.mapper.path or config.target.path]):
+        addresses = [config.target.path, config.mapper.path or config.target.path, config.target.other]
+        paths, problems = {}, []
+        for address in dict.fromkeys(address for address in addresses if address):
             try:
-                paths.append(inputs.model_path(address))
+                paths[address] = inputs.model_path(address)
             except InputError as error:
                 problems += error.problems or [error.message]
         if problems:
             raise InputError("the models cannot be used", problems)
-        self.target_path, self.mapper_path = paths[0], paths[-1]
+        self.target_path, self.mapper_path, self.other_path = map(paths.get, addresses)
 
     @cached_property
     def tokenizer(self):
@@ -115,7 +122,7 @@ class Roster:
             InputError: a model cannot be loaded, or target and mapper do not share their tokens.
         """
         problems: list[str] = []
-        for path in dict.fromkeys([self.target_path, self.mapper_path]):
+        for path in dict.fromkeys(filter(None, [self.target_path, self.mapper_path, self.other_path])):
             try:
                 tokenizer = load_tokenizer(path, trust_remote_code=self.config.target.trust_remote_code)
                 self._load(path)
@@ -123,9 +130,10 @@ class Roster:
                 problems += error.problems or [error.message]
                 continue
             if path != self.target_path and not problems and tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                key = "mapper.path" if path == self.mapper_path else "target.other"
                 problems.append(
-                    f"mapper.path {path}: its vocabulary is not the target's. Rewrites are passed between the two "
-                    "as token ids; take a mapper of the target's family, or mapper.path: null for a copy of the target"
+                    f"{key} {path}: its vocabulary is not the target's. Rewrites are passed between models as token "
+                    "ids; take a model of the target's family, or mapper.path: null for a copy of the target"
                 )
         if problems:
             raise InputError("the models cannot be used", problems)
@@ -133,7 +141,10 @@ class Roster:
 
 def prepared(config: Config) -> tuple[inputs.Data, Roster]:
     """Data and models, checked together so that everything wrong is told at once."""
-    problems: list[str] = []
+    if "wrong_target" in config.arms and not config.target.other:
+        other = lab.other_target(config.target.path)
+        config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
+    problems = arm_settings.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
     data = models = None
     try:
         data = inputs.load(config)

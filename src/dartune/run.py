@@ -58,11 +58,13 @@ SHOWN_CHANGES = 5
 
 @dataclasses.dataclass
 class Cost:
-    """What a stage spent: tokens, wall-clock seconds over all attempts, highest resident memory in MiB."""
+    """What a stage spent: tokens, an estimate of floating point operations (`models/flops.py`), wall-clock seconds over
+    all attempts, highest resident memory in MiB."""
 
     generated_tokens: int = 0
     scored_tokens: int = 0
     trained_tokens: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
 
@@ -71,6 +73,7 @@ class Cost:
             self.generated_tokens + other.generated_tokens,
             self.scored_tokens + other.scored_tokens,
             self.trained_tokens + other.trained_tokens,
+            self.flops + other.flops,
             self.seconds + other.seconds,
             max(self.peak_memory_mb, other.peak_memory_mb),
         )

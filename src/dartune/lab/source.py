@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dartune.data.records import Demonstration
 from dartune.errors import InputError
-from dartune.lab.build import CHECKPOINTS, MODELS
+from dartune.lab.build import CHECKPOINTS, MODELS, TARGETS
 from dartune.lab.checker import check, dialect_of
 from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.suites import SUITES, demonstrate, demonstration_problems, suite
@@ -56,6 +57,25 @@ def data(
     demonstrations = demonstrate(problems, expert)
     suites = {name: demonstrate(suite(name, questions), expert, name) for name in SUITES}
     return demonstrations[:n], demonstrations[n:], suites
+
+
+def native_solutions(target: str, rows: list[Demonstration]) -> list[Demonstration]:
+    """The same questions solved in the native dialect of a `lab:` target: what adapting can reach at best.
+
+    Raises:
+        InputError: the target is not one of the lab's.
+    """
+    name = target.removeprefix(PREFIX)
+    if not is_lab(target) or name not in TARGETS:
+        raise InputError(
+            f"arms: gold needs a target of the lab ({', '.join(PREFIX + t for t in TARGETS)}), not {target}"
+        )
+    return [replace(row, solution=DIALECTS[name](parse_question(row.question))) for row in rows]
+
+
+def other_target(target: str) -> str | None:
+    """Another target of the lab; None for a model that is not the lab's."""
+    return next((PREFIX + name for name in TARGETS if is_lab(target) and PREFIX + name != target), None)
 
 
 def judge(question: str, solution: str) -> dict[str, bool | str | None]:

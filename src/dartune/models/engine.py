@@ -63,6 +63,8 @@ class Engine(Protocol):
     """Completion tokens sampled so far."""
     scored_tokens: int
     """Completion tokens scored so far; exact duplicates within one call count once."""
+    flops: float
+    """Floating point operations so far, as `models/flops.py` estimates them; prompts that are read count too."""
 
     def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
         """`spec.n` samples per prompt, in prompt order.

@@ -9,9 +9,7 @@ rounding.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,19 +17,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicLayer
 
 from dartune.errors import InputError
+from dartune.models.decoding import GPU_CHECK_EVERY, Decoder, draw
 from dartune.models.engine import Sample, SampleSpec, TokenIds
+from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.loading import context_length
 from dartune.models.shared_prefix import (
-    FILL_ID,
-    Prefix,
     device_of,
     evaluating,
     read_completions,
     read_prompts,
-    select_rows,
 )
 
 # Tokens whose keys and values are held at a time.
@@ -42,8 +38,6 @@ CPU_FORWARD_TOKENS = 2**11
 MAX_LOGITS = 2**28
 # Finished rows are dropped once fewer than this share of a batch is still being sampled.
 COMPACT_BELOW = 0.7
-# Asking a GPU whether rows have finished stalls its queue, so it is asked rarely.
-GPU_CHECK_EVERY = 8
 
 
 class HFEngine:
@@ -74,6 +68,8 @@ class HFEngine:
         self.progress = progress or (lambda done, total: None)
         self.generated_tokens = 0
         self.scored_tokens = 0
+        self.flops = 0.0
+        self._flops_per_token = FORWARD * multiplied_weights(model)
         self.version = 0
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         on_cpu = device_of(model).type == "cpu"
@@ -98,7 +94,9 @@ class HFEngine:
                 done += len(batch)
                 self.progress(done, len(rows))
         samples = _cut(ids, logprobs, spec.stop_ids)
-        self.generated_tokens += sum(len(sample.ids) for group in samples for sample in group)
+        generated = sum(len(sample.ids) for group in samples for sample in group)
+        self.generated_tokens += generated
+        self.flops += self._flops_per_token * (generated + sum(map(len, prompts)))
         return samples
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
@@ -115,7 +113,9 @@ class HFEngine:
                 self._score(batch)
                 done += sum(len(group) for _, group in batch)
                 self.progress(done, total)
-        self.scored_tokens += sum(len(completion) for group in groups.values() for completion in group)
+        scored = sum(len(completion) for group in groups.values() for completion in group)
+        self.scored_tokens += scored
+        self.flops += self._flops_per_token * (scored + sum(map(len, groups)))
         return [groups[prompt][completion] for prompt, completion in keys]
 
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
@@ -174,9 +174,9 @@ class HFEngine:
         rows = torch.arange(len(batch), device=device)  # those still being sampled
         done = torch.zeros(len(batch), dtype=torch.bool, device=device)
         logits = prefix.logits[torch.tensor(owner, device=device)]
-        decoder = _Decoder(self.model, prefix, owner, spec.max_new_tokens)
+        decoder = Decoder(self.model, prefix, owner, spec.max_new_tokens)
         for t in range(spec.max_new_tokens):
-            tokens, chosen = _draw(logits, spec.temperature, draws[rows, t])
+            tokens, chosen = draw(logits, spec.temperature, draws[rows, t])
             ids[rows, t], logprobs[rows, t] = tokens, chosen
             if t + 1 == spec.max_new_tokens:
                 break
@@ -204,159 +204,6 @@ class HFEngine:
                 problems.append(f"row {i} takes {length} tokens, and the context length is {self.context}")
         if problems:
             raise InputError("the model cannot read these prompts; shorten or drop them", problems)
-
-
-class _Decoder:
-    """Feeds tokens to A samples that share prompts.
-
-    A row of the batch holds one prompt and up to C of its samples. Its cache is prompt | step 0 of
-    columns 0..C-1 | step 1 of columns 0..C-1 | ..., and the mask shows a column the prompt and its own
-    tokens, so a prompt's keys and values are stored and read once per row. A model with sliding windows,
-    or with an attention that takes no masks, gets one sample per row and transformers' own masks.
-    """
-
-    def __init__(self, model: nn.Module, prefix: Prefix, owner: list[int], room: int) -> None:
-        self.model, self.prefix, self.owner, self.room = model, prefix, owner, room
-        self.device = prefix.logits.device
-        self.width, self.t = prefix.valid.shape[1], 0
-        plain = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
-        self.packed = plain and model.config._attn_implementation in ("sdpa", "eager")
-        self.row, self.column = torch.arange(len(owner), device=self.device), 0
-        if self.packed:
-            self.cache = copy.copy(prefix.cache)
-            self.cache.layers = [_PackedLayer(x.keys, x.values, self.width) for x in self.cache.layers]
-            nowhere = torch.empty(0, dtype=torch.long, device=self.device)
-            self._pack(range(len(prefix.lengths)), (nowhere, nowhere))
-        else:
-            self.cache = select_rows(prefix, owner)
-            index = torch.tensor(owner, device=self.device)
-            self.mask = nn.functional.pad(prefix.valid[index], (0, room), value=True)
-            self.positions = prefix.lengths[index, None]
-
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token to every sample, (A,), and return the logits of the next ones, (A, V)."""
-        ids = tokens.new_full(self.positions.shape, FILL_ID)
-        ids[self.row, self.column] = tokens
-        self.t += 1
-        output = self.model(
-            input_ids=ids,
-            attention_mask=self.mask[..., : self.width + self.t * ids.shape[1]],
-            position_ids=self.positions + (self.t - 1),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.logits[self.row, self.column]
-
-    def keep(self, alive: list[int]) -> None:
-        """Drop all samples but these."""
-        self.owner = [self.owner[i] for i in alive]
-        if self.packed:
-            places = self.row[alive], self.column[alive]
-            self._pack(dict(zip(self.owner, places[0].tolist(), strict=True)), places)
-            return
-        index = torch.tensor(alive, device=self.device)
-        self.cache.batch_select_indices(index)
-        self.mask, self.positions = self.mask[index], self.positions[index]
-        self.row = self.row[: len(alive)]
-
-    def _pack(self, home: Mapping[int, int] | range, old: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Lay the samples out anew: they were at `old` (row, column), prompt g in row `home[g]`."""
-        columns = self._columns()
-        prompts: list[int] = []  # of each row
-        places: list[tuple[int, int]] = []
-        for g in self.owner:
-            column = places[-1][1] + 1 if prompts and prompts[-1] == g else columns
-            if column == columns:
-                prompts.append(g)
-                column = 0
-            places.append((len(prompts) - 1, column))
-        self.row, self.column = torch.tensor(places, device=self.device).T
-        source = torch.tensor([home[g] for g in prompts], device=self.device)
-        new = (self.row, self.column)
-        self.cache.layers = [x.moved(source, old, new, columns, self.room) for x in self.cache.layers]
-        index = torch.tensor(prompts, device=self.device)
-        own = torch.eye(columns, dtype=torch.bool, device=self.device).repeat(1, self.room)
-        shape = (len(prompts), 1, columns, -1)
-        seen = torch.cat([self.prefix.valid[index, None, None].expand(shape), own.expand(shape)], dim=-1)
-        self.mask = torch.zeros(seen.shape, dtype=self.prefix.logits.dtype, device=self.device)
-        self.mask.masked_fill_(~seen, float("-inf"))
-        self.positions = self.prefix.lengths[index, None].expand(-1, columns)
-
-    def _columns(self) -> int:
-        """The C that makes attention cheapest, over the steps to come.
-
-        Measured: time goes with the keys read, and a key costs about 24 + C for C queries. Beyond one
-        query, transformers copies grouped keys out to every query head.
-        """
-        groups = Counter(self.owner).values()
-        config = self.model.config.get_text_config()
-        copies = config.num_attention_heads // self.cache.layers[0].keys.shape[1]
-        steps = (self.t + self.room) / 2
-
-        def cost(columns: int) -> float:
-            rows = sum(math.ceil(size / columns) for size in groups)
-            return rows * (self.width + columns * steps) * (24 + columns) * (copies if columns > 1 else 1)
-
-        return min(range(1, max(groups) + 1), key=cost)
-
-
-class _PackedLayer(DynamicLayer):
-    """Keys and values of `_Decoder`'s rows, with room for all steps: a step copies no earlier ones."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, width: int, columns: int = 1) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values  # (R, heads, width + steps * C, head size)
-        self.width, self.columns, self.length = width, columns, width
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def moved(self, source: torch.Tensor, old: tuple, new: tuple, columns: int, room: int) -> _PackedLayer:
-        """A layer of `columns` columns: prompts from rows `source`, samples from places `old` to `new`."""
-        width, t = self.width, (self.length - self.width) // self.columns
-
-        def move(states: torch.Tensor) -> torch.Tensor:
-            _, heads, _, size = states.shape
-            # Zeros, since a place without a sample is masked, and only finite values can be masked.
-            fresh = states.new_zeros(len(source), heads, width + columns * room, size)
-            fresh[:, :, :width] = states[source, :, :width]
-            if t:
-                before = states[:, :, width:].unflatten(2, (-1, self.columns))
-                after = fresh[:, :, width:].unflatten(2, (-1, columns))
-                after[new[0], :, :t, new[1]] = before[old[0], :, :t, old[1]]
-            return fresh
-
-        layer = _PackedLayer(move(self.keys), move(self.values), width, columns)
-        layer.length = width + t * columns
-        return layer
-
-
-def _draw(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row and its log-probability, by inverting the cumulative distribution at `uniform`.
-
-    One random number per token keeps a sample's randomness independent of the rest of the batch;
-    float64 sums keep the rare tokens of a large vocabulary at their probability.
-    """
-    logits = logits.float()
-    if temperature > 0:
-        logits = logits / temperature
-    logprobs = logits.log_softmax(dim=-1)
-    if temperature == 0:
-        tokens = logits.argmax(dim=-1, keepdim=True)
-    else:
-        cumulative = logprobs.exp().cumsum(dim=-1, dtype=uniform.dtype)
-        threshold = uniform[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
-    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
 
 
 def _uniforms(prompts: Sequence[TokenIds], spec: SampleSpec) -> torch.Tensor:

@@ -89,12 +89,42 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
     Raises:
         InputError: an empty prompt, which leaves the first response token without a prediction.
     """
+    logits, targets, mask = _sequence_logits(model, rows)
+    return _scatter(token_logprobs(logits, targets)[0], mask), mask
+
+
+def anchored_logprobs(
+    model: nn.Module, anchor: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `sequence_logprobs`, and how far the model has gone from `anchor` at every position.
+
+    Returns:
+        log p, (N, T); KL(anchor || model) over the vocabulary in nats, with gradient, (N, T); the mask, (N, T).
+    """
+    logits, targets, mask = _sequence_logits(model, rows)
+    with torch.no_grad():
+        fixed, _, _ = _sequence_logits(anchor, rows)
+    size = max(1, LOGIT_CHUNK // logits.shape[-1])
+    parts = [
+        checkpoint(_divergence, ours, theirs, use_reentrant=False)
+        for ours, theirs in zip(logits.split(size), fixed.split(size), strict=True)
+    ]
+    return _scatter(token_logprobs(logits, targets)[0], mask), _scatter(torch.cat(parts), mask), mask
+
+
+def _divergence(logits: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+    ours, theirs = logits.float().log_softmax(dim=-1), anchor.float().log_softmax(dim=-1)
+    return (theirs.exp() * (theirs - ours)).sum(dim=-1)
+
+
+def _sequence_logits(
+    model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits at the M response tokens, (M, V), the tokens, (M,), and where they stand, bool, (N, T)."""
     _refuse_empty([prompt for prompt, _ in rows])
     device = device_of(model)
     ids = _padded([[*prompt, *response] for prompt, response in rows]).to(device)  # (N, S)
     mask = _length_mask([len(response) for _, response in rows]).to(device)  # (N, T)
-    if not mask.any():
-        return torch.zeros(mask.shape, device=device), mask
     starts = torch.tensor([len(prompt) for prompt, _ in rows], device=device)
     ends = starts + mask.sum(dim=1)
     column = torch.arange(ids.shape[1], device=device)
@@ -106,8 +136,7 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
         use_cache=False,
         logits_to_keep=response.roll(-1, dims=1),
     )
-    logprobs, _ = token_logprobs(output.logits, ids[response])
-    return _scatter(logprobs, mask), mask
+    return output.logits, ids[response], mask
 
 
 def read_prompts(model: nn.Module, prompts: Sequence[TokenIds]) -> Prefix:

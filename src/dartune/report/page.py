@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dartune.report import summary
+from dartune.report.adaptation import main_part
 from dartune.report.plots import arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
 from dartune.run import atomic_write_text
@@ -72,8 +73,9 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         accuracy=_accuracy_rows(results),
         differences=_difference_rows(results),
         rates=_rate_tables(results),
+        mapper=main_part(results["mapper"]),
         sampled=results["config"].get("evaluate", {}).get("samples"),
-        adapted=[_adapted(seed, adapted) for seed, adapted in results["adapted"].items()],
+        adapted=[_adapted(seed, adapted) for seed, adapted in main_part(results["adapted"]).items()],
         examples=[_example(example) for example in results["examples"][:SHOWN_EXAMPLES]],
         legend=_legend(),
         config=json.dumps(results["config"], indent=2, ensure_ascii=False),
@@ -93,7 +95,7 @@ def _cautions(results: Mapping[str, Any]) -> list[str]:
     small = [suite["name"] for suite in results["suites"] if suite["questions"] < 50]
     if small:
         cautions.append(f"Fewer than 50 questions, so wide intervals: {', '.join(small)}.")
-    for seed, adapted in results["adapted"].items():
+    for seed, adapted in main_part(results["adapted"]).items():
         if missing := adapted["accounting"]["unaccounted"]:
             cautions.append(f"Seed {seed}: {missing} demonstrations are neither kept nor dropped. This is a bug.")
     return cautions
@@ -135,9 +137,11 @@ def _rate_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
     }
     for part, (title, synthesis) in titles.items():
-        sources = [mapper["phases"] for mapper in results["mapper"].values()]
+        sources = [mapper["phases"] for mapper in main_part(results["mapper"]).values()]
         columns = [[phases.get(phase, {}).get(part) or {} for phases in sources] for phase in PHASES]
-        columns += [[adapted[field] for adapted in results["adapted"].values()] for field in synthesis.values()]
+        columns += [
+            [adapted[field] for adapted in main_part(results["adapted"]).values()] for field in synthesis.values()
+        ]
         absent = 0.0 if part == "hacks" else None  # synthesis lists only the hacks that it saw
         names = dict.fromkeys(name for column in columns for rates in column for name in rates)
         rows = [(name, [_mean([rates.get(name, absent) for rates in column]) for column in columns]) for name in names]

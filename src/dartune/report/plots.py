@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dartune.report.adaptation import main_part
 from dartune.report.summary import printable, summary_of, title
 
 # Okabe and Ito's colour-blind safe hues, moved to mid-tones that stand out on white and on near-black.
@@ -120,7 +121,7 @@ def _dialects(results: Mapping[str, Any]) -> str | None:
 def _curve(results: Mapping[str, Any], *path: str) -> Curve:
     """One metric over the steps: mean, lowest and highest of the seeds that report it."""
     by_step: dict[float, list[float]] = {}
-    for mapper in results["mapper"].values():
+    for mapper in main_part(results["mapper"]).values():
         for index, row in enumerate(mapper["steps"]):
             value: Any = row
             for key in path:
@@ -131,7 +132,7 @@ def _curve(results: Mapping[str, Any], *path: str) -> Curve:
 
 
 def _parts(results: Mapping[str, Any], part: str) -> dict[str, Curve]:
-    rows = [row for mapper in results["mapper"].values() for row in mapper["steps"]]
+    rows = [row for mapper in main_part(results["mapper"]).values() for row in mapper["steps"]]
     names = dict.fromkeys(name for row in rows for name in row.get(part) or {})
     return {name: _curve(results, part, name) for name in names}
 

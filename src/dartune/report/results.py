@@ -6,8 +6,7 @@ The page, the plots and the terminal summary read nothing else; every field is i
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any
 
 from dartune.errors import InputError
 from dartune.report import stats
+from dartune.report.adaptation import adapted_summary, mapper_summary, mean_known
+from dartune.report.costs import cost_table
 from dartune.report.schema import SCHEMA_VERSION, checked_evaluations, validate_results
-from dartune.rewards.text import skeleton
 
 GROUPS = {"ood_": "out of distribution", "retention": "retention"}
-PROVENANCES = ("rewrite", "own", "original", "dropped")
 MEASURES = {
     "correct": "accuracy",
     "steps_correct": "step_accuracy",
@@ -28,11 +27,8 @@ MEASURES = {
     "pass_at_k": "pass_at_k",
 }
 COMPARED = ("correct", "steps_correct", "avg_at_k", "pass_at_k")
-COSTS = ("generated_tokens", "scored_tokens", "trained_tokens", "seconds", "peak_memory_mb")
-PREPARING = ("probe", "mapper-", "synthesise-")  # stages that make the adapted data
-SHARES = ("hacks", "dialects")
-EDGE_STEPS = 5  # mapper steps averaged at either end for "before" and "after"
 
+BySeed = Mapping[int, Sequence[Mapping[str, Any]]]
 Records = Mapping[str, Mapping[str, Mapping[int, Mapping[str, dict]]]]  # arm -> suite -> seed -> id -> record
 
 
@@ -42,9 +38,10 @@ def build_results(
     config: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, float]] | None = None,
-    mapper_metrics: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
-    adapted: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
-    adapted_quality: Mapping[int, Mapping[str, Any]] | None = None,
+    charged: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    mapper_metrics: Mapping[str, BySeed] | None = None,
+    adapted: Mapping[str, BySeed] | None = None,
+    adapted_quality: Mapping[str, Mapping[int, Mapping[str, Any]]] | None = None,
     learning_rates: Mapping[str, Mapping[int, Mapping[str, Any]]] | None = None,
     examples: Sequence[Mapping[str, Any]] = (),
     input_rows: int | None = None,
@@ -55,12 +52,11 @@ def build_results(
 
     Args:
         evaluations: records of every arm, suite and seed (see `Evaluation`).
-        costs: stage name -> cost. Stages are named `probe`, `mapper-s0`, `synthesise-s0`,
-            `train-<arm>-s0...`, `evaluate-<arm>-s0` (no `-s0` where no seed plays a part); what
-            prepares the adapted data is charged to every arm whose name starts with `dart`.
-        mapper_metrics: seed -> one row per mapper step.
-        adapted: seed -> rows of the adapted data set, dropped rows included.
-        adapted_quality: seed -> measurements only the lab can make (numbers, or dicts of numbers).
+        costs: stage name -> cost.
+        charged: arm -> `prepare`, `train`, `evaluate` -> the stages whose cost it bears.
+        mapper_metrics: adaptation -> seed -> one row per mapper step.
+        adapted: adaptation -> seed -> rows of the adapted data set, dropped rows included.
+        adapted_quality: adaptation -> seed -> measurements only the lab can make (numbers, or dicts of numbers).
         learning_rates: arm -> seed -> {"chosen": rate, "dev": {rate: accuracy}}.
         examples: rows with `tokens_before` and `tokens_after`, [[text, log-probability in nats], ...].
         input_rows: demonstrations that went into synthesis; rows that vanished are reported.
@@ -77,11 +73,14 @@ def build_results(
         "name": name,
         "config": config,
         **_compared(records, arms, suites, seeds),
-        "costs": _costs(arms, costs or {}),
-        "mapper": {str(seed): _mapper(_plain(rows)) for seed, rows in sorted((mapper_metrics or {}).items()) if rows},
+        "costs": cost_table(costs or {}, {arm: (charged or {}).get(arm, {}) for arm in arms}),
+        "mapper": {
+            name: {str(seed): mapper_summary(_plain(rows)) for seed, rows in sorted(by_seed.items()) if rows}
+            for name, by_seed in (mapper_metrics or {}).items()
+        },
         "adapted": {
-            str(seed): _adapted(_plain(rows), input_rows, (adapted_quality or {}).get(seed))
-            for seed, rows in sorted((adapted or {}).items())
+            name: _adapted(by_seed, input_rows, (adapted_quality or {}).get(name, {}))
+            for name, by_seed in (adapted or {}).items()
         },
         "learning_rates": {
             arm: {str(seed): choice for seed, choice in sorted(choices.items())}
@@ -91,6 +90,15 @@ def build_results(
         "notes": list(notes),
     }
     return validate_results(_plain(results))
+
+
+def _adapted(
+    by_seed: BySeed, input_rows: int | None, quality: Mapping[int, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        str(seed): adapted_summary(_plain(rows), input_rows, quality.get(seed))
+        for seed, rows in sorted(by_seed.items())
+    }
 
 
 def _compared(records: Records, arms: list[str], suites: list[str], seeds: list[int]) -> dict[str, Any]:
@@ -221,11 +229,6 @@ def _share(rows: Sequence[Mapping[str, Any]], measure: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _cell(records: Records, arm: str, suite: str, seed: int) -> dict[str, Any]:
     rows = list(records[arm][suite][seed].values())
     return {
@@ -251,9 +254,9 @@ def _summary(records: Records, arm: str, level: str, name: str, suites: list[str
         "name": name,
         "n": _distinct(records, arm, suites),
         "accuracy": _as_dict(stats.accuracy_interval(strata)),
-        "by_seed": {str(seed): _mean(values) for seed, values in sorted(by_seed.items())},
+        "by_seed": {str(seed): mean_known(values) for seed, values in sorted(by_seed.items())},
         **{
-            key: _mean(cell[key] for cell in cells)
+            key: mean_known(cell[key] for cell in cells)
             for key in (*list(MEASURES.values())[1:], "mean_tokens", "truncated")
         },
     }
@@ -276,109 +279,13 @@ def _difference(
         "name": name,
         "n": _distinct(records, pair[0], suites),
         **_as_dict(interval),
-        "by_seed": {str(seed): _mean(_mean(gap[seed].values()) for gap in gaps) for seed in seeds},
+        "by_seed": {str(seed): mean_known(mean_known(gap[seed].values()) for gap in gaps) for seed in seeds},
         "verdict": interval.verdict,
     }
 
 
 def _as_dict(interval: stats.Interval) -> dict[str, float]:
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
-
-
-def _add(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total = dict.fromkeys(COSTS, 0)
-    for cost in costs:
-        for key in COSTS:
-            value = cost.get(key, 0)
-            total[key] = max(total[key], value) if key == "peak_memory_mb" else total[key] + value
-    return total
-
-
-def _costs(arms: Sequence[str], stages: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Costs per stage, and per arm split into prepare, train and evaluate; summed over seeds."""
-    preparing = [stage for stage in stages if stage.startswith(PREPARING)]
-    charged: set[str] = set()
-    table = {}
-    for arm in arms:
-        parts = {"prepare": preparing if arm.startswith("dart") else []}
-        for part in ("train", "evaluate"):
-            pattern = re.compile(rf"{part}-{re.escape(arm)}(-s\d+(-.*)?)?")
-            parts[part] = [stage for stage in stages if pattern.fullmatch(stage)]
-        charged.update(stage for names in parts.values() for stage in names)
-        table[arm] = {part: _add(stages[stage] for stage in names) for part, names in parts.items()}
-        table[arm]["total"] = _add(table[arm].values())
-    return {
-        "stages": {stage: _add([cost]) for stage, cost in stages.items()},
-        "arms": table,
-        "shared": [stage for stage in stages if stage not in charged],
-    }
-
-
-def _mapper(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The curve as it is, and the mean of every metric before, during and after training."""
-    # A dialect or a hack that a step never saw is absent from its row: its share there is 0, not unknown.
-    for part in SHARES:
-        zeros = dict.fromkeys((key for row in rows for key in row.get(part) or {}), 0.0)
-        rows = [{**row, part: zeros | dict(row.get(part) or {})} if zeros else row for row in rows]
-    edge = max(1, min(EDGE_STEPS, len(rows) // 3))
-    phases = {"before": rows[:edge], "during": rows[edge:-edge], "after": rows[-edge:]}
-    return {
-        "steps": list(rows),
-        "edge_steps": edge,
-        "phases": {phase: _average(part) for phase, part in phases.items() if part},
-    }
-
-
-def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of every numeric field, through nested dicts; absent and null values are left out."""
-    average: dict[str, Any] = {}
-    for key in dict.fromkeys(key for row in rows for key in row if key != "step"):
-        values = [row[key] for row in rows if row.get(key) is not None]
-        if values and all(isinstance(value, Mapping) for value in values):
-            average[key] = _average(values)
-        elif values and all(isinstance(value, (int, float)) for value in values):
-            average[key] = sum(values) / len(values)
-    return average
-
-
-def _adapted(
-    rows: Sequence[Mapping[str, Any]], input_rows: int | None, quality: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    provenance = Counter(row["provenance"] for row in rows)
-    kept = [row for row in rows if row["provenance"] != "dropped"]
-    total = len(rows) if input_rows is None else input_rows
-    gates = defaultdict(list)
-    for row in rows:
-        for gate, passed in (row.get("gates") or {}).items():
-            gates[gate].append(float(passed))
-    aligned = [
-        row for row in kept if row.get("alignment_before") is not None and row.get("alignment_after") is not None
-    ]
-    written = [row for row in kept if row["provenance"] != "original"]
-    return {
-        "provenance": {source: provenance.pop(source, 0) for source in PROVENANCES} | dict(provenance),
-        "accounting": {
-            "input": total,
-            "adapted": sum(row["provenance"] in ("rewrite", "own") for row in rows),
-            "original": sum(row["provenance"] == "original" for row in rows),
-            "dropped": len(rows) - len(kept),
-            "unaccounted": total - len(rows),
-        },
-        "reasons": dict(Counter(row["reason"] for row in rows if row.get("reason")).most_common()),
-        "gates": {gate: sum(passed) / len(passed) for gate, passed in gates.items()},
-        "hacks": _rates(written, "hacks"),
-        "hacks_refused": _rates(rows, "hacks_refused"),
-        "skeletons": len({skeleton(row["solution"]) for row in written}) / max(1, len(written)),
-        "alignment_before": _mean(row["alignment_before"] for row in aligned),
-        "alignment_after": _mean(row["alignment_after"] for row in aligned),
-        "quality": quality,
-    }
-
-
-def _rates(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
-    """Share of rows whose list `field` has each name, most frequent first."""
-    counts = Counter(name for row in rows for name in set(row.get(field) or []))
-    return {name: count / len(rows) for name, count in counts.most_common()}
 
 
 def _plain(value: Any) -> Any:

@@ -153,8 +153,8 @@ class Results(_Strict):
     summaries: list[Summary]
     differences: list[Difference]
     costs: Costs
-    mapper: dict[str, Mapper]
-    adapted: dict[str, Adapted]
+    mapper: dict[str, dict[str, Mapper]]
+    adapted: dict[str, dict[str, Adapted]]
     learning_rates: dict[str, dict[str, LearningRate]]
     examples: list[Example]
     notes: list[str]

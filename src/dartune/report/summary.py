@@ -124,12 +124,13 @@ def difference_of(
 
 def provenance_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
-    for seed, adapted in results["adapted"].items():
-        counts = ", ".join(f"{count} {source}" for source, count in adapted["provenance"].items() if count)
-        account = adapted["accounting"]
-        lines.append(f"adapted data, seed {seed}: {account['input']} demonstrations = {counts or 'none'}")
-        if account["unaccounted"]:
-            lines[-1] += f"; {account['unaccounted']} NOT ACCOUNTED FOR"
+    for name, by_seed in results["adapted"].items():
+        for seed, adapted in by_seed.items():
+            counts = ", ".join(f"{count} {source}" for source, count in adapted["provenance"].items() if count)
+            account = adapted["accounting"]
+            lines.append(f"data of {name}, seed {seed}: {account['input']} demonstrations = {counts or 'none'}")
+            if account["unaccounted"]:
+                lines[-1] += f"; {account['unaccounted']} NOT ACCOUNTED FOR"
     return lines
 
 

@@ -84,6 +84,7 @@ class DirectRLObjective(PolicyObjective):
         row = super().end(step) | {"seconds": time.monotonic() - self._began}
         self._tokens += row["generated_tokens"]
         self._seconds += row["seconds"]
+        row |= {"spent_tokens": self._tokens, "spent_seconds": self._seconds}
         if self._tokens >= self.budget.generated_tokens or self._seconds >= self.budget.seconds:
             row["stop"] = f"{self._tokens:,} tokens generated in {self._seconds:.0f} s: the budget is spent"
         return row
@@ -133,4 +134,4 @@ def train_directly(
     history = train(model, objective, loop, folder, on_step=on_step)
     if config.adapter == "lora":
         model = merge_lora(model)
-    return model, Cost(**totals(history))
+    return model, totals(history)

@@ -74,6 +74,8 @@ class MapperObjective(PolicyObjective):
         """
         super().__init__(*words)
         self.reward, self.describe, self.probe, self.probed = reward, describe, probe, []
+        if target := getattr(reward, "target", None):
+            self.engines.append(target)
 
     def prompt(self, row: Demonstration) -> str:
         return mapper_prompt(self.config.prompt, row)
@@ -221,4 +223,4 @@ def train_mapper(
     history = train(model, objective, loop, folder, on_step=on_step)
     if config.adapter == "lora":
         model = merge_lora(model)
-    return model, Cost(**totals(history))
+    return model, totals(history)

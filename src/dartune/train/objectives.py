@@ -16,6 +16,25 @@ def cross_entropy(logprobs: torch.Tensor, mask: torch.Tensor, tokens: int) -> to
     return -(logprobs * mask).sum() / tokens
 
 
+def dft(logprobs: torch.Tensor, mask: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Dynamic fine-tuning: every token's loss is weighted by its own probability, without gradient (arXiv 2508.05629).
+
+    Arguments as in `cross_entropy`.
+    """
+    return -(logprobs.detach().exp() * logprobs * mask).sum() / tokens
+
+
+def asft(
+    logprobs: torch.Tensor, kl: torch.Tensor, mask: torch.Tensor, tokens: int, kl_weight: float = 0.05
+) -> torch.Tensor:
+    """Anchored fine-tuning: DFT and a pull back to the untouched target (arXiv 2509.23753).
+
+    Args:
+        kl: KL(untouched target || model) of each position's distribution over the vocabulary, nats, (B, T).
+    """
+    return dft(logprobs, mask, tokens) + kl_weight * (kl * mask).sum() / tokens
+
+
 def group_advantages(rewards: torch.Tensor, scale: float) -> torch.Tensor:
     """Rewards (groups, samples) centred per group and divided by a constant.
 

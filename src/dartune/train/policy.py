@@ -17,9 +17,10 @@ import torch
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
+from dartune.models.flops import TRAINING, multiplied_weights
 from dartune.models.hf_engine import HFEngine
 from dartune.models.shared_prefix import group_logprobs
-from dartune.run import read_jsonl, write_jsonl
+from dartune.run import Cost, read_jsonl, write_jsonl
 from dartune.train.loop import shuffled_rows
 from dartune.train.objectives import grpo
 
@@ -60,7 +61,12 @@ class PolicyObjective:
         """`start` scores under the policy's initial weights; `samples_path` keeps a few samples of every step."""
         self.demonstrations, self.policy, self.start = demonstrations, policy, start
         self.renderer, self.config, self.seed, self.samples_path = renderer, config, seed, samples_path
+        self.engines: list[Engine] = [policy, start]
+        self._weights = multiplied_weights(policy.model)
         self._resumed = False
+
+    def _engine_flops(self) -> float:
+        return sum(engine.flops for engine in {id(engine): engine for engine in self.engines}.values())
 
     def prompt(self, row: Demonstration) -> str:
         """What the policy is asked."""
@@ -88,11 +94,15 @@ class PolicyObjective:
             seed=self.seed * 1_000_003 + step,
         )
         self.policy.model.eval()
+        before = self._engine_flops()
         samples = self.policy.generate(prompts, spec)
         advantages, self._row = self.rewarded(step, rows, samples)
         pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
         start = self.start.score(pairs)
-        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": sum(len(ids) for _, ids in pairs)}
+        tokens = sum(len(ids) for _, ids in pairs)
+        trained = TRAINING * self._weights * (tokens + sum(map(len, prompts)))
+        flops = self._engine_flops() - before + trained
+        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": tokens, "flops": flops}
         return self._microbatches(prompts, samples, advantages, start)
 
     def _microbatches(
@@ -137,6 +147,7 @@ class PolicyObjective:
             "generated_tokens": self._sums["tokens"],
             "scored_tokens": self._sums["tokens"],
             "trained_tokens": self._sums["tokens"],
+            "flops": self._sums["flops"],
         }
 
     def _forget_samples_after(self, step: int) -> None:
@@ -155,6 +166,7 @@ def every_nth(items: Sequence[Any], wanted: int) -> Sequence[Any]:
     return items[:: max(1, len(items) // wanted)][:wanted]
 
 
-def totals(history: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Token counts over a run's metric rows."""
-    return {key: sum(row[key] for row in history) for key in ("generated_tokens", "scored_tokens", "trained_tokens")}
+def totals(history: Sequence[dict[str, Any]]) -> Cost:
+    """Tokens and operations over a run's metric rows."""
+    counted = ("generated_tokens", "scored_tokens", "trained_tokens", "flops")
+    return Cost(**{key: sum(row[key] for row in history) for key in counted})

@@ -1,30 +1,41 @@
-"""Supervised fine-tuning: cross-entropy on exactly the response tokens and the end token."""
+"""Supervised fine-tuning on exactly the response tokens and the end token, by cross-entropy or a rival loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dartune.config import SFTConfig
 from dartune.data.render import Renderer
 from dartune.errors import InputError
+from dartune.models.flops import FORWARD, TRAINING, multiplied_weights
 from dartune.models.loading import add_lora, context_length, merge_lora
-from dartune.models.shared_prefix import sequence_logprobs
+from dartune.models.shared_prefix import anchored_logprobs, sequence_logprobs
 from dartune.run import Cost
 from dartune.train.loop import LoopConfig, shuffled_rows, train
-from dartune.train.objectives import cross_entropy
+from dartune.train.objectives import asft, cross_entropy, dft
 
 ROWS_PER_MICROBATCH = 16
+Loss = Literal["ce", "dft", "asft"]
 
 
 class SFTObjective:
     """The `Objective` of fine-tuning on (question, solution) rows; step k's rows depend on k and the seed."""
 
-    def __init__(self, rows: Sequence[tuple[str, str]], renderer: Renderer, batch_size: int, seed: int, context: int):
-        """`context` is the model's context length in tokens.
+    def __init__(
+        self,
+        rows: Sequence[tuple[str, str]],
+        renderer: Renderer,
+        batch_size: int,
+        seed: int,
+        context: int,
+        loss: Loss = "ce",
+        anchor: torch.nn.Module | None = None,
+    ):
+        """`context` is the model's context length in tokens, `anchor` the untouched target (for `asft`).
 
         Raises:
             InputError: there is no row, or rows do not fit the context (all of them are named).
@@ -37,20 +48,25 @@ class SFTObjective:
                 [f"row {i + 1}: {sum(map(len, self.rows[i]))} tokens, the model reads {context}" for i in long],
             )
         self.batch_size, self.seed = min(batch_size, len(rows)), seed
+        self.kind, self.anchor = loss, anchor
 
     def begin(self, step: int) -> list[tuple[list[tuple[list[int], list[int]]], int]]:
         chosen = [self.rows[i] for i in shuffled_rows(len(self.rows), self.batch_size, step, self.seed)]
         chosen.sort(key=lambda row: len(row[0]) + len(row[1]))
         self._tokens = sum(len(reply) for _, reply in chosen)
+        self._read = sum(len(prompt) + len(reply) for prompt, reply in chosen)
         return [(chosen[i : i + ROWS_PER_MICROBATCH], self._tokens) for i in range(0, len(chosen), ROWS_PER_MICROBATCH)]
 
     def loss(self, model: torch.nn.Module, microbatch: tuple[list[tuple[list[int], list[int]]], int]) -> torch.Tensor:
         rows, tokens = microbatch
+        if self.kind == "asft":
+            logprobs, kl, mask = anchored_logprobs(model, self.anchor, rows)
+            return asft(logprobs, kl, mask, tokens)
         logprobs, mask = sequence_logprobs(model, rows)
-        return cross_entropy(logprobs, mask, tokens)
+        return (dft if self.kind == "dft" else cross_entropy)(logprobs, mask, tokens)
 
     def end(self, step: int) -> dict[str, Any]:
-        return {"trained_tokens": self._tokens}
+        return {"trained_tokens": self._tokens, "read_tokens": self._read}
 
 
 def fine_tune(
@@ -61,16 +77,21 @@ def fine_tune(
     learning_rate: float,
     seed: int,
     folder: Path,
+    *,
+    loss: Loss = "ce",
+    anchor: torch.nn.Module | None = None,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
     """Fine-tune `model` on (question, solution) rows, fully or by LoRA (merged at the end).
+
+    `loss` is cross-entropy, `dft` or `asft`; the last needs the untouched target as `anchor`.
 
     Continues from the checkpoints an interrupted call left in `folder`.
     """
     torch.manual_seed(seed)
     if config.adapter == "lora":
         model = add_lora(model, config.lora_rank)
-    objective = SFTObjective(rows, renderer, config.batch_size, seed, context_length(model))
+    objective = SFTObjective(rows, renderer, config.batch_size, seed, context_length(model), loss, anchor)
     loop = LoopConfig(
         steps=config.steps,
         learning_rate=learning_rate,
@@ -82,4 +103,6 @@ def fine_tune(
     history = train(model, objective, loop, folder, on_step=on_step)
     if config.adapter == "lora":
         model = merge_lora(model)
-    return model, Cost(trained_tokens=sum(row["trained_tokens"] for row in history))
+    each = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)
+    flops = each * sum(row["read_tokens"] for row in history)
+    return model, Cost(trained_tokens=sum(row["trained_tokens"] for row in history), flops=flops)

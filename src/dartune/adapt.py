@@ -1,0 +1,155 @@
+"""How an adapted data set is made: the target is probed, the mapper trained, every demonstration rewritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dartune.arms import ADAPTATIONS, tagged
+from dartune.job import Job
+from dartune.progress import follow
+from dartune.roster import Meter
+from dartune.run import Cost
+
+
+def probe_stage(adaptation: str) -> str:
+    return tagged("probe", adaptation if ADAPTATIONS[adaptation].own_probe else "dart")
+
+
+def mapper_stage(adaptation: str, seed: int) -> str:
+    return f"{tagged('mapper', adaptation)}-s{seed}"
+
+
+def synthesis_stage(adaptation: str, seed: int) -> str:
+    return f"{tagged('synthesise', adaptation)}-s{seed}"
+
+
+def preparing(adaptation: str, seed: int) -> list[str]:
+    """The stages that make an adapted data set."""
+    trained = [mapper_stage(adaptation, seed)] if ADAPTATIONS[adaptation].trained else []
+    return [probe_stage(adaptation), *trained, synthesis_stage(adaptation, seed)]
+
+
+def probe(job: Job, adaptation: str) -> None:
+    """What the untouched target makes of the demonstrations: references, thresholds, own samples."""
+    from dartune.stages.probe import probe
+
+    config, models = job.view(adaptation)
+    stage_inputs = {
+        "data": job.run.key("data"),
+        "target": models.target_fingerprint,
+        "reward": config.reward.model_dump(),
+        "prompt": config.mapper.prompt,
+        "max_new_tokens": config.mapper.max_new_tokens,
+    }
+
+    def work(out: Path) -> Cost:
+        with job.progress(len(job.data.train), probe_stage(adaptation)) as progress:
+            return probe(
+                job.data.train,
+                models.target_engine,
+                models.renderer,
+                job.checker,
+                config.reward,
+                config.mapper.prompt,
+                config.mapper.max_new_tokens,
+                0,
+                out,
+                progress,
+            )
+
+    job.run.stage(probe_stage(adaptation), stage_inputs, work)
+
+
+def _reward(job: Job, adaptation: str):
+    """The probe's rows, and the reward that stands on them."""
+    from dartune.rewards.reward import build_reward
+    from dartune.stages.probe import load_probe
+
+    config, models = job.view(adaptation)
+    rows, references, thresholds = load_probe(job.run.stage_folder(probe_stage(adaptation)))
+    target, renderer = models.target_engine, models.renderer
+    return rows, build_reward(config.reward, target, renderer, job.checker, thresholds, references)
+
+
+def train_mapper(job: Job, adaptation: str, seed: int) -> None:
+    """Reinforcement learning of the mapper against the frozen target; nothing where the start is taken as it is."""
+    if not ADAPTATIONS[adaptation].trained:
+        return
+    from dartune.stages.gold_probe import GoldProbe
+    from dartune.train.mapper import train_mapper
+
+    config, models = job.view(adaptation)
+    name = mapper_stage(adaptation, seed)
+    stage_inputs = {
+        "probe": job.run.key(probe_stage(adaptation)),
+        "sft": config.sft.model_dump() if config.mapper.probe_every else None,
+        "mapper": config.mapper.model_dump(),
+        "start": models.mapper_fingerprint,
+        "seed": seed,
+    }
+
+    def work(out: Path) -> Cost:
+        _, reward = _reward(job, adaptation)
+        data = job.data
+        probe = GoldProbe(config, models.target_copy, data.train, data.dev, reward, models.renderer, job.checker)
+        with job.progress(config.mapper.steps, name) as progress:
+            model, cost = train_mapper(
+                models.mapper_copy(),
+                data.train,
+                reward,
+                models.start_engine,
+                models.renderer,
+                config.mapper,
+                seed,
+                out,
+                describe=job.describe,
+                probe=probe,
+                on_step=follow(progress, "reward", "gate_pass", "alignment_after"),
+            )
+        models.keep(model, out)
+        return cost
+
+    job.run.stage(name, stage_inputs, work)
+
+
+def synthesise(job: Job, adaptation: str, seed: int) -> None:
+    """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
+    from dartune.data.adapted import accounting, write_adapted
+    from dartune.stages.synthesise import synthesise
+
+    config, models = job.view(adaptation)
+    trained, name = ADAPTATIONS[adaptation].trained, synthesis_stage(adaptation, seed)
+    mapper = mapper_stage(adaptation, seed)
+    stage_inputs = {
+        "mapper": job.run.key(mapper) if trained else [models.mapper_fingerprint, job.run.key(probe_stage(adaptation))],
+        "synthesise": config.synthesise.model_dump(),
+        "seed": seed,
+    }
+
+    def work(out: Path) -> Cost:
+        probed, reward = _reward(job, adaptation)
+        writer = models.trained(job.run.stage_folder(mapper) / "model") if trained else models.start_engine
+        meter = Meter(writer, models.target_engine)
+        with job.progress(len(job.data.train), name) as progress:
+            rows = synthesise(
+                job.data.train,
+                probed,
+                writer,
+                models.target_engine,
+                reward,
+                models.renderer,
+                config.synthesise,
+                config.mapper.prompt,
+                config.mapper.max_new_tokens,
+                seed,
+                out / "rows.jsonl",
+                progress,
+            )
+        published = [{key: row[key] for key in row if key not in ("ids", "logprobs")} for row in rows]
+        note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
+        accounting(rows, len(job.data.train))
+        chat = models.renderer.template is not None
+        write_adapted(out / "adapted", published, provenance_note=note, chat=chat)
+        return meter.cost()
+
+    job.run.stage(name, stage_inputs, work)

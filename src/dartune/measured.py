@@ -1,0 +1,112 @@
+"""What the report is made from: everything that a run's stages left, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from dartune.adapt import mapper_stage, preparing, probe_stage, synthesis_stage
+from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
+from dartune.job import Job
+from dartune.report.gather import adapted_quality, examples
+from dartune.run import read_jsonl
+from dartune.train_arms import chosen_rate, evaluation_stage, train_stages
+
+Rows = list[dict[str, Any]]
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """The arguments of `build_results`.
+
+    Raises:
+        DartuneError: a stage has not finished.
+    """
+    config = job.config
+    arms = [arm for arm in in_order(config.arms) if arm in config.arms]
+    made = adaptations(config.arms)
+    adapted = {name: {seed: _rows(job, synthesis_stage(name, seed), "rows") for seed in config.seeds} for name in made}
+    mappers = {
+        name: {seed: _rows(job, mapper_stage(name, seed), "metrics") for seed in config.seeds}
+        for name in made
+        if ADAPTATIONS[name].trained
+    }
+    quality = {
+        name: {seed: adapted_quality(rows, job.judge) for seed, rows in by_seed.items()}
+        for name, by_seed in adapted.items()
+        if job.judge
+    }
+    return {
+        "name": config.name,
+        "config": config.model_dump(mode="json"),
+        "evaluations": [
+            {"arm": arm, "seed": seed, **record}
+            for arm in arms
+            for seed in config.seeds
+            for record in _rows(job, evaluation_stage(arm, seed), "records")
+        ],
+        "costs": {name: asdict(job.run.cost(name)) for name in job.run.finished_stages()},
+        "charged": {arm: _charged(job, arm) for arm in arms},
+        "mapper_metrics": mappers,
+        "adapted": adapted,
+        "adapted_quality": quality,
+        "learning_rates": _learning_rates(job, arms),
+        "examples": _examples(job, adapted),
+        "input_rows": len(job.data.train),
+        "templates": dict.fromkeys(arms, job.models.renderer.hash),
+        "notes": [*job.data.notes, *_stops(mappers)],
+    }
+
+
+def _rows(job: Job, stage: str, name: str) -> Rows:
+    return read_jsonl(job.run.stage_folder(stage) / f"{name}.jsonl")
+
+
+def _charged(job: Job, arm: str) -> dict[str, list[str]]:
+    """Stages whose cost an arm bears: making its data (or what it starts from), its training, its evaluation."""
+    seeds, spec = job.config.seeds, ARMS[arm]
+    prepare: list[str] = []
+    if spec.rows in ADAPTATIONS:
+        prepare += [stage for seed in seeds for stage in preparing(spec.rows, seed)]
+    if spec.rows == "own":
+        prepare.append(probe_stage("dart"))
+    if spec.start:
+        earlier = _charged(job, spec.start)
+        prepare += [*earlier["prepare"], *earlier["train"]]
+    return {
+        "prepare": list(dict.fromkeys(prepare)),
+        "train": train_stages(job, arm, seeds),
+        "evaluate": list(dict.fromkeys(evaluation_stage(arm, seed) for seed in seeds)),
+    }
+
+
+def _learning_rates(job: Job, arms: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm in (arm for arm in arms if ARMS[arm].trained):
+        for seed in job.config.seeds:
+            chosen, dev = chosen_rate(job, arm, seed)
+            found.setdefault(arm, {})[seed] = {"chosen": chosen, "dev": dev}
+    return found
+
+
+def _stops(mappers: dict[str, dict[int, Rows]]) -> list[str]:
+    return [
+        f"Mapper of {name}, seed {seed}: stopped, {row['stop']}."
+        for name, by_seed in mappers.items()
+        for seed, rows in by_seed.items()
+        for row in rows
+        if "stop" in row
+    ]
+
+
+def _examples(job: Job, adapted: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
+    """The first rows of the first adapted data set, before and after."""
+    if not adapted:
+        return []
+    name, by_seed = next(iter(adapted.items()))
+    _, models = job.view(name)
+    probed = _rows(job, probe_stage(name), "probe")
+    sources = {
+        row.id: (models.renderer.response_ids(row.solution), known["source_logprobs"])
+        for row, known in zip(job.data.train, probed, strict=True)
+    }
+    return examples(by_seed[job.config.seeds[0]], sources, models.renderer.decode)

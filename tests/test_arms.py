@@ -1,0 +1,113 @@
+"""The arms: what each needs, tries and costs; all of them run on the lab, on the same questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dartune.arm_settings import adapted_config, problems, rates, rollouts
+from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
+from dartune.cli import main
+from dartune.config import Config, load_config
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
+
+
+def config(**changes) -> Config:
+    return load_config(RECIPE, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def test_an_arm_comes_after_what_it_needs():
+    assert in_order(["grpo_tokens", "sft"]) == ["dart", "grpo_tokens", "sft"]
+    assert in_order(["base", "sft_tokens", "dart"]) == ["base", "dart", "sft_tokens"]
+    assert in_order(["dart_then_grpo"]) == ["dart", "dart_then_grpo"]
+    assert adaptations(["base", "sft"]) == []
+    assert adaptations(["grpo_seconds", "best_of_k"]) == ["dart", "best_of_k"]
+
+
+def test_every_arm_trains_on_something_known():
+    known = {None, "demonstrations", "own", "gold", *ADAPTATIONS}
+    assert {arm.rows for arm in ARMS.values()} == known
+    assert [name for name, arm in ARMS.items() if not arm.trained] == ["base"]
+    assert all(set(arm.needs) <= set(ARMS) for arm in ARMS.values())
+
+
+def test_best_of_k_draws_as_many_rewrites_as_dart_does_in_training_and_synthesis():
+    lab = config()  # 40 steps of 12 x 8 for 1,000 rows, and 4 each at synthesis
+    assert rollouts(lab, 1000) == 4 + 4
+    assert adapted_config(lab, "best_of_k", 1000).synthesise.samples == 8
+    assert adapted_config(lab, "prompt_rewriter", 1000).synthesise.samples == 4
+    assert rollouts(lab, 2) == 4 + 320  # no more questions a step than there are
+
+
+def test_an_adaptation_changes_what_it_says_and_nothing_else():
+    lab = config(target__other="lab:recall")
+    assert adapted_config(lab, "dart", 10) == lab
+    loose = adapted_config(lab, "no_anticheating", 10)
+    assert loose.reward.gates == ("finished", "one_answer", "correct_answer")
+    assert loose.model_copy(update={"reward": lab.reward}) == lab
+    assert adapted_config(lab, "wrong_target", 10).target.path == "lab:recall"
+
+
+def test_every_arm_tries_as_many_learning_rates():
+    lab = config()
+    tried = {arm: rates(lab, arm) for arm in ARMS if ARMS[arm].trained}
+    assert {len(grid) for grid in tried.values()} == {3}
+    assert tried["sft"] == tried["dart"] == (3e-4, 6e-4, 1e-3)
+    assert tried["sft_low_lr"] == pytest.approx((3e-5, 6e-5, 1e-4))
+
+
+def test_arms_that_cannot_run_are_told_before_anything_does():
+    lab = config(arms="[gold, wrong_target]")
+    assert len(problems(lab, in_lab=False)) == 2
+    assert problems(config(arms="[gold, wrong_target]", target__other="lab:recall"), in_lab=True) == []
+
+
+SMALL = {
+    "data.limit": "24",
+    "data.dev": "4",
+    "mapper.steps": "1",
+    "mapper.questions_per_step": "4",
+    "mapper.group_size": "4",
+    "synthesise.samples": "2",
+    "reward.own_samples": "2",
+    "sft.steps": "2",
+    "sft.learning_rates": "[3e-4]",
+    "direct_rl.learning_rates": "[1e-4]",
+    "direct_rl.questions_per_step": "4",
+    "direct_rl.group_size": "4",
+    "evaluate.questions": "4",
+    "evaluate.samples": "2",
+}
+
+
+def test_all_arms_run_on_the_same_questions_and_bear_their_costs(tmp_path, capsys):
+    words = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
+    arms = f"[{', '.join(ARMS)}]"
+    assert main(["run", str(RECIPE), "--arms", arms, "--output", str(tmp_path / "run"), *words]) == 0
+    results = json.loads((tmp_path / "run/report/results.json").read_text())
+    assert results["arms"] == list(ARMS)
+    assert {cell["n"] for cell in results["cells"]} == {4} and len(results["cells"]) == len(ARMS) * 8
+    assert all(cell["pass_at_k"] >= cell["avg_at_k"] >= 0 for cell in results["cells"])
+    assert list(results["adapted"]) == list(ADAPTATIONS)
+    made = results["adapted"]["prompt_rewriter"]["0"]["accounting"]
+    assert made["input"] == 24 and made["unaccounted"] == 0
+    costs = results["costs"]["arms"]
+    assert costs["sft"]["prepare"]["seconds"] == 0 < costs["dart"]["prepare"]["seconds"]
+    assert costs["dart"]["total"]["flops"] > costs["prompt_rewriter"]["total"]["flops"] > costs["sft"]["total"]["flops"]
+    # Direct RL goes on until it has generated what dart had, to the step.
+    budget = sum(
+        results["costs"]["stages"][stage]["generated_tokens"]
+        for stage in ("probe", "mapper-s0", "synthesise-s0", "train-dart-s0-lr0.0003")
+    )
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "run/stages/train-grpo_tokens-s0-lr0.0001/metrics.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["spent_tokens"] >= budget > (rows[-2]["spent_tokens"] if len(rows) > 1 else 0)
+    assert "stop" in rows[-1]
+    # What follows dart pays for dart.
+    assert costs["dart_then_grpo"]["total"]["flops"] > costs["dart"]["total"]["flops"]
+    capsys.readouterr()
+    assert main(["run", str(RECIPE), "--arms", arms, "--output", str(tmp_path / "run"), *words]) == 0
+    assert "starts" not in capsys.readouterr().err
