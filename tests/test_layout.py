@@ -35,6 +35,7 @@ ORDER = (
     "train_arms",
     "measured",
     "attack",
+    "compare",
     "pipeline",
     "cli",
     "__main__",

@@ -146,6 +146,12 @@ def _status(options: argparse.Namespace) -> None:
     print("\n".join(status_lines(options.run)))
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from dartune.compare import compare
+
+    print(compare(options.runs))
+
+
 def _report(options: argparse.Namespace) -> None:
     from dartune import pipeline
     from dartune.run import status_lines
@@ -233,6 +239,8 @@ def _parser(keys: str | None = None) -> _Parser:
     made.add_argument("run", type=Path, help="a run folder")
     made = verb("report", _report, "make the report of a run folder again", "RUN")
     made.add_argument("run", type=Path, help="a run folder")
+    made = verb("compare", _compare, "finished runs side by side, and the gaps they agree on", "RUN RUN ...")
+    made.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of runs")
     text = "show rows as they are trained on, rewrites, or the resolved config"
     made = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
     made.add_argument("what", choices=SHOWABLE)

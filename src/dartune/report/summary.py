@@ -22,19 +22,19 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
     accuracy = [["accuracy %", *groups]]
     for arm in results["arms"]:
         accuracy.append([arm, *(percent_interval(summary_of(results, arm, group)["accuracy"]) for group in groups)])
-    parts = [f"{results['name']}: {setup(results)}", *_blocks(accuracy, width)]
+    parts = [f"{results['name']}: {setup(results)}", *tables(accuracy, width)]
     if k := results["config"].get("evaluate", {}).get("samples"):
         sampled = [[f"avg@{k} / pass@{k} %", *groups]]
         for arm in results["arms"]:
             known = (summary_of(results, arm, group) for group in groups)
             sampled.append([arm, *(" / ".join(map(share, (one["avg_at_k"], one["pass_at_k"]))) for one in known)])
-        parts += _blocks(sampled, width)
+        parts += tables(sampled, width)
     differences = [["difference, points", *groups]]
     for arm, against in pairs(results):
         row = [difference_of(results, arm, against, group) for group in groups]
         differences.append([f"{arm} - {against}", *(f"{points_interval(d)} {d['verdict']:7}" for d in row)])
     if len(differences) > 1:
-        parts += _blocks(differences, width)
+        parts += tables(differences, width)
     parts.append("\n".join(fill(line, width, subsequent_indent=GAP) for line in headline(results)))
     facts = [fill(line, width) for line in (*provenance_lines(results), *learning_rate_lines(results))]
     facts += cost_lines(results) + [fill(note, width) for note in results["notes"]]
@@ -208,7 +208,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _blocks(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+def tables(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """The table as text, its columns split over several tables where `width` asks for it."""
     widths = [max(len(row[column]) for row in rows) + len(GAP) for column in range(len(rows[0]))]
     blocks, column = [], 1

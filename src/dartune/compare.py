@@ -1,0 +1,153 @@
+"""`dartune compare`: finished runs side by side, what differs between them, and the gaps they agree on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from dartune.errors import InputError
+from dartune.report import stats
+from dartune.report.adaptation import main_part
+from dartune.report.results import read_results
+from dartune.report.summary import percent, points_interval, summary_of, tables
+from dartune.run import changes, read_jsonl
+from dartune.train_arms import evaluation_stage
+
+IGNORED = ("output", "name")
+SHOWN_CHANGES = 8
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run folder with a report."""
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+        """arm -> suite -> seed -> question id -> 1.0 where it is right."""
+        found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+        for arm in self.results["arms"]:
+            for seed in self.results["seeds"]:
+                for row in read_jsonl(self.folder / "stages" / evaluation_stage(arm, seed) / "records.jsonl"):
+                    if row["correct"] is not None:
+                        by_seed = found.setdefault(arm, {}).setdefault(row["suite"], {})
+                        by_seed.setdefault(seed, {})[row["id"]] = float(row["correct"])
+        return found
+
+
+def finished(folders: Sequence[Path]) -> list[Finished]:
+    """The runs in `folders`; a folder of runs stands for all of them.
+
+    Raises:
+        InputError: a folder has no finished run, or there are fewer than two; all are named.
+    """
+    places, problems = [], []
+    for folder in folders:
+        inside = sorted(path.parent.parent for path in folder.glob("*/report/results.json"))
+        own = folder / "report" / "results.json"
+        places += [folder] if own.exists() else inside
+        if not own.exists() and not inside:
+            problems.append(f"{folder}: no finished run here (report/results.json is missing)")
+    if not problems and len(places) < 2:
+        problems.append("give at least two runs, or a folder of them")
+    if problems:
+        raise InputError("these runs cannot be compared", problems)
+    names = [place.name for place in places]
+    names = names if len(set(names)) == len(names) else [str(place) for place in places]
+    return [
+        Finished(name, place, read_results(place / "report" / "results.json"))
+        for name, place in zip(names, places, strict=True)
+    ]
+
+
+def compare(folders: Sequence[Path], width: int = 100) -> str:
+    """Accuracy of every run and arm, gaps per run and over all runs, and how far each expert is from its target.
+
+    Raises:
+        InputError: runs are missing, or were not asked the same questions (which, and how many).
+    """
+    runs = finished(folders)
+    _same_questions(runs)
+    groups = [group for group in runs[0].results["groups"] if all(group in run.results["groups"] for run in runs)]
+    blocks = ["\n".join(["What differs from the first run:", *_differences(runs)])]
+    accuracy = [["accuracy %", *groups]]
+    for run in runs:
+        for arm in run.results["arms"]:
+            shares = (summary_of(run.results, arm, group)["accuracy"]["estimate"] for group in groups)
+            accuracy.append([f"{run.name}: {arm}", *map(percent, shares)])
+    blocks += tables(accuracy, width)
+    for against in _shared_rivals(runs):
+        gaps = [[f"dart - {against}, points", *groups]]
+        gaps += [[run.name, *(points_interval(_gap([run], against, group)) for group in groups)] for run in runs]
+        gaps.append(["all runs", *(points_interval(_gap(runs, against, group)) for group in groups)])
+        blocks += tables(gaps, width)
+    if distance := _distances(runs):
+        blocks += tables(distance, width)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _same_questions(runs: Sequence[Finished]) -> None:
+    """Paired differences need the same questions; the first run's are what the others are held to."""
+    problems = []
+    asked = {suite: set(next(iter(seeds.values()))) for suite, seeds in next(iter(runs[0].records.values())).items()}
+    for run in runs[1:]:
+        for arm, suites in run.records.items():
+            for suite, seeds in suites.items():
+                for seed, answers in seeds.items():
+                    if suite in asked and (other := asked[suite] ^ set(answers)):
+                        problems.append(f"{run.name}, {arm}, {suite}, seed {seed}: {len(other)} questions differ")
+    if problems:
+        raise InputError(f"these runs were not asked what {runs[0].name} was", problems)
+
+
+def _differences(runs: Sequence[Finished]) -> list[str]:
+    first = _settings(runs[0])
+    lines = []
+    for run in runs[1:]:
+        found = changes(first, _settings(run))
+        more = f" and {len(found) - SHOWN_CHANGES} more" if len(found) > SHOWN_CHANGES else ""
+        lines.append(f"  {run.name}: {', '.join(found[:SHOWN_CHANGES]) or 'nothing'}{more}")
+    return lines
+
+
+def _settings(run: Finished) -> dict[str, Any]:
+    return json.loads(json.dumps({key: value for key, value in run.results["config"].items() if key not in IGNORED}))
+
+
+def _shared_rivals(runs: Sequence[Finished]) -> list[str]:
+    """Arms that every run has beside `dart`."""
+    shared = [arm for arm in runs[0].results["arms"] if all(arm in run.results["arms"] for run in runs)]
+    return [arm for arm in shared if arm != "dart"] if "dart" in shared else []
+
+
+def _gap(runs: Sequence[Finished], against: str, group: str) -> dict[str, float]:
+    """dart - against over a group's suites: every run and every suite weighs the same, questions are resampled."""
+    strata = []
+    for run in runs:
+        for suite in (suite["name"] for suite in run.results["suites"] if suite["group"] == group):
+            strata.append(stats.strata_of(stats.subtract(run.records["dart"][suite], run.records[against][suite])))
+    interval = stats.difference_interval(stats.pool(strata))
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def _distances(runs: Sequence[Finished]) -> list[list[str]]:
+    """How natural the demonstrations were to the target before, and the adapted data after: nats a source token."""
+    rows = [["alignment of the data", "demonstrations", "adapted"]]
+    for run in runs:
+        data = list(main_part(run.results["adapted"]).values())
+        if data and all(one["alignment_before"] is not None for one in data):
+            rows.append(
+                [
+                    run.name,
+                    *(f"{mean(one[key] for one in data):.2f}" for key in ("alignment_before", "alignment_after")),
+                ]
+            )
+    return rows if len(rows) > 1 else []

@@ -1,0 +1,60 @@
+"""Runs side by side: what differs, the gaps, and what cannot be compared."""
+
+import json
+
+import pytest
+
+from dartune.cli import main
+from dartune.compare import compare
+from dartune.errors import InputError
+from dartune.run import write_jsonl
+from dartune.train_arms import evaluation_stage
+from fixtures_report import SHARES, evaluations, full
+
+
+def finished_run(folder, shares=SHARES, n=40, rename=lambda key: key, **config):
+    """A run folder as far as a comparison reads it."""
+    records = [record | {"id": rename(record["id"])} for record in evaluations(shares, n=n)]
+    results = full(evaluations=records, config={"arms": list(shares), "seeds": [0], **config})
+    (folder / "report").mkdir(parents=True)
+    (folder / "report" / "results.json").write_text(json.dumps(results))
+    for arm in shares:
+        stage = folder / "stages" / evaluation_stage(arm, 0)
+        stage.mkdir(parents=True)
+        write_jsonl(stage / "records.jsonl", [record for record in records if record["arm"] == arm])
+    return folder
+
+
+BETTER = {arm: {suite: min(1.0, share + 0.1) for suite, share in suites.items()} for arm, suites in SHARES.items()}
+
+
+def test_gaps_are_shown_for_every_run_and_for_all(tmp_path, capsys):
+    finished_run(tmp_path / "all" / "one", target={"path": "a"})
+    finished_run(tmp_path / "all" / "two", BETTER, target={"path": "b"})
+    assert main(["compare", str(tmp_path / "all")]) == 0
+    said = capsys.readouterr().out
+    assert "two: target.path a -> b" in said
+    lines = said.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("dart - sft"))
+    assert [line.split()[0] for line in lines[start + 1 : start + 4]] == ["one", "two", "all"]
+    one, two, both = (float(line.replace("all runs", "all").split()[1]) for line in lines[start + 1 : start + 4])
+    assert both == pytest.approx((one + two) / 2, abs=0.06)
+    assert any(line.startswith("two: dart") for line in lines)
+    assert "alignment of the data" in said
+
+
+def test_runs_that_asked_other_questions_are_refused(tmp_path):
+    first = finished_run(tmp_path / "one")
+    other = finished_run(tmp_path / "two", rename=lambda key: f"other-{key}")
+    with pytest.raises(InputError, match="were not asked what one was") as caught:
+        compare([first, other])
+    assert any("two, base, in_distribution, seed 0: 80 questions differ" in line for line in caught.value.problems)
+
+
+def test_what_is_no_finished_run_is_named(tmp_path):
+    run = finished_run(tmp_path / "one")
+    with pytest.raises(InputError) as caught:
+        compare([run, tmp_path / "none", tmp_path / "nothing"])
+    assert len(caught.value.problems) == 2
+    with pytest.raises(InputError, match="cannot be compared"):
+        compare([run])
