@@ -8,11 +8,11 @@ from pathlib import Path
 import dartune.rewards
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.world import ProblemSpec, draw_many
-from dartune.rewards.hacks import INSTRUCTION
+from dartune.rewards.hacks import INSTRUCTION, STRANGERS
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.text import words
 
-THRESHOLDS = GateThresholds(instruction=INSTRUCTION)
+THRESHOLDS = GateThresholds(instruction=INSTRUCTION, names=frozenset(STRANGERS))
 NATIVE = ("explicit", "equations", "verbose", "backward", "recall")
 FIXTURES = [
     json.loads(line)

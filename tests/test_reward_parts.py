@@ -164,7 +164,7 @@ def test_check_reward_says_how_often_each_hack_is_told(capsys):
     said = capsys.readouterr().out
     assert "honest rewrites that pass the gates: 20 of 20" in said
     rows = {line.split()[0]: float(line.split()[2]) for line in said.splitlines() if line[24:30].strip().isdigit()}
-    assert len(rows) == 23 and min(rows.values()) >= 0.95, rows
+    assert len(rows) == 24 and min(rows.values()) >= 0.95, rows
 
 
 def test_a_reward_without_gates_is_seen_through(capsys):

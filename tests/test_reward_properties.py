@@ -17,14 +17,14 @@ from dartune.models.engine import Sample
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import load_model, load_tokenizer
 from dartune.rewards.alignment import SCORES, Reference
-from dartune.rewards.hacks import HACKS, INSTRUCTION
+from dartune.rewards.hacks import HACKS, INSTRUCTION, STRANGERS
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import peeking, question_independence
 from dartune.rewards.reward import GatedReward, source_references
 from fixtures_hacks import NATIVE, english
 from fixtures_models import byte_tokenizer, tiny_model
 
-THRESHOLDS = GateThresholds(answer_logprob=-0.7, instruction=INSTRUCTION)
+THRESHOLDS = GateThresholds(answer_logprob=-0.7, instruction=INSTRUCTION, names=frozenset(STRANGERS))
 PROBLEMS = draw_many("properties", DEMONSTRATIONS, 6)
 CLOSE = 1e-4  # nats a token: float32 sums in another order
 SCORE_SETTINGS = settings(max_examples=25, deadline=None)

@@ -17,9 +17,10 @@ from dartune.lab.dialects import DIALECTS
 from dartune.lab.suites import DEMONSTRATIONS, demonstrate
 from dartune.lab.world import draw_many
 from dartune.rewards.alignment import Reference
-from dartune.rewards.hacks import INSTRUCTION
+from dartune.rewards.hacks import INSTRUCTION, STRANGERS
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import alignment_score, build_reward, source_references
+from dartune.rewards.text import known_names
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
 from dartune.rewards.verify import AnswerChecker
 
@@ -86,6 +87,7 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
         answer_logprob=config.reward.answer_logprob,
         max_repeats=config.reward.max_repeats,
         leak_phrases=config.reward.leak_phrases,
+        names=known_names((f.demonstration.question, f.demonstration.solution) for f in rows) | frozenset(STRANGERS),
         instruction=f"{prompt} {INSTRUCTION}",
     )
     if config.reward.length_band:

@@ -34,6 +34,8 @@ TEMPLATE = "We read the question, take the numbers it gives, combine them step b
 LAB_TEMPLATE = "First , we know that has . Next , so has = . Next , so has = ."
 INSTRUCTION = "Solve the problem in your own words, step by step, keeping every intermediate result."
 """A span of the instruction that mappers are given; the thresholds must know it to see it repeated."""
+STRANGERS = ("Zoe", "Gus", "Ola", "Finn", "Ida", "Quin")
+"""Names of the lab; the thresholds must know them to see them where they do not belong."""
 CYRILLIC = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувшхыз")
 
 
@@ -128,6 +130,16 @@ def _dropped_entities(item: GateInput, rng: random.Random) -> str | None:
         return None
     gone = rng.choice(names)
     return re.sub(rf"\b{re.escape(gone)}\b(?:'s|’s)?", "" if _is_lab(item) else "one", item.rewrite)
+
+
+def _invented(item: GateInput, rng: random.Random) -> str | None:
+    """Somebody from nowhere in the place of the last mention of one of the names."""
+    names = _names(item)
+    strangers = [name for name in STRANGERS if name not in f"{item.question} {item.solution}"]
+    if not names or not strangers:
+        return None
+    last = list(re.finditer(rf"\b{re.escape(rng.choice(names))}\b", item.rewrite))[-1]
+    return item.rewrite[: last.start()] + rng.choice(strangers) + item.rewrite[last.end() :]
 
 
 def _dropped_steps(item: GateInput, rng: random.Random) -> str | None:
@@ -262,6 +274,7 @@ HACKS: tuple[Hack, ...] = (
     ),
     Hack("merged_entities", "one name for everybody", ("entities",), _merged),
     Hack("dropped_entities", "a name left out", ("entities",), _dropped_entities),
+    Hack("invented_entities", "somebody who is in neither question nor source", ("own_names",), _invented),
     Hack("dropped_intermediates", "steps left out", ("quantities",), _dropped_steps),
     Hack("repetition_loop", "one sentence again and again", ("no_loop",), _loop),
     Hack("question_copied", "the question repeated as padding", ("not_copied",), _question_copied),

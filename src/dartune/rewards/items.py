@@ -39,6 +39,7 @@ class GateThresholds:
         question_copied: share of the question that may be repeated word for word (0..1).
         filler: share of the reasoning that may say nothing of the row (0..1).
         leak_phrases: added to the built-in `leaks.LEAKS`.
+        names: everybody's names in the whole data set (`text.known_names`).
         instruction: the fixed words of the mapper's prompt, whose long spans must not be copied.
     """
 
@@ -51,4 +52,5 @@ class GateThresholds:
     question_copied: float = 0.5
     filler: float = 0.3
     leak_phrases: tuple[str, ...] = ()
+    names: frozenset[str] = frozenset()
     instruction: str = ""

@@ -18,6 +18,7 @@ from dartune.rewards.verify import resolve_answer, same_plain
 FEW_WORDS = 3
 LONG_WORD = 4
 _BY_GATE = {
+    "own_names": "invented_entities",
     "true_sums": "silent_wrong_step",
     "no_loop": "repetition_loop",
     "not_copied": "question_copied",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
@@ -156,6 +156,16 @@ def entities(question: str) -> list[str]:
             continue
         found.setdefault(name)
     return list(found)
+
+
+def known_names(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """The names in a data set's questions: never written in lower case by any (question, solution)."""
+    names: set[str] = set()
+    small: set[str] = set()
+    for question, solution in texts:
+        names.update(entities(question))
+        small.update(word for word in words(f"{question} {solution}") if word[0].islower())
+    return frozenset(name for name in names if name.lower() not in small)
 
 
 def opening_names(question: str, solution: str) -> list[str]:

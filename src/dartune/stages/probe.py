@@ -23,6 +23,7 @@ from dartune.progress import Progress
 from dartune.rewards.alignment import MIN_VERIFIED, AlignmentScore, Reference, gain_caps, lower_threshold
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, Scored, alignment_score, response_stats
+from dartune.rewards.text import known_names
 from dartune.rewards.verify import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import Cost, atomic_write_json, read_jsonl, write_jsonl
@@ -45,6 +46,7 @@ def probe(
     progress: Progress | None = None,
 ) -> Cost:
     """Write `probe.jsonl` (one row a demonstration) and `thresholds.json` into `folder`."""
+    before = Cost(target.generated_tokens, target.scored_tokens, flops=target.flops)
     lengths = [len(renderer.response_ids(d.solution)) for d in demonstrations]
     pairs = [(renderer.prompt_ids(d.question), renderer.response_ids(d.solution)) for d in demonstrations]
     score = alignment_score(config)
@@ -71,8 +73,13 @@ def probe(
         row["cap"] = cap
     thresholds = _final_thresholds(config, prompt, demonstrations, rows)
     write_jsonl(folder / "probe.jsonl", rows)
-    atomic_write_json(folder / "thresholds.json", asdict(thresholds))
-    return Cost(generated_tokens=target.generated_tokens, scored_tokens=target.scored_tokens)
+    atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
+    now = Cost(target.generated_tokens, target.scored_tokens, flops=target.flops)
+    return Cost(
+        now.generated_tokens - before.generated_tokens,
+        now.scored_tokens - before.scored_tokens,
+        flops=now.flops - before.flops,
+    )
 
 
 def load_probe(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Reference], GateThresholds]:
@@ -91,7 +98,7 @@ def load_probe(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Reference]
         for row in rows
     }
     saved = json.loads((folder / "thresholds.json").read_text())
-    saved["leak_phrases"] = tuple(saved["leak_phrases"])
+    saved |= {"leak_phrases": tuple(saved["leak_phrases"]), "names": frozenset(saved["names"])}
     return rows, references, GateThresholds(**saved)
 
 
@@ -152,6 +159,7 @@ def _final_thresholds(
     filler = [filler_share(demonstration.question, demonstration.solution, text) for demonstration, text in honest]
     thresholds = replace(
         thresholds,
+        names=known_names((demonstration.question, demonstration.solution) for demonstration in demonstrations),
         question_copied=max(thresholds.question_copied, float(np.percentile(copied, 99.0))),
         filler=max(thresholds.filler, float(np.percentile(filler, 99.0))),
     )
