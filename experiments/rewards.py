@@ -67,12 +67,13 @@ DIALS: dict[str, dict[str, str]] = {
     "score rank_surprisal": {"reward.alignment": "rank_surprisal"},
     "originals dropped": {"synthesise.ladder": "[rewrite, own]"},
 }
+DIALS["correct-answer constant, gold probe"] = MAIN["correct-answer constant"] | {"mapper.probe_every": "5"}
 SEEDS = dict.fromkeys(MAIN, (0, 1, 2)) | dict.fromkeys(DIALS, (0,))
 
 
 def configured(variant: str) -> Config:
     """The recipe of the lab with what makes the variant."""
-    folder = RUNS / variant.replace(" ", "-")
+    folder = RUNS / variant.replace(",", "").replace(" ", "-")
     changes = SAME | (MAIN | DIALS)[variant] | {"output": str(folder), "seeds": str(list(SEEDS[variant]))}
     return load_config(ROOT / "recipes" / "lab.yaml", changes)
 

@@ -111,3 +111,9 @@ def test_all_arms_run_on_the_same_questions_and_bear_their_costs(tmp_path, capsy
     capsys.readouterr()
     assert main(["run", str(RECIPE), "--arms", arms, "--output", str(tmp_path / "run"), *words]) == 0
     assert "starts" not in capsys.readouterr().err
+
+
+def test_the_document_lists_the_arms_as_the_code_has_them():
+    text = (Path(__file__).parents[1] / "docs" / "comparison.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    assert {row[0].strip("`"): row[1] for row in rows} == {name: arm.says for name, arm in ARMS.items()}
