@@ -38,7 +38,7 @@ def rates(config: Config, arm: str) -> tuple[float, ...]:
     if ARMS[arm].budget:
         return config.direct_rl.learning_rates
     grid = config.sft.learning_rates
-    return tuple(rate * LOW_RATES for rate in grid) if ARMS[arm].low_rates else grid
+    return tuple(float(f"{rate * LOW_RATES:.6g}") for rate in grid) if ARMS[arm].low_rates else grid
 
 
 def problems(config: Config, *, in_lab: bool) -> list[str]:

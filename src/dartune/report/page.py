@@ -10,9 +10,10 @@ from math import exp, isfinite
 from pathlib import Path
 from typing import Any
 
+from dartune.arms import ARMS
 from dartune.report import summary
 from dartune.report.adaptation import main_part
-from dartune.report.plots import arm_colours, draw_plots, standalone
+from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
 from dartune.run import atomic_write_text
 
@@ -58,6 +59,7 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         "duration": summary.duration,
         "title": summary.title,
         "number": _number,
+        "operations": lambda count: f"{count:.1e}",
         "words": lambda name: str(name).replace("_", " "),
     }
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
@@ -71,7 +73,9 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         headline=summary.headline(results),
         cautions=_cautions(results),
         accuracy=_accuracy_rows(results),
-        differences=_difference_rows(results),
+        by_arm=_arm_rows(results) if len(results["arms"]) > MANY_ARMS else [],
+        differences=_difference_rows(results, ("accuracy",)),
+        other_differences=_difference_rows(results, ("step_accuracy", "avg_at_k", "pass_at_k")),
         rates=_rate_tables(results),
         mapper=main_part(results["mapper"]),
         sampled=results["config"].get("evaluate", {}).get("samples"),
@@ -113,11 +117,24 @@ def _accuracy_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _difference_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _arm_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per arm, what it is and its accuracy in every group; best first by the mean over the groups."""
+    rows = [
+        {
+            "arm": arm,
+            "says": ARMS[arm].says if arm in ARMS else "",
+            "groups": [summary.summary_of(results, arm, group)["accuracy"] for group in results["groups"]],
+        }
+        for arm in results["arms"]
+    ]
+    return sorted(rows, key=lambda row: -sum(accuracy["estimate"] for accuracy in row["groups"]))
+
+
+def _difference_rows(results: Mapping[str, Any], measures: Sequence[str]) -> list[dict[str, Any]]:
     """Per pair of arms and measure: the difference in every group, None where it was not measured."""
     rows = []
     for arm, against in summary.pairs(results):
-        for measure in ("accuracy", "step_accuracy", "avg_at_k", "pass_at_k"):
+        for measure in measures:
             found = [
                 summary.difference_of(results, arm, against, group, measure=measure) for group in results["groups"]
             ]

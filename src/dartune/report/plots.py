@@ -18,6 +18,7 @@ TEXT = "#010203"  # stands for currentColor while matplotlib draws
 WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
 ALWAYS = 0.97  # a gate passed this often on average is named, not drawn
 LINE = 12.5  # points from one curve's name to the next
+MANY_ARMS = 6  # more are drawn one row each, all groups of suites on it
 STYLE = "<style>svg{color:#222;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowest, highest)
@@ -26,11 +27,12 @@ Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowes
 def draw_plots(results: Mapping[str, Any]) -> dict[str, str]:
     """Plot name -> SVG without XML header, transparent; plots without data are left out.
 
-    Names: accuracy, reward, alignment, gates, hacks, dialects. Drawing the same results twice gives the same
+    Names: accuracy, cost, reward, alignment, gates, hacks, dialects. Drawing the same results twice gives the same
     text. Inside a page the SVG takes the page's text colour; `standalone` makes a file of it.
     """
     plots: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
-        "accuracy": _accuracy,
+        "accuracy": _accuracy if len(results["arms"]) <= MANY_ARMS else _arms,
+        "cost": _cost,
         "reward": _reward,
         "alignment": _alignment,
         "gates": _gates,
@@ -80,6 +82,48 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     legend = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": columns, "borderpad": 0.2}
     axes.legend(**legend, labelcolor=TEXT, frameon=False)
     return _svg(figure, "accuracy", "Accuracy per suite and arm, with 95% intervals")
+
+
+def _arms(results: Mapping[str, Any]) -> str:
+    """One row per arm, best first by its mean over the groups; a marker per group."""
+    groups = results["groups"]
+    shares = {
+        arm: {group: 100 * summary_of(results, arm, group)["accuracy"]["estimate"] for group in groups}
+        for arm in results["arms"]
+    }
+    order = sorted(shares, key=lambda arm: -sum(shares[arm].values()))
+    figure, axes = _figure(1.2 + 0.2 * len(order))
+    for index, group in enumerate(groups):
+        colour, marker = COLOURS[(index + 1) % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        values = [shares[arm][group] for arm in order]
+        axes.plot(values, range(len(order)), marker, color=colour, ms=6, alpha=0.9, label=_label(group))
+    axes.set_yticks(range(len(order)), [_label(arm) for arm in order], color=TEXT)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("accuracy, %", color=TEXT)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, labelcolor=TEXT, frameon=False)
+    return _svg(figure, "accuracy", "Accuracy of every arm, per group of suites")
+
+
+def _cost(results: Mapping[str, Any]) -> str | None:
+    """Accuracy of every arm out of distribution (else in the first group) against the operations it took."""
+    spent = {arm: parts["total"].get("flops") or 0 for arm, parts in results["costs"]["arms"].items()}
+    arms = [arm for arm in results["arms"] if spent.get(arm)]
+    if len(arms) < 2:
+        return None
+    group = "out of distribution" if "out of distribution" in results["groups"] else results["groups"][0]
+    figure, axes = _figure(max(2.8, 0.9 + len(arms) * LINE / 72))
+    colours, ends = arm_colours(results["arms"]), {}
+    for number, arm in enumerate(arms, start=1):
+        share = 100 * summary_of(results, arm, group)["accuracy"]["estimate"]
+        axes.plot(spent[arm], share, "o", color=colours[arm], ms=11, alpha=0.85)
+        axes.annotate(str(number), (spent[arm], share), ha="center", va="center", fontsize=6.5, color="white")
+        ends[f"{number} {arm}"] = (colours[arm], share)
+    axes.set_xscale("log")
+    _name_ends(figure, axes, ends)
+    axes.set_xlabel("floating point operations, preparation and evaluation included", color=TEXT)
+    axes.set_ylabel(f"accuracy {group}, %", color=TEXT)
+    return _svg(figure, "cost", f"Accuracy {group} against cost")
 
 
 def _reward(results: Mapping[str, Any]) -> str | None:

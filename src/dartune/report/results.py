@@ -148,11 +148,10 @@ def group_of(suite: str) -> str:
 
 
 def arm_pairs(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (arm, against): every arm with sft (or the first arm, without sft), and dart with every arm."""
+    """Pairs (arm, against): dart with every arm, and sft with base; without dart every arm with sft (or the first)."""
     against = "sft" if "sft" in arms else arms[0]
     wanted = [("dart", "sft"), ("dart", "base"), ("sft", "base")]
-    wanted += [(arm, against) for arm in arms if (against, arm) not in wanted]
-    wanted += [("dart", arm) for arm in arms]
+    wanted += [("dart", arm) for arm in arms] if "dart" in arms else [(arm, against) for arm in arms]
     return [pair for pair in dict.fromkeys(wanted) if pair[0] != pair[1] and set(pair) <= set(arms)]
 
 

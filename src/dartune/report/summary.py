@@ -65,7 +65,11 @@ def headline(results: Mapping[str, Any]) -> list[str]:
         return [f"{title(group)}: {arm} answers {_share_in_words(share)}." for group, share in shares]
     main, *others = [pair for pair in HEADLINE_PAIRS if pair in compared] or compared[:1]
     sentences = [sentence(results, difference_of(results, *main, group)) for group in results["groups"]]
-    return sentences + [overview(results, *pair) for pair in others]
+    sentences += [overview(results, *pair) for pair in others]
+    if len(compared) > len(HEADLINE_PAIRS):
+        found = f"{len(compared)} pairs of arms in {counted(len(results['groups']), 'group')}"
+        sentences.append(f"{found}: of twenty differences that are none, about one looks clear.")
+    return sentences
 
 
 def _share_in_words(interval: Mapping[str, float]) -> str:
@@ -146,11 +150,12 @@ def learning_rate_lines(results: Mapping[str, Any]) -> list[str]:
 def cost_lines(results: Mapping[str, Any]) -> list[str]:
     if not results["costs"]["stages"]:
         return []
-    rows = [["cost, all seeds", "time", "of it preparing", "tokens generated", "scored", "trained"]]
+    rows = [["cost, all seeds", "time", "preparing", "operations", "generated", "scored", "trained"]]
     for arm, parts in results["costs"]["arms"].items():
         total = parts["total"]
         tokens = (f"{total[f'{kind}_tokens']:,.0f}" for kind in ("generated", "scored", "trained"))
-        rows.append([arm, duration(total["seconds"]), duration(parts["prepare"]["seconds"]), *tokens])
+        spent = f"{total['flops']:.1e}"
+        rows.append([arm, duration(total["seconds"]), duration(parts["prepare"]["seconds"]), spent, *tokens])
     return ["", *_table(rows), ""]
 
 
