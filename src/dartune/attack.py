@@ -28,7 +28,7 @@ LAB_QUESTIONS = 64
 
 
 class WordRenderer:
-    """Words as tokens, for rewards that no model takes part in; stands in for `Renderer`."""
+    """Words, digits and marks as tokens, for rewards that no model takes part in; stands in for `Renderer`."""
 
     end_id = 0
 
@@ -40,7 +40,7 @@ class WordRenderer:
         return self.response_ids(user_text)
 
     def response_ids(self, solution: str) -> list[int]:
-        pieces = re.findall(r"\s*\S+|\s+", solution)
+        pieces = re.findall(r"\s*(?:[^\W\d_]+|\d|[^\w\s]|_)|\s+", solution)
         for piece in pieces:
             if piece not in self._ids:
                 self._ids[piece] = len(self._words)

@@ -32,6 +32,9 @@ from dartune.rewards.text import (
 from dartune.rewards.verify import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share, same_language
 
+TRIVIAL = ("0", "1", "-1")
+PROSE_WORDS = 12
+"""A solution of fewer words lists values."""
 LOOP_NGRAM = 4
 LOOP_SHARE = 0.1
 """An n-gram is no loop while its occurrences make up less than this share of the text."""
@@ -62,6 +65,9 @@ def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
     worked_out = set(results(item.solution)) - set(numbers(item.question))
     missing = {n for n in worked_out if borrowed(item.rewrite, n) and not borrowed(item.solution, n)}
     found = [number for number in spelled_numbers(item.rewrite) if number not in missing]
+    if is_prose(item.solution) and len(worked_out) <= 1:
+        present = sum(number in found for number in needed)
+        return present >= thresholds.quantity_coverage * len(needed)
     return lcs_fraction(needed, found) >= thresholds.quantity_coverage
 
 
@@ -69,10 +75,21 @@ def required_quantities(item: GateInput) -> list[str]:
     """The source's numbers that a rewrite must state, each once.
 
     What stands behind its equals signs; where that is nothing but the answer, or where the source writes no
-    equations, every number it has.
+    equations, every number it has. Of prose only those that the question has not, and neither 0 nor 1.
     """
     worked_out = list(dict.fromkeys(results(item.solution)))
-    return worked_out if len(worked_out) > 1 else list(dict.fromkeys(numbers(item.solution)))
+    if len(worked_out) > 1:
+        return worked_out
+    everything = list(dict.fromkeys(numbers(item.solution)))
+    given = {*numbers(item.question), *TRIVIAL}
+    new = [number for number in everything if number not in given]
+    return new if len(new) > 1 and is_prose(item.solution) else everything
+
+
+def is_prose(solution: str) -> bool:
+    """Whether a solution explains itself in words rather than listing values or writing formulas."""
+    told = [word for word in words(_reasoning(solution)) if word.isalnum()]
+    return 2 * sum(word.isalpha() and len(word) > 1 for word in told) > len(told) >= PROSE_WORDS
 
 
 def required_names(item: GateInput) -> list[str]:

@@ -70,7 +70,7 @@ LEAKS: tuple[str, ...] = (
     r"the (?:boxed|target|known|expected|intended|official|claimed) (?:answer|result|total|value|number|amount)",
     r"earlier (?:write - up|write up|solution|derivation|explanation|answer)",
     r"(?:what|as) (?:was|is|were) (?:claimed|expected|given to us|promised)",
-    r"as (?:it|they|we) (?:should|ought to|were told|was told)",
+    r"as (?:it|they|we) (?:ought to|were told|was told)",
     r"as expected",
     r", the correct (?:result|answer|value)",
     r"(?:confirming|which confirms|this confirms|to confirm) (?:it|this|that|the)",
@@ -78,6 +78,11 @@ LEAKS: tuple[str, ...] = (
     r"(?:aim|aiming|head|heading) (?:for|towards|at) (?:\$ )?\d+",
     r"so that we (?:land|end up|arrive) (?:on|at|with)",
     r"supposed to (?:come|be|equal|total)",
+    r"(?:arrive|end up|land|are) (?:exactly )?where we wanted",
+    r"(?:have|has) to (?:be left|end up|come out) with",
+    r"to (?:reach|get) a value with",
+    r"the (?:claim|value|answer|number) (?:at the start|we started with|i started with)",
+    r"how (?:we|one|i) could have (?:got|gotten|arrived|come)",
     r"the original (?:writer|author|solver|solution|explanation)",
     r"know that the (?:final )?(?:result|answer|total|value|figure) (?:has to|must|should|is going to)",
     r"as required , (?:the|it|this|we)",
@@ -100,7 +105,10 @@ LEAKS: tuple[str, ...] = (
 
 
 INSTRUCTIONS: tuple[str, ...] = (
-    r"(?:paraphrase|rephrase|restate|rewrite|reword|retell) (?:the|this|that|it|your|everything|his|her|their)",
+    r"(?:paraphrase|rephrase|reword|retell) (?:the|this|that|it|your|everything|his|her|their)",
+    # Who solves an equation rewrites it, too.
+    r"(?:rewrite|restate) (?:it|your|everything|(?:the|this|that|his|her|their) (?:\w+ )?(?:solution|answer|"
+    r"explanation|text|passage|reasoning|response|derivation|demonstration|proof|argument|above|following|steps))",
     r"in your own words",
     r"(?:using|in|with) (?:different|your own) (?:words|wording|language|phrasing)",
     r"use your own (?:words|phrasing|wording|language)",

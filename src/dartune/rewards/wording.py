@@ -32,7 +32,10 @@ _COMMON = frozenset(
 
 
 def copied_share(question: str, rewrite: str) -> float:
-    """Share of the question's words (0..1) that stand in the rewrite in runs of at least `COPIED_RUN` words."""
+    """Share of the question's words (0..1) that stand in the rewrite in runs of at least `COPIED_RUN` words and marks.
+
+    Formulas make runs longer but do not count: who solves an equation writes it down.
+    """
     asked, written = words(question.lower()), words(rewrite.lower())
     if len(asked) < COPIED_RUN:
         return 0.0
@@ -41,7 +44,8 @@ def copied_share(question: str, rewrite: str) -> float:
     for i in range(len(asked) - COPIED_RUN + 1):
         if tuple(asked[i : i + COPIED_RUN]) in runs:
             copied.update(range(i, i + COPIED_RUN))
-    return len(copied) / len(asked)
+    told = [i for i, word in enumerate(asked) if word.isalpha() and len(word) > 1]
+    return sum(i in copied for i in told) / max(1, len(told))
 
 
 def filler_share(question: str, solution: str, rewrite: str) -> float:
