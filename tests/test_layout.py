@@ -16,6 +16,7 @@ ORDER = (
     "recipe",
     "config",
     "arm_settings",
+    "matrix",
     "files",
     "lock",
     "environment",

@@ -234,6 +234,10 @@ class Config(Section):
         min_length=1,
         description="what to compare; listed below",
     )
+    matrix: dict[Text, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = Field(
+        default_factory=dict,
+        description="key -> values: every combination is a run in a folder of its own: {data.path: [a.jsonl, b.jsonl]}",
+    )
     data: DataConfig
     target: TargetConfig
     mapper: MapperConfig = Field(default_factory=MapperConfig)

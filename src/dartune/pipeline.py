@@ -11,10 +11,12 @@ from pathlib import Path
 
 from dartune import adapt, train_arms
 from dartune.arms import adaptations, in_order
+from dartune.compare import compare
 from dartune.config import Config, load_config
 from dartune.data.quality import check_report, show_rows
 from dartune.errors import InputError
 from dartune.job import Job
+from dartune.matrix import cells
 from dartune.measured import measured
 from dartune.report.gather import shown_rewrites
 from dartune.report.page import write_report
@@ -30,10 +32,16 @@ SHOWN_ROWS = 3
 def run(config: Config) -> str:
     """Run or resume every stage of `config`; returns the summary, with the path of the report.
 
+    A config with a matrix is run cell by cell, and its cells are compared at the end.
+
     Raises:
         InputError: the data, a model or a setting is unusable (everything found is listed).
         MachineError: this machine cannot go on (disk, memory, numbers that are not finite).
     """
+    if config.matrix:
+        made = cells(config)
+        summaries = [f"{name}\n\n{run(cell)}" for name, cell in made]
+        return "\n".join([*summaries, compare([Path(cell.output) for _, cell in made])] if len(made) > 1 else summaries)
     with Run(Path(config.output), config=config) as folder, AnswerChecker() as checker:
         job = started(config, folder, checker)
         for adaptation in adaptations(config.arms):
@@ -73,6 +81,8 @@ def check(config: Config) -> str:
     Raises:
         InputError: everything that keeps `config` from running, at once.
     """
+    if config.matrix:
+        return "\n".join(f"{name}\n{check(cell)}\n" for name, cell in cells(config))
     data, models = prepared(config)
     report = check_report(
         [*data.train, *data.dev],
