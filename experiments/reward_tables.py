@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
 import numpy as np
+from pages import table
 from scipy.stats import bootstrap, spearmanr
 
 Row = dict[str, Any]
@@ -41,12 +42,6 @@ def page(rows: Sequence[Row]) -> str:
         "## Three rewrites of each\n\nThe first three of seed 0, as they come.\n\n" + _rewrites(rows),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _of(rows: Sequence[Row], variant: str) -> list[Row]:
@@ -96,7 +91,7 @@ def _main_table(rows: Sequence[Row]) -> str:
         passed = [100 * mean(row["gate_pass"][phase] for row in own) for phase in ("before", "after")]
         edges = [f"{reward[0]:.2f}, {reward[1]:.2f}", f"{passed[0]:.0f}, {passed[1]:.0f}"]
         lines.append([variant, *edges, *(_spread(own, value) for _, value in OUTCOMES)])
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _hack_table(rows: Sequence[Row]) -> str:
@@ -111,7 +106,7 @@ def _hack_table(rows: Sequence[Row]) -> str:
             if max(first, last, kept) >= SHOWN_RATE:
                 lines.append([variant, f"`{name}`", *(f"{100 * share:.1f}" for share in (first, last, kept))])
     note = f"Hacks below {100 * SHOWN_RATE:.1f}% everywhere are left out. Means of three seeds, %.\n\n"
-    return note + _table(["reward", "hack", "first steps", "last steps", "adapted solutions"], lines)
+    return note + table(["reward", "hack", "first steps", "last steps", "adapted solutions"], lines)
 
 
 def _optimiser_table(rows: Sequence[Row]) -> str:
@@ -130,7 +125,7 @@ def _optimiser_table(rows: Sequence[Row]) -> str:
             _spread(own, over(f"{what}_at_k", part)) for part in ("ood_", "retention") for what in ("avg", "pass")
         ]
         lines.append([name, *cells])
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _dial_table(rows: Sequence[Row]) -> str:
@@ -141,7 +136,7 @@ def _dial_table(rows: Sequence[Row]) -> str:
         own = _of(rows, variant)
         passed = _spread(own, lambda row: row["gate_pass"]["after"], digits=0)
         lines.append([variant, passed, *(_spread(own, value) for _, value in OUTCOMES)])
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _correlations(rows: Sequence[Row]) -> str:
@@ -159,7 +154,7 @@ def _correlations(rows: Sequence[Row]) -> str:
         f"{len(rows)} mapper runs. The score's mean over the rows that a target was trained on, against that target's "
         "accuracy: Spearman's rank correlation and its 95% interval (bootstrap over the runs).\n\n"
     )
-    return note + _table(["of the adapted rows", *GAINS], lines)
+    return note + table(["of the adapted rows", *GAINS], lines)
 
 
 GAINS = (OOD, RETENTION)
