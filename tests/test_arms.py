@@ -9,6 +9,7 @@ from dartune.arm_settings import adapted_config, problems, rates, rollouts
 from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
 from dartune.cli import main
 from dartune.config import Config, load_config
+from dartune.train_arms import selected
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
 
@@ -61,6 +62,23 @@ def test_arms_that_cannot_run_are_told_before_anything_does():
     lab = config(arms="[gold, wrong_target]")
     assert len(problems(lab, in_lab=False)) == 2
     assert problems(config(arms="[gold, wrong_target]", target__other="lab:recall"), in_lab=True) == []
+
+
+def test_selection_takes_the_most_gain_per_token_within_its_share_and_no_originals():
+    def row(name, before, after, tokens, provenance="rewrite"):
+        return {"id": name, "alignment_before": before, "alignment_after": after, "ids": [0] * tokens} | {
+            "provenance": provenance
+        }
+
+    rows = [
+        row("low", -2, -1.9, 10),
+        row("long", -9, -1, 40),
+        row("best", -9, -1, 10),
+        row("kept", -1, -1, 10, "original"),
+    ]
+    assert [one["id"] for one in selected(rows, 0.8)] == ["long", "best"]
+    assert [one["id"] for one in selected(rows, 0.3)] == ["low", "best"]
+    assert selected(rows, 0.1) == []
 
 
 SMALL = {

@@ -77,6 +77,7 @@ def test_the_most_natural_accepted_rewrite_is_kept(adapt):
     [row], _ = adapt((WRONG, GOOD, BETTER), ("rewrite", "original"), natural=(BETTER, WRONG), samples=3)
     assert (row["provenance"], row["solution"]) == ("rewrite", BETTER)
     assert row["alignment_after"] > row["alignment_before"] == -1.0
+    assert row["alternatives"] == [GOOD]
     assert row["hacks"] == [] and "wrong_answer" in row["hacks_refused"]
     assert row["messages"][1]["content"] == BETTER
 

@@ -10,6 +10,9 @@ from dartune.progress import follow
 from dartune.roster import Meter
 from dartune.run import Cost
 
+INTERNAL = ("ids", "logprobs", "alternatives")
+"""Fields of a synthesised row that are not published."""
+
 
 def probe_stage(adaptation: str) -> str:
     return tagged("probe", adaptation if ADAPTATIONS[adaptation].own_probe else "dart")
@@ -145,7 +148,7 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
                 out / "rows.jsonl",
                 progress,
             )
-        published = [{key: row[key] for key in row if key not in ("ids", "logprobs")} for row in rows]
+        published = [{key: row[key] for key in row if key not in INTERNAL} for row in rows]
         note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
         accounting(rows, len(job.data.train))
         chat = models.renderer.template is not None

@@ -54,6 +54,8 @@ class Arm:
         trains_as_much_as: an arm whose number of trained tokens is matched.
         budget: `tokens` or `seconds`: direct RL on the target, for what making the data of `dart` took.
         start: the arm whose model is trained on, instead of the untouched target.
+        select: train on the adapted rows with the most gain per token only, up to this share of all tokens.
+        augment: train on every different rewrite of a row that was accepted, not on the best alone.
     """
 
     says: str
@@ -63,6 +65,8 @@ class Arm:
     trains_as_much_as: str | None = None
     budget: str | None = None
     start: str | None = None
+    select: float | None = None
+    augment: bool = False
 
     @property
     def trained(self) -> bool:
@@ -91,6 +95,10 @@ ARMS: dict[str, Arm] = {
     ),
     "dart": Arm("rewrites of the trained mapper", rows="dart"),
     "dart_dft": Arm("rewrites of the trained mapper, dft loss", rows="dart", loss="dft"),
+    "dart_selected": Arm(
+        "the rewrites of dart with the most gain per token, half of all tokens", rows="dart", select=0.5
+    ),
+    "dart_augmented": Arm("every different accepted rewrite of dart", rows="dart", augment=True),
     "no_anticheating": Arm("dart whose reward asks for a right answer only", rows="no_anticheating"),
     "no_alignment": Arm("dart whose reward is passing the gates", rows="no_alignment"),
     "wrong_target": Arm("rewrites adapted for another target", rows="wrong_target"),

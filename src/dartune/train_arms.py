@@ -35,8 +35,25 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
         rows = [(row.question, own["text"]) for row, known in pairs for own in known["own"]]
         return rows, job.run.key(probe_stage("dart"))
     name = synthesis_stage(source, seed)
-    rows = read_jsonl(job.run.stage_folder(name) / "rows.jsonl")
-    return [(row["question"], row["solution"]) for row in rows if row["provenance"] != "dropped"], job.run.key(name)
+    rows = [row for row in read_jsonl(job.run.stage_folder(name) / "rows.jsonl") if row["provenance"] != "dropped"]
+    if share := ARMS[arm].select:
+        rows = selected(rows, share)
+    pairs = [(row["question"], row["solution"]) for row in rows]
+    if ARMS[arm].augment:
+        pairs += [(row["question"], text) for row in rows for text in row["alternatives"]]
+    return pairs, job.run.key(name)
+
+
+def selected(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    """The adapted rows that gain most for each of their tokens, in their order, up to a share of all tokens."""
+    adapted = [row for row in rows if row["provenance"] != "original"]
+    room = share * sum(len(row["ids"]) for row in rows)
+    chosen: set[str] = set()
+    for row in sorted(adapted, key=lambda row: (row["alignment_before"] - row["alignment_after"]) / len(row["ids"])):
+        if len(row["ids"]) <= room:
+            room -= len(row["ids"])
+            chosen.add(row["id"])
+    return [row for row in rows if row["id"] in chosen]
 
 
 def train_stage(arm: str, seed: int, rate: float) -> str:
@@ -78,7 +95,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
             "rows": source,
             "target": identity,
             "sft": settings.model_dump(exclude={"learning_rates"}),
-            "loss": ARMS[arm].loss,
+            "arm": {key: getattr(ARMS[arm], key) for key in ("rows", "loss", "select", "augment")},
             "learning_rate": rate,
             "seed": seed,
             "max_new_tokens": job.config.evaluate.max_new_tokens,

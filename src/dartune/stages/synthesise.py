@@ -109,7 +109,9 @@ def adapted_row(
         candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
         best = max(candidates, key=lambda item: item.surplus, default=None)
         if best is not None and best.surplus > 0:
-            return _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
+            row = _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
+            others = dict.fromkeys(item.text for item in candidates if item.surplus > 0 and item.text != best.text)
+            return row | {"alternatives": list(others)}
         reasons.append(f"{rung}: {_why_none(rung, candidates, demonstration.solution, tried)}")
     return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried)
 
@@ -182,6 +184,7 @@ def _row(
         "hacks": list(kept.hacks) if kept else [],
         "hacks_refused": sorted({name for items in tried.values() for item in items for name in item.hacks}),
         "reason": reason or "the best accepted candidate",
+        "alternatives": [],
         "ids": list(kept.ids) if kept else [],
         "logprobs": [round(value, 4) for value in kept.logprobs] if kept else [],
     }
