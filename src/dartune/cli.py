@@ -263,5 +263,7 @@ def _add_lab(lab: _Parser, common: dict) -> None:
     build.add_argument("--only", metavar="NAME", help="build this model only")
     text = "pretrain for fewer steps, for a weaker model (a mapper start of 1500 steps is right half the time)"
     build.add_argument("--steps", type=int, metavar="N", help=text)
+    text = "a dialect that the mapper start writes less often, as a share of its turn; may be given again"
+    build.add_argument("--rare", action="append", default=[], metavar="DIALECT=SHARE", help=text)
     show = part("show", _lab_show, "measure what the lab's models can do")
     show.add_argument("--questions", type=int, default=256, metavar="N", help="per suite (default 256)")

@@ -8,8 +8,9 @@ in another", drawn evenly, so it can rewrite but prefers nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ TARGETS = ("backward", "recall")
 MODELS = (*TARGETS, "mapper")
 GUIDED_STEPS = 150
 DRILLS = 0.1
+EVEN: Mapping[str, float] = {}
 MAPPER_PROMPT = "{question} Solution : {solution} Rewrite :"
 
 
@@ -95,16 +97,18 @@ def mapper_problem(rng: random.Random) -> Problem:
     return draw(rng, ProblemSpec(steps=(1, 3), new_steps=(0, 2), distractors=distractors))
 
 
-def mapper_example(rng: random.Random, _name: str) -> tuple[str, str]:
+def mapper_example(rng: random.Random, _name: str, rare: Mapping[str, float] = EVEN) -> tuple[str, str]:
     """(question with a solution, the solution in another dialect), the wanted one drawn evenly; a few drills.
 
     Sources are mostly the experts': their solutions leave things out, so rewriting them takes longest to learn.
+    `rare` gives dialects that are wanted less often than the others, as a share of their turn (1: as often).
     """
     problem = mapper_problem(rng)
     if rng.random() < DRILLS:
         return reading_drill(rng, problem)
     source = rng.choice(EXPERTS if rng.random() < 0.6 else sorted(DIALECTS))
-    wanted = rng.choice([dialect for dialect in sorted(DIALECTS) if dialect != source])
+    others = [dialect for dialect in sorted(DIALECTS) if dialect != source]
+    (wanted,) = rng.choices(others, [rare.get(dialect, 1.0) for dialect in others]) if rare else [rng.choice(others)]
     prompt = MAPPER_PROMPT.format(question=problem.question, solution=DIALECTS[source](problem))
     return prompt, DIALECTS[wanted](problem)
 
@@ -147,11 +151,13 @@ def build_one(
     folder: Path,
     work: Path,
     steps: int | None = None,
+    rare: Mapping[str, float] = EVEN,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Path:
     """Pretrain one of MODELS into `folder/name`; continues an interrupted build found in `work`.
 
-    Fewer `steps` than the recipe's give a weaker model: how often a mapper start is right is a dial of the lab.
+    Fewer `steps` than the recipe's give a weaker model; `rare` dialects are wanted less often in the mapper's
+    pretraining. How good a mapper start is, and what it knows, are dials of the lab.
     """
     import torch
 
@@ -163,7 +169,7 @@ def build_one(
     tokenizer = build_tokenizer()
     renderer = Renderer(tokenizer)
     model = build_model(recipe, len(tokenizer), renderer.end_id, seed=MODELS.index(name))
-    example = mapper_example if name == "mapper" else target_example
+    example = partial(mapper_example, rare=rare) if name == "mapper" else target_example
     config = LoopConfig(
         steps=recipe.steps,
         learning_rate=recipe.learning_rate,
