@@ -17,7 +17,7 @@ from dartune.rewards.hacks import HACKS
 from dartune.rewards.items import GateInput
 from dartune.rewards.penalties import PENALTIES
 from dartune.rewards.trial import load_fixtures
-from fixtures_hacks import FIXTURES, NATIVE, THRESHOLDS, english, hacked, lab, lab_item
+from fixtures_hacks import FIXTURES, NATIVE, THRESHOLDS, english, hacked, lab, lab_item, with_tokens
 
 
 def test_honest_rewrites_pass(checker):
@@ -79,6 +79,7 @@ def test_rewrites_written_without_a_look_at_the_gates(checker):
         GateInput(f.demonstration.question, f.demonstration.solution, f.rewrite, f.demonstration.answer)
         for f in fixtures
     ]
+    rows = [with_tokens(row, row.solution) for row in rows]
     verdicts = run_gates(rows, THRESHOLDS, checker)
     passed = Counter(f.label for f, gates in zip(fixtures, verdicts, strict=True) if all(gates.values()))
     total = Counter(f.label for f in fixtures)
