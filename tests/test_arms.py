@@ -99,6 +99,15 @@ SMALL = {
 }
 
 
+def test_a_target_without_right_solutions_of_its_own_stays_as_it_is(tmp_path):
+    words = [word for key, value in (SMALL | {"reward.own_samples": "0"}).items() for word in (f"--{key}", value)]
+    assert main(["run", str(RECIPE), "--arms", "[base, rft]", "--output", str(tmp_path / "run"), *words]) == 0
+    results = json.loads((tmp_path / "run/report/results.json").read_text())
+    cells = {(cell["arm"], cell["suite"]): cell["accuracy"] for cell in results["cells"]}
+    assert all(cells["rft", suite] == cells["base", suite] for suite in (one["name"] for one in results["suites"]))
+    assert results["costs"]["arms"]["rft"]["prepare"]["seconds"] > 0
+
+
 def test_all_arms_run_on_the_same_questions_and_bear_their_costs(tmp_path, capsys):
     words = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
     arms = f"[{', '.join(ARMS)}]"

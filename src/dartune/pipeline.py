@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dartune import adapt, train_arms
-from dartune.arms import adaptations, in_order
+from dartune.arms import ARMS, adaptations, in_order
 from dartune.compare import compare
 from dartune.config import Config, load_config
 from dartune.data.quality import check_report, show_rows
@@ -44,6 +44,8 @@ def run(config: Config) -> str:
         return "\n".join([*summaries, compare([Path(cell.output) for _, cell in made])] if len(made) > 1 else summaries)
     with Run(Path(config.output), config=config) as folder, AnswerChecker() as checker:
         job = started(config, folder, checker)
+        if any(ARMS[arm].rows == "own" for arm in config.arms):
+            adapt.probe(job, "dart")
         for adaptation in adaptations(config.arms):
             adapt.probe(job, adaptation)
             for seed in config.seeds:

@@ -123,7 +123,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
 
 
 def _mean_tokens(job: Job, rows: Rows) -> float:
-    return mean(len(job.models.renderer.response_ids(solution)) for _, solution in rows)
+    return mean(len(job.models.renderer.response_ids(solution)) for _, solution in rows) if rows else 0.0
 
 
 def _train_directly(job: Job, arm: str, seed: int) -> None:

@@ -55,8 +55,11 @@ def probe(
     for start in range(0, len(demonstrations), CHUNK):
         chunk = demonstrations[start : start + CHUNK]
         prompts = [renderer.prompt_ids(d.question) for d in chunk]
-        spec = SampleSpec(config.own_samples, max_new_tokens, 1.0, (renderer.end_id,), seed * 1_000_003 + start)
-        drawn += target.generate(prompts, spec) if config.own_samples else [[] for _ in chunk]
+        if config.own_samples:
+            spec = SampleSpec(config.own_samples, max_new_tokens, 1.0, (renderer.end_id,), seed * 1_000_003 + start)
+            drawn += target.generate(prompts, spec)
+        else:
+            drawn += [[] for _ in chunk]
         if progress:
             progress.update(len(chunk))
     rows = _rows(demonstrations, lengths, source, drawn, score)
