@@ -45,6 +45,7 @@ def measured(job: Job) -> dict[str, Any]:
             for record in _rows(job, evaluation_stage(arm, seed), "records")
         ],
         "costs": {name: asdict(job.run.cost(name)) for name in job.run.finished_stages()},
+        "break_even_rows": _break_even(job) if {"dart", "best_of_k"} <= set(made) else None,
         "charged": {arm: _charged(job, arm) for arm in arms},
         "mapper_metrics": mappers,
         "adapted": adapted,
@@ -77,6 +78,21 @@ def _charged(job: Job, arm: str) -> dict[str, list[str]]:
         "train": train_stages(job, arm, seeds),
         "evaluate": list(dict.fromkeys(evaluation_stage(arm, seed) for seed in seeds)),
     }
+
+
+def _break_even(job: Job) -> float | None:
+    """Rows from which on training the mapper costs less than trying more rewrites of the untrained one, in operations.
+
+    None where a row costs as much with the trained mapper. Mean over the seeds.
+    """
+    rows, seeds = len(job.data.train), job.config.seeds
+
+    def spent(stage: str) -> float:
+        return job.run.cost(stage).flops
+
+    training = sum(spent(mapper_stage("dart", seed)) for seed in seeds)
+    saved = sum(spent(synthesis_stage("best_of_k", s)) - spent(synthesis_stage("dart", s)) for s in seeds) / rows
+    return training / saved if saved > 0 else None
 
 
 def _learning_rates(job: Job, arms: list[str]) -> dict[str, dict[int, dict[str, Any]]]:

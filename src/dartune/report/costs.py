@@ -10,7 +10,9 @@ PARTS = ("prepare", "train", "evaluate")
 
 
 def cost_table(
-    stages: Mapping[str, Mapping[str, float]], charged: Mapping[str, Mapping[str, Sequence[str]]]
+    stages: Mapping[str, Mapping[str, float]],
+    charged: Mapping[str, Mapping[str, Sequence[str]]],
+    break_even_rows: float | None,
 ) -> dict[str, Any]:
     """Costs per stage, and per arm split into prepare, train and evaluate; summed over seeds.
 
@@ -27,6 +29,7 @@ def cost_table(
         "stages": {stage: _add([cost]) for stage, cost in stages.items()},
         "arms": table,
         "shared": [stage for stage in stages if stage not in borne],
+        "break_even_rows": break_even_rows,
     }
 
 

@@ -79,6 +79,7 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         rates=_rate_tables(results),
         mapper=main_part(results["mapper"]),
         sampled=results["config"].get("evaluate", {}).get("samples"),
+        break_even=summary.break_even(results),
         adapted=[_adapted(seed, adapted) for seed, adapted in main_part(results["adapted"]).items()],
         examples=[_example(example) for example in results["examples"][:SHOWN_EXAMPLES]],
         legend=_legend(),

@@ -39,6 +39,7 @@ def build_results(
     evaluations: Sequence[Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, float]] | None = None,
     charged: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    break_even_rows: float | None = None,
     mapper_metrics: Mapping[str, BySeed] | None = None,
     adapted: Mapping[str, BySeed] | None = None,
     adapted_quality: Mapping[str, Mapping[int, Mapping[str, Any]]] | None = None,
@@ -53,6 +54,7 @@ def build_results(
     Args:
         evaluations: records of every arm, suite and seed (see `Evaluation`).
         costs: stage name -> cost.
+        break_even_rows: from so many rows on training the mapper costs less than best of K.
         charged: arm -> `prepare`, `train`, `evaluate` -> the stages whose cost it bears.
         mapper_metrics: adaptation -> seed -> one row per mapper step.
         adapted: adaptation -> seed -> rows of the adapted data set, dropped rows included.
@@ -73,7 +75,7 @@ def build_results(
         "name": name,
         "config": config,
         **_compared(records, arms, suites, seeds),
-        "costs": cost_table(costs or {}, {arm: (charged or {}).get(arm, {}) for arm in arms}),
+        "costs": cost_table(costs or {}, {arm: (charged or {}).get(arm, {}) for arm in arms}, break_even_rows),
         "mapper": {
             name: {str(seed): mapper_summary(_plain(rows)) for seed, rows in sorted(by_seed.items()) if rows}
             for name, by_seed in (mapper_metrics or {}).items()
@@ -82,10 +84,7 @@ def build_results(
             name: _adapted(by_seed, input_rows, (adapted_quality or {}).get(name, {}))
             for name, by_seed in (adapted or {}).items()
         },
-        "learning_rates": {
-            arm: {str(seed): choice for seed, choice in sorted(choices.items())}
-            for arm, choices in (learning_rates or {}).items()
-        },
+        "learning_rates": {arm: dict(sorted(rates.items())) for arm, rates in (learning_rates or {}).items()},
         "examples": list(examples),
         "notes": list(notes),
     }

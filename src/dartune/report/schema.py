@@ -94,6 +94,7 @@ class Costs(_Strict):
     stages: dict[str, dict[str, float]]
     arms: dict[str, dict[str, dict[str, float]]]
     shared: list[str]
+    break_even_rows: float | None
 
 
 class Mapper(_Strict):

@@ -156,7 +156,14 @@ def cost_lines(results: Mapping[str, Any]) -> list[str]:
         tokens = (f"{total[f'{kind}_tokens']:,.0f}" for kind in ("generated", "scored", "trained"))
         spent = f"{total['flops']:.1e}"
         rows.append([arm, duration(total["seconds"]), duration(parts["prepare"]["seconds"]), spent, *tokens])
-    return ["", *_table(rows), ""]
+    return ["", *_table(rows), *break_even(results), ""]
+
+
+def break_even(results: Mapping[str, Any]) -> list[str]:
+    rows = results["costs"]["break_even_rows"]
+    if rows is None:
+        return []
+    return [f"In operations, the mapper's training is paid for from {rows:,.0f} rows on, against best of K."]
 
 
 def percent(share: float) -> str:
