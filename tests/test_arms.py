@@ -81,6 +81,15 @@ def test_selection_takes_the_most_gain_per_token_within_its_share_and_no_origina
     assert selected(rows, 0.1) == []
 
 
+def test_direct_rl_without_answers_is_refused_before_anything_runs(tmp_path, capsys):
+    rows = [{"question": f"Why {i}?", "solution": f"Because of {i} things."} for i in range(12)]
+    data = tmp_path / "open.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    words = ["check", "--data", str(data), "--target", "lab:backward", "--arms", "[base, grpo_tokens]"]
+    assert main(words) == 2
+    assert "no training row has one" in capsys.readouterr().err
+
+
 SMALL = {
     "data.limit": "24",
     "data.dev": "4",

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dartune import arm_settings, inputs
+from dartune.arms import ARMS
 from dartune.config import Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
@@ -150,6 +151,8 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         data = inputs.load(config)
     except InputError as error:
         problems += error.problems or [error.message]
+    if data and any(ARMS[arm].budget for arm in config.arms) and all(row.answer is None for row in data.train):
+        problems.append("arms: direct RL is paid for right answers, and no training row has one; take its arms out")
     try:
         reward_parts(config.reward)
     except InputError as error:
