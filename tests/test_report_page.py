@@ -130,3 +130,10 @@ def test_names_at_the_end_of_curves_do_not_cover_each_other():
     heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>gate\d</text>', svg))
     assert len(heights) == 9
     assert min(b - a for a, b in pairwise(heights)) > 8
+
+
+def test_what_every_arm_cost_is_drawn_against_what_it_reached():
+    stages = {"one": {"flops": 1e9}, "two": {"flops": 2e10}}
+    charged = {"base": {"evaluate": ["one"]}, "sft": {"train": ["one"]}, "dart": {"train": ["two"]}}
+    svg = draw_plots(full(costs=stages, charged=charged))["cost"]
+    assert "3 dart" in svg and "accuracy out of distribution" in svg and "mathdefault" not in svg

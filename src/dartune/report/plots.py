@@ -107,6 +107,8 @@ def _arms(results: Mapping[str, Any]) -> str:
 
 def _cost(results: Mapping[str, Any]) -> str | None:
     """Accuracy of every arm out of distribution (else in the first group) against the operations it took."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     spent = {arm: parts["total"].get("flops") or 0 for arm, parts in results["costs"]["arms"].items()}
     arms = [arm for arm in results["arms"] if spent.get(arm)]
     if len(arms) < 2:
@@ -120,6 +122,9 @@ def _cost(results: Mapping[str, Any]) -> str | None:
         axes.annotate(str(number), (spent[arm], share), ha="center", va="center", fontsize=6.5, color="white")
         ends[f"{number} {arm}"] = (colours[arm], share)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count:.0e}")  # matplotlib's own are formulas
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _name_ends(figure, axes, ends)
     axes.set_xlabel("floating point operations, preparation and evaluation included", color=TEXT)
     axes.set_ylabel(f"accuracy {group}, %", color=TEXT)
