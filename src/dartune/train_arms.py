@@ -36,6 +36,8 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
         return rows, job.run.key(probe_stage("dart"))
     name = synthesis_stage(source, seed)
     rows = [row for row in read_jsonl(job.run.stage_folder(name) / "rows.jsonl") if row["provenance"] != "dropped"]
+    if ARMS[arm].success_only:
+        rows = [row for row in rows if row["provenance"] != "original"]
     if share := ARMS[arm].select:
         rows = selected(rows, share)
     pairs = [(row["question"], row["solution"]) for row in rows]
@@ -95,7 +97,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
             "rows": source,
             "target": identity,
             "sft": settings.model_dump(exclude={"learning_rates"}),
-            "arm": {key: getattr(ARMS[arm], key) for key in ("rows", "loss", "select", "augment")},
+            "arm": {key: getattr(ARMS[arm], key) for key in ("rows", "loss", "success_only", "select", "augment")},
             "learning_rate": rate,
             "seed": seed,
             "max_new_tokens": job.config.evaluate.max_new_tokens,
