@@ -19,7 +19,7 @@ _BRACED = r"\{([^{}]*)\}"
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
-        (r"\\(?:left|right|displaystyle|[,;!: ])", " "),
+        (r"\\(?:left|right|displaystyle|[,;!: ()\[\]])", " "),
         (r"\\[dt]?frac\s*" + _BRACED + r"\s*" + _BRACED, r"((\1)/(\2))"),
         (r"\\[dt]?frac\s*(\d)\s*(\d)", r"(\1/\2)"),
         (r"\\sqrt\s*" + _BRACED, r"sqrt(\1)"),
@@ -93,7 +93,7 @@ def _right(side: str) -> str | None:
     if match is None:
         return None
     run, after = match[0], side[match.end() : match.end() + 2]
-    if after and not run[-1].isspace() and (re.match(r"[\w%\\^_{]|[.,]\d", after)):
+    if after and not run[-1].isspace() and not run.endswith(" (") and (re.match(r"[\w%\\^_{]|[.,]\d", after)):
         return None
     shorter = re.sub(r"[\s(]+$", "", run)
     if shorter and shorter[-1] in "+-*/":

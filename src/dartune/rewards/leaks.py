@@ -81,6 +81,8 @@ LEAKS: tuple[str, ...] = (
     r"(?:arrive|end up|land|are) (?:exactly )?where we wanted",
     r"(?:have|has) to (?:be left|end up|come out) with",
     r"to (?:reach|get) a value with",
+    r"(?:we|i) know (?:that )?(?:[a-z]+ ){1,3}(?:ends up|comes out|finishes) with",
+    r"we were after",
     r"the (?:claim|value|answer|number) (?:at the start|we started with|i started with)",
     r"how (?:we|one|i) could have (?:got|gotten|arrived|come)",
     r"the original (?:writer|author|solver|solution|explanation)",
