@@ -35,6 +35,7 @@ def page(rows: Sequence[Row]) -> str:
     parts = [
         INTRODUCTION,
         "## Variants of the reward\n\n" + _main_table(rows),
+        "## What the target gains, suite by suite\n\n" + _gain_table(rows),
         "## Hacks by name\n\n" + _hack_table(rows),
         "## Two optimisers\n\n" + _optimiser_table(rows),
         "## Dials\n\n" + _dial_table(rows),
@@ -92,6 +93,18 @@ def _main_table(rows: Sequence[Row]) -> str:
         edges = [f"{reward[0]:.2f}, {reward[1]:.2f}", f"{passed[0]:.0f}, {passed[1]:.0f}"]
         lines.append([variant, *edges, *(_spread(own, value) for _, value in OUTCOMES)])
     return table(header, lines)
+
+
+def _gain_table(rows: Sequence[Row]) -> str:
+    """Accuracy less the untouched target's, per suite: points, mean of the seeds."""
+    suites = list(rows[0]["suites"])
+    lines = []
+    for variant in MAIN:
+        own = _of(rows, variant)
+        gains = (mean(row["suites"][suite] - row["base_suites"][suite] for row in own) for suite in suites)
+        lines.append([variant, *(f"{100 * gain:+.1f}" for gain in gains)])
+    base = ["untouched, accuracy", *(f"{100 * rows[0]['base_suites'][suite]:.1f}" for suite in suites)]
+    return table(["points gained", *(suite.replace("_", " ") for suite in suites)], [*lines, base])
 
 
 def _hack_table(rows: Sequence[Row]) -> str:

@@ -106,7 +106,8 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
     results = json.loads((folder / "report" / "results.json").read_text())
     adapted, phases = results["adapted"]["dart"][str(seed)], results["mapper"]["dart"][str(seed)]["phases"]
     groups = [row for row in results["summaries"] if row["level"] == "group"]
-    sampled = [row for row in results["cells"] if row["arm"] == "dart" and row["seed"] == seed]
+    cells = [row for row in results["cells"] if row["seed"] == seed]
+    sampled = [row for row in cells if row["arm"] == "dart"]
     rows = read_jsonl(folder / "stages" / f"synthesise-s{seed}" / "rows.jsonl")
     written = [row for row in rows if row["provenance"] == "rewrite"]
     return {
@@ -122,6 +123,8 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
         "alignment": scores_of(config, seed),
         "accuracy": {row["name"]: row["by_seed"][str(seed)] for row in groups if row["arm"] == "dart"},
         "base": {row["name"]: row["accuracy"]["estimate"] for row in groups if row["arm"] == "base"},
+        "suites": {row["suite"]: row["accuracy"] for row in sampled},
+        "base_suites": {row["suite"]: row["accuracy"] for row in cells if row["arm"] == "base"},
         "avg_at_k": {row["suite"]: row["avg_at_k"] for row in sampled if row["avg_at_k"] is not None},
         "pass_at_k": {row["suite"]: row["pass_at_k"] for row in sampled if row["pass_at_k"] is not None},
         "rewrites": [{key: row[key] for key in ("question", "source_solution", "solution")} for row in written[:3]],
