@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def experiments(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     yield
-    for name in ("rewards", "reward_tables", "reward_forms"):
+    for name in ("rewards", "reward_tables", "reward_forms", "lab", "pages"):
         sys.modules.pop(name, None)
 
 
@@ -24,6 +24,16 @@ def test_the_page_on_rewards_is_made_from_its_results(experiments):
 
     rows = json.loads((ROOT / "results" / "rewards.json").read_text("utf-8"))
     assert page(rows) == (ROOT / "docs" / "reward-experiments.md").read_text("utf-8")
+
+
+def test_the_measured_parts_of_the_documents_are_those_of_the_results(experiments):
+    from lab import parts
+    from pages import filled
+
+    measured = parts(json.loads((ROOT / "results" / "lab.json").read_text("utf-8")))
+    for document in ("README.md", "docs/results.md"):
+        text = (ROOT / document).read_text("utf-8")
+        assert "<!-- measured: " in text and filled(text, measured) == text, document
 
 
 def test_every_variant_is_a_config_and_changes_what_it_says(experiments, monkeypatch):
