@@ -220,7 +220,9 @@ def run(config):
 sys.modules["dartune.pipeline"] = dartune.pipeline = types.SimpleNamespace(run=run)
 sys.exit(main([*{["run", *LAB]}, "--output", {str(tmp_path / "run")!r}]))
 """
-    process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Whatever runs these tests in the background may have told its children to ignore Ctrl-C.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heed)
     assert process.stdout.readline() == "working\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)

@@ -64,18 +64,18 @@ class Cost:
     generated_tokens: int = 0
     scored_tokens: int = 0
     trained_tokens: int = 0
-    flops: float = 0.0
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    flops: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.generated_tokens + other.generated_tokens,
             self.scored_tokens + other.scored_tokens,
             self.trained_tokens + other.trained_tokens,
-            self.flops + other.flops,
             self.seconds + other.seconds,
             max(self.peak_memory_mb, other.peak_memory_mb),
+            self.flops + other.flops,
         )
 
 
