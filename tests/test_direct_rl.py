@@ -1,0 +1,60 @@
+"""Direct RL of the target: it learns from right answers, spends its budget, and resumes as if nothing had happened."""
+
+import pytest
+import torch
+
+from dartune.config import DirectRLConfig
+from dartune.data.render import Renderer
+from dartune.lab.source import model_folder
+from dartune.lab.suites import demonstrate, demonstration_problems
+from dartune.models.hf_engine import HFEngine
+from dartune.models.loading import load_model, load_tokenizer
+from dartune.run import read_jsonl
+from dartune.train.direct_rl import Budget, train_directly
+
+FOLDER = model_folder("lab:backward")
+CONFIG = DirectRLConfig(questions_per_step=4, group_size=4, max_new_tokens=96, checkpoint_every=2, warmup_steps=0)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return demonstrate(demonstration_problems(24, 0, 0), "values")
+
+
+def trained(rows, checker, folder, budget, on_step=None, rate=3e-4):
+    renderer = Renderer(load_tokenizer(FOLDER))
+    start = HFEngine(load_model(FOLDER))
+    model, cost = train_directly(
+        load_model(FOLDER), rows, start, renderer, checker, CONFIG, rate, budget, 0, folder, on_step=on_step
+    )
+    return model.state_dict(), cost, read_jsonl(folder / "metrics.jsonl")
+
+
+def test_it_ends_with_the_step_that_spends_the_budget(rows, checker, tmp_path):
+    weights, cost, history = trained(rows, checker, tmp_path, Budget(generated_tokens=2000))
+    assert history[-1]["spent_tokens"] >= 2000 > history[-2]["spent_tokens"]
+    assert "the budget is spent" in history[-1]["stop"] and not any("stop" in row for row in history[:-1])
+    assert cost.generated_tokens == history[-1]["spent_tokens"] and cost.flops > 0
+    rewards = [row["reward"] for row in history]
+    assert 0 < min(rewards) < 1  # it knows the old half of the questions, and not all of the new
+    before = load_model(FOLDER).state_dict()
+    assert any(not torch.equal(weights[name], before[name]) for name in before)
+    shown = read_jsonl(tmp_path / "samples.jsonl")
+    assert {row["step"] for row in shown} == {row["step"] for row in history}
+
+
+def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(rows, checker, tmp_path):
+    budget = Budget(generated_tokens=2500)
+    whole, _, history = trained(rows, checker, tmp_path / "whole", budget)
+
+    def interrupt(step, row):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(rows, checker, tmp_path / "cut", budget, interrupt)
+    resumed, _, again = trained(rows, checker, tmp_path / "cut", budget)
+    assert [row["spent_tokens"] for row in again] == [row["spent_tokens"] for row in history]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    samples = [read_jsonl(tmp_path / name / "samples.jsonl") for name in ("whole", "cut")]
+    assert samples[0] == samples[1]
