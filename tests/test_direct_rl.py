@@ -13,7 +13,10 @@ from dartune.run import read_jsonl
 from dartune.train.direct_rl import Budget, train_directly
 
 FOLDER = model_folder("lab:backward")
-CONFIG = DirectRLConfig(questions_per_step=4, group_size=4, max_new_tokens=96, checkpoint_every=2, warmup_steps=0)
+# A temperature at which it is sometimes wrong: a group that agrees teaches nothing.
+CONFIG = DirectRLConfig(
+    questions_per_step=4, group_size=4, max_new_tokens=96, checkpoint_every=2, warmup_steps=0, temperature=2.5
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def test_it_ends_with_the_step_that_spends_the_budget(rows, checker, tmp_path):
     assert "the budget is spent" in history[-1]["stop"] and not any("stop" in row for row in history[:-1])
     assert cost.generated_tokens == history[-1]["spent_tokens"] and cost.flops > 0
     rewards = [row["reward"] for row in history]
-    assert 0 < min(rewards) < 1  # it knows the old half of the questions, and not all of the new
+    assert 0 < min(rewards) < 1 and min(row["zero_variance"] for row in history) < 1
     before = load_model(FOLDER).state_dict()
     assert any(not torch.equal(weights[name], before[name]) for name in before)
     shown = read_jsonl(tmp_path / "samples.jsonl")
