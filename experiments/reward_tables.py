@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
@@ -154,6 +155,7 @@ def _dial_table(rows: Sequence[Row]) -> str:
 
 def _correlations(rows: Sequence[Row]) -> str:
     """Spearman's rank correlation over all seeds of all variants; intervals: 95% bootstrap over the runs."""
+    rows = list({json.dumps(row["suites"] | row["alignment"]): row for row in rows}.values())  # a dial may do nothing
     scores: dict[str, Callable[[Row], float]] = {
         f"`{name}`": (lambda row, name=name: row["alignment"][name]) for name in rows[0]["alignment"]
     }
@@ -164,7 +166,7 @@ def _correlations(rows: Sequence[Row]) -> str:
         cells = [_rank_correlation([value(r) for r in rows], [r["accuracy"][group] for r in rows]) for group in GAINS]
         lines.append([name, *cells])
     note = (
-        f"{len(rows)} mapper runs. The score's mean over the rows that a target was trained on, against that target's "
+        f"{len(rows)} different mapper runs. The score's mean over the rows that a target was trained on, against that target's "
         "accuracy: Spearman's rank correlation and its 95% interval (bootstrap over the runs).\n\n"
     )
     return note + table(["of the adapted rows", *GAINS], lines)

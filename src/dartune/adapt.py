@@ -46,8 +46,9 @@ def probe(job: Job, adaptation: str) -> None:
     }
 
     def work(out: Path) -> Cost:
+        meter = Meter(models.target_engine)
         with job.progress(len(job.data.train), probe_stage(adaptation)) as progress:
-            return probe(
+            probe(
                 job.data.train,
                 models.target_engine,
                 models.renderer,
@@ -59,6 +60,7 @@ def probe(job: Job, adaptation: str) -> None:
                 out,
                 progress,
             )
+        return meter.cost()
 
     job.run.stage(probe_stage(adaptation), stage_inputs, work)
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dartune.arms import ARMS
 from dartune.errors import InputError
@@ -29,6 +29,15 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names something twice")
+    return values
+
+
+EachOnce = AfterValidator(_distinct)
 # Lists are `strict=False` tuples: YAML has no tuple, a frozen config no list; the items stay strict.
 
 
@@ -157,17 +166,12 @@ class SynthesiseConfig(Section):
 
     samples: Positive = Field(4, description="rewrites tried per row; the best that passes is kept")
     temperature: Above0 = Field(1.0, description="sampling temperature of those rewrites")
-    ladder: tuple[Rung, ...] = Field(
+    ladder: Annotated[tuple[Rung, ...], EachOnce] = Field(
         ("rewrite", "own", "original"),
         strict=False,
         min_length=1,
         description="what a row becomes, first that holds; without original, failing rows are dropped",
     )
-
-    @field_validator("ladder")
-    @classmethod
-    def _each_once(cls, ladder: tuple[str, ...]) -> tuple[str, ...]:
-        return _distinct(ladder)
 
 
 class SFTConfig(Adapter):
@@ -175,7 +179,7 @@ class SFTConfig(Adapter):
 
     steps: Positive = Field(200, description="optimiser steps")
     batch_size: Positive = Field(16, description="rows a step")
-    learning_rates: tuple[LearningRate, ...] = Field(
+    learning_rates: Annotated[tuple[LearningRate, ...], EachOnce] = Field(
         (1e-6, 1e-5),
         strict=False,
         min_length=1,
@@ -185,28 +189,18 @@ class SFTConfig(Adapter):
     weight_decay: Weight = Field(0.0, description="decoupled weight decay")
     checkpoint_every: Positive = Field(50, description="steps between checkpoints")
 
-    @field_validator("learning_rates")
-    @classmethod
-    def _each_once(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        return _distinct(rates)
-
 
 class DirectRLConfig(Adapter):
     """Direct reinforcement learning of the target, in the arms grpo_tokens and grpo_seconds: as long as dart took."""
 
     questions_per_step: Positive = Field(12, description="questions drawn a step")
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="solutions per question and step")
-    learning_rates: tuple[LearningRate, ...] = Field(
+    learning_rates: Annotated[tuple[LearningRate, ...], EachOnce] = Field(
         (1e-7, 1e-6), strict=False, min_length=1, description="each is tried; dev accuracy chooses"
     )
     kl: Weight = Field(0.02, description="pull towards the untrained target")
     temperature: Above0 = Field(1.0, description="sampling temperature in training")
     max_new_tokens: Positive = Field(512, description="most tokens of a solution; a longer one fails")
-
-    @field_validator("learning_rates")
-    @classmethod
-    def _each_once(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        return _distinct(rates)
 
 
 class EvaluateConfig(Section):
@@ -225,10 +219,10 @@ class Config(Section):
 
     name: Text = Field("own-data", description="a name for the report")
     output: Text = Field("runs/own-data", description="the run folder; the same command continues there")
-    seeds: tuple[Count, ...] = Field(
+    seeds: Annotated[tuple[Count, ...], EachOnce] = Field(
         (0,), strict=False, min_length=1, description="each is a whole repetition; five for a claim"
     )
-    arms: tuple[ArmName, ...] = Field(
+    arms: Annotated[tuple[ArmName, ...], EachOnce] = Field(
         ("base", "sft", "dart"),
         strict=False,
         min_length=1,
@@ -246,11 +240,6 @@ class Config(Section):
     sft: SFTConfig = Field(default_factory=SFTConfig)
     direct_rl: DirectRLConfig = Field(default_factory=DirectRLConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
-
-    @field_validator("seeds", "arms")
-    @classmethod
-    def _each_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return _distinct(values)
 
     def resolved_yaml(self) -> str:
         """Every key with its value, as YAML that `load_config` reads back to an equal config."""
@@ -321,9 +310,3 @@ def _key_line(key: str, field: Any) -> str:
 
 def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError("names something twice")
-    return values

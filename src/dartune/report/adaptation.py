@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dartune.data.adapted import ADAPTED, PROVENANCES
 from dartune.rewards.text import skeleton
 
-PROVENANCES = ("rewrite", "own", "original", "dropped")
 SHARES = ("hacks", "dialects")
 EDGE_STEPS = 5  # mapper steps averaged at either end for "before" and "after"
 
@@ -68,7 +68,7 @@ def adapted_summary(
         "provenance": {source: provenance.pop(source, 0) for source in PROVENANCES} | dict(provenance),
         "accounting": {
             "input": total,
-            "adapted": sum(row["provenance"] in ("rewrite", "own") for row in rows),
+            "adapted": sum(row["provenance"] in ADAPTED for row in rows),
             "original": sum(row["provenance"] == "original" for row in rows),
             "dropped": len(rows) - len(kept),
             "unaccounted": total - len(rows),

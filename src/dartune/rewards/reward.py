@@ -78,6 +78,8 @@ def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer) -> range:
 class Reward(Protocol):
     """Scores groups of samples, one group per demonstration; training and synthesis use the same object."""
 
+    target: Engine
+    """What scores the samples; its work is part of what training costs."""
     references: Mapping[str, Reference]
     """By demonstration id."""
     scale: float

@@ -26,7 +26,7 @@ from dartune.rewards.reward import GatedReward, Scored, alignment_score, respons
 from dartune.rewards.text import known_names
 from dartune.rewards.verify import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share
-from dartune.run import Cost, atomic_write_json, read_jsonl, write_jsonl
+from dartune.run import atomic_write_json, read_jsonl, write_jsonl
 
 CHUNK = 64
 ANSWER_LOGPROB = float(np.log(0.5))
@@ -44,9 +44,8 @@ def probe(
     seed: int,
     folder: Path,
     progress: Progress | None = None,
-) -> Cost:
+) -> None:
     """Write `probe.jsonl` (one row a demonstration) and `thresholds.json` into `folder`."""
-    before = Cost(target.generated_tokens, target.scored_tokens, flops=target.flops)
     lengths = [len(renderer.response_ids(d.solution)) for d in demonstrations]
     pairs = [(renderer.prompt_ids(d.question), renderer.response_ids(d.solution)) for d in demonstrations]
     score = alignment_score(config)
@@ -77,12 +76,6 @@ def probe(
     thresholds = _final_thresholds(config, prompt, demonstrations, rows)
     write_jsonl(folder / "probe.jsonl", rows)
     atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
-    now = Cost(target.generated_tokens, target.scored_tokens, flops=target.flops)
-    return Cost(
-        now.generated_tokens - before.generated_tokens,
-        now.scored_tokens - before.scored_tokens,
-        flops=now.flops - before.flops,
-    )
 
 
 def load_probe(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Reference], GateThresholds]:

@@ -16,15 +16,13 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import add_lora, merge_lora
 from dartune.rewards.solved import solved
 from dartune.rewards.verify import AnswerChecker
 from dartune.run import Cost, append_jsonl, read_jsonl
-from dartune.train.loop import LoopConfig, train
+from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages
-from dartune.train.policy import PolicyObjective, every_nth, totals, zero_variance
+from dartune.train.policy import PolicyObjective, a_few, totals, zero_variance
 
-SAMPLES_ON_DISK = 5  # a step
 MOST_STEPS = 1_000_000
 
 
@@ -67,7 +65,7 @@ class DirectRLObjective(PolicyObjective):
             ]
         )
         flat = [(row, text, right) for row, group in zip(rows, verdicts, strict=True) for text, right in group]
-        for row, text, right in every_nth(flat, SAMPLES_ON_DISK):
+        for row, text, right in a_few(flat):
             append_jsonl(
                 self.samples_path,
                 {"step": step + 1, "id": row.id, "question": row.question, "solution": text, "correct": right},
@@ -115,23 +113,22 @@ def train_directly(
 
     Continues from the checkpoints an interrupted call left in `folder`.
     """
-    torch.manual_seed(seed)
-    if config.adapter == "lora":
-        model = add_lora(model, config.lora_rank)
     rows = [row for row in demonstrations if row.answer is not None]
-    engine = HFEngine(model)
-    objective = DirectRLObjective(
-        rows, engine, start, renderer, config, seed, folder / "samples.jsonl", checker=checker, budget=budget
-    )
-    loop = LoopConfig(
+    samples = folder / "samples.jsonl"
+
+    def objective(trained: torch.nn.Module) -> DirectRLObjective:
+        policy = HFEngine(trained)
+        return DirectRLObjective(rows, policy, start, renderer, config, seed, samples, checker=checker, budget=budget)
+
+    model, history = train_as_set(
+        model,
+        objective,
+        config,
+        folder,
+        seed=seed,
         steps=MOST_STEPS,
         learning_rate=learning_rate,
-        warmup_steps=config.warmup_steps,
         decay=0.0,
-        max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
+        on_step=on_step,
     )
-    history = train(model, objective, loop, folder, on_step=on_step)
-    if config.adapter == "lora":
-        model = merge_lora(model)
     return model, totals(history)

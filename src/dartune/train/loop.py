@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dartune.config import Adapter
 from dartune.errors import MachineError
+from dartune.models.loading import add_lora, merge_lora
 from dartune.run import append_jsonl, read_jsonl, write_jsonl
 from dartune.train import checkpoint
 
@@ -139,6 +141,40 @@ def train(
             break
     model.eval()
     return history
+
+
+def train_as_set(
+    model: nn.Module,
+    objective: Callable[[nn.Module], Objective],
+    config: Adapter,
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    learning_rate: float,
+    decay: float = 1.0,
+    weight_decay: float = 0.0,
+    on_step: Callable[[int, dict[str, Any]], None] | None = None,
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """`train` by the settings of a config's section, fully or by LoRA (merged at the end).
+
+    Args:
+        objective: makes the objective, given the model that is trained (LoRA-wrapped or not).
+    """
+    torch.manual_seed(seed)
+    if config.adapter == "lora":
+        model = add_lora(model, config.lora_rank)
+    settings = LoopConfig(
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay=decay,
+        weight_decay=weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        checkpoint_every=config.checkpoint_every,
+    )
+    history = train(model, objective(model), settings, folder, on_step=on_step)
+    return (merge_lora(model) if config.adapter == "lora" else model), history
 
 
 def _one_step(accelerator, model, optimizers, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:

@@ -14,16 +14,13 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import add_lora, merge_lora
 from dartune.rewards.hacks import HACKS
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text, skeleton
 from dartune.run import Cost, append_jsonl, read_jsonl
-from dartune.train.loop import LoopConfig, train
+from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages, vargrad_advantages
-from dartune.train.policy import PolicyObjective, every_nth, totals, zero_variance
-
-SAMPLES_ON_DISK = 5  # a step
+from dartune.train.policy import PolicyObjective, a_few, totals, zero_variance
 
 
 def mapper_prompt(template: str, demonstration: Demonstration) -> str:
@@ -74,8 +71,7 @@ class MapperObjective(PolicyObjective):
         """
         super().__init__(*words)
         self.reward, self.describe, self.probe, self.probed = reward, describe, probe, []
-        if target := getattr(reward, "target", None):
-            self.engines.append(target)
+        self.engines.append(reward.target)
 
     def prompt(self, row: Demonstration) -> str:
         return mapper_prompt(self.config.prompt, row)
@@ -160,7 +156,7 @@ class MapperObjective(PolicyObjective):
 
     def _keep_some(self, step: int, rows: Sequence[Demonstration], scored: Sequence[Sequence[Scored]]) -> None:
         flat = [(row, item) for row, group in zip(rows, scored, strict=True) for item in group]
-        for row, item in every_nth(flat, SAMPLES_ON_DISK):
+        for row, item in a_few(flat):
             append_jsonl(
                 self.samples_path,
                 {
@@ -197,30 +193,30 @@ def train_mapper(
 
     Continues from the checkpoints an interrupted call left in `folder`.
     """
-    torch.manual_seed(seed)
-    if config.adapter == "lora":
-        model = add_lora(model, config.lora_rank)
-    objective = MapperObjective(
-        demonstrations,
-        HFEngine(model),
-        start,
-        renderer,
+
+    def objective(trained: torch.nn.Module) -> MapperObjective:
+        return MapperObjective(
+            demonstrations,
+            HFEngine(trained),
+            start,
+            renderer,
+            config,
+            seed,
+            folder / "samples.jsonl",
+            reward=reward,
+            describe=describe,
+            probe=probe if config.probe_every else None,
+        )
+
+    model, history = train_as_set(
+        model,
+        objective,
         config,
-        seed,
-        folder / "samples.jsonl",
-        reward=reward,
-        describe=describe,
-        probe=probe if config.probe_every else None,
-    )
-    loop = LoopConfig(
+        folder,
+        seed=seed,
         steps=config.steps,
         learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
         decay=0.0,
-        max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
+        on_step=on_step,
     )
-    history = train(model, objective, loop, folder, on_step=on_step)
-    if config.adapter == "lora":
-        model = merge_lora(model)
     return model, totals(history)

@@ -25,6 +25,7 @@ from dartune.train.loop import shuffled_rows
 from dartune.train.objectives import grpo
 
 GROUPS_PER_MICROBATCH = 6
+SAMPLES_ON_DISK = 5  # a step
 
 
 class PolicyConfig(Protocol):
@@ -161,9 +162,9 @@ def zero_variance(rewards: torch.Tensor) -> float:
     return float((rewards.std(dim=1) < 1e-6).float().mean())
 
 
-def every_nth(items: Sequence[Any], wanted: int) -> Sequence[Any]:
-    """About `wanted` of the items, evenly spread."""
-    return items[:: max(1, len(items) // wanted)][:wanted]
+def a_few(items: Sequence[Any]) -> Sequence[Any]:
+    """About `SAMPLES_ON_DISK` of a step's items, evenly spread."""
+    return items[:: max(1, len(items) // SAMPLES_ON_DISK)][:SAMPLES_ON_DISK]
 
 
 def totals(history: Sequence[dict[str, Any]]) -> Cost:

@@ -12,10 +12,10 @@ from dartune.config import SFTConfig
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.flops import FORWARD, TRAINING, multiplied_weights
-from dartune.models.loading import add_lora, context_length, merge_lora
+from dartune.models.loading import context_length
 from dartune.models.shared_prefix import anchored_logprobs, sequence_logprobs
 from dartune.run import Cost
-from dartune.train.loop import LoopConfig, shuffled_rows, train
+from dartune.train.loop import shuffled_rows, train_as_set
 from dartune.train.objectives import asft, cross_entropy, dft
 
 ROWS_PER_MICROBATCH = 16
@@ -88,21 +88,21 @@ def fine_tune(
 
     Continues from the checkpoints an interrupted call left in `folder`.
     """
-    torch.manual_seed(seed)
-    if config.adapter == "lora":
-        model = add_lora(model, config.lora_rank)
-    objective = SFTObjective(rows, renderer, config.batch_size, seed, context_length(model), loss, anchor)
-    loop = LoopConfig(
+
+    def objective(trained: torch.nn.Module) -> SFTObjective:
+        return SFTObjective(rows, renderer, config.batch_size, seed, context_length(trained), loss, anchor)
+
+    model, history = train_as_set(
+        model,
+        objective,
+        config,
+        folder,
+        seed=seed,
         steps=config.steps,
         learning_rate=learning_rate,
-        warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
+        on_step=on_step,
     )
-    history = train(model, objective, loop, folder, on_step=on_step)
-    if config.adapter == "lora":
-        model = merge_lora(model)
     each = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)
     flops = each * sum(row["read_tokens"] for row in history)
     return model, Cost(trained_tokens=sum(row["trained_tokens"] for row in history), flops=flops)
