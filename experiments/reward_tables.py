@@ -166,8 +166,8 @@ def _correlations(rows: Sequence[Row]) -> str:
         cells = [_rank_correlation([value(r) for r in rows], [r["accuracy"][group] for r in rows]) for group in GAINS]
         lines.append([name, *cells])
     note = (
-        f"{len(rows)} different mapper runs. The score's mean over the rows that a target was trained on, against that target's "
-        "accuracy: Spearman's rank correlation and its 95% interval (bootstrap over the runs).\n\n"
+        f"{len(rows)} different mapper runs. The score's mean over the rows that a target was trained on, against that "
+        "target's accuracy: Spearman's rank correlation and its 95% interval (bootstrap over the runs).\n\n"
     )
     return note + table(["of the adapted rows", *GAINS], lines)
 
