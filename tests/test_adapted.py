@@ -58,10 +58,10 @@ def test_it_reads_back_as_written(tmp_path):
 
 def test_both_views_load_with_datasets(tmp_path):
     write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
-    default, success = cached(tmp_path), cached(tmp_path, "success_only")
-    assert default["id"] == ["r0", "r1", "r2", "r3", "r5"]
-    assert success["id"] == ["r0", "r1", "r2", "r5"]
-    assert default.features == success.features
+    default, everything = cached(tmp_path), cached(tmp_path, "keep_original")
+    assert default["id"] == ["r0", "r1", "r2", "r5"]
+    assert everything["id"] == ["r0", "r1", "r2", "r3", "r5"]
+    assert default.features == everything.features
     assert set(FIELDS) <= set(default.column_names)
     first = default[0]
     assert first["messages"] == first["prompt"] + first["completion"] == ROWS[0]["messages"]
@@ -69,7 +69,7 @@ def test_both_views_load_with_datasets(tmp_path):
         "answer": True,
         "format": True,
     }
-    assert default[3]["reward"] == {"gain": None, "reward": None}
+    assert everything[3]["reward"] == {"gain": None, "reward": None}
 
 
 def test_a_view_without_rows_is_left_out_and_the_other_still_loads(tmp_path):

@@ -54,7 +54,7 @@ class Arm:
         trains_as_much_as: an arm whose number of trained tokens is matched.
         budget: `tokens` or `seconds`: direct RL on the target, for what making the data of `dart` took.
         start: the arm whose model is trained on, instead of the untouched target.
-        success_only: leave out the rows that stayed originals.
+        keep_original: train on the rows that stayed originals, too.
         select: train on the adapted rows with the most gain per token only, up to this share of all tokens.
         augment: train on every different rewrite of a row that was accepted, not on the best alone.
     """
@@ -66,7 +66,7 @@ class Arm:
     trains_as_much_as: str | None = None
     budget: str | None = None
     start: str | None = None
-    success_only: bool = False
+    keep_original: bool = False
     select: float | None = None
     augment: bool = False
 
@@ -97,7 +97,7 @@ ARMS: dict[str, Arm] = {
     ),
     "dart": Arm("rewrites of the trained mapper", rows="dart"),
     "dart_dft": Arm("rewrites of the trained mapper, dft loss", rows="dart", loss="dft"),
-    "dart_success_only": Arm("dart without the rows that stayed originals", rows="dart", success_only=True),
+    "dart_keep_original": Arm("dart, and the demonstration where no rewrite passed", rows="dart", keep_original=True),
     "dart_selected": Arm(
         "the rewrites of dart with the most gain per token, half of all tokens", rows="dart", select=0.5
     ),

@@ -170,7 +170,7 @@ class SynthesiseConfig(Section):
         ("rewrite", "own", "original"),
         strict=False,
         min_length=1,
-        description="what a row becomes, first that holds; without original, failing rows are dropped",
+        description="what a row becomes, first that holds; originals stay in the data set, but are not trained on",
     )
 
 

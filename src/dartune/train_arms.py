@@ -12,6 +12,7 @@ from typing import Any
 from dartune.adapt import preparing, probe_stage, synthesis_stage
 from dartune.arm_settings import rates
 from dartune.arms import ARMS
+from dartune.data.adapted import VIEWS
 from dartune.job import Job
 from dartune.lab import source as lab
 from dartune.progress import follow
@@ -35,9 +36,8 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
         rows = [(row.question, own["text"]) for row, known in pairs for own in known["own"]]
         return rows, job.run.key(probe_stage("dart"))
     name = synthesis_stage(source, seed)
-    rows = [row for row in read_jsonl(job.run.stage_folder(name) / "rows.jsonl") if row["provenance"] != "dropped"]
-    if ARMS[arm].success_only:
-        rows = [row for row in rows if row["provenance"] != "original"]
+    wanted = VIEWS["keep_original" if ARMS[arm].keep_original else "success_only"].provenances
+    rows = [row for row in read_jsonl(job.run.stage_folder(name) / "rows.jsonl") if row["provenance"] in wanted]
     if share := ARMS[arm].select:
         rows = selected(rows, share)
     pairs = [(row["question"], row["solution"]) for row in rows]
@@ -48,10 +48,9 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
 
 def selected(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
     """The adapted rows that gain most for each of their tokens, in their order, up to a share of all tokens."""
-    adapted = [row for row in rows if row["provenance"] != "original"]
     room = share * sum(len(row["ids"]) for row in rows)
     chosen: set[str] = set()
-    for row in sorted(adapted, key=lambda row: (row["alignment_before"] - row["alignment_after"]) / len(row["ids"])):
+    for row in sorted(rows, key=lambda row: (row["alignment_before"] - row["alignment_after"]) / len(row["ids"])):
         if len(row["ids"]) <= room:
             room -= len(row["ids"])
             chosen.add(row["id"])
@@ -97,7 +96,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
             "rows": source,
             "target": identity,
             "sft": settings.model_dump(exclude={"learning_rates"}),
-            "arm": {key: getattr(ARMS[arm], key) for key in ("rows", "loss", "success_only", "select", "augment")},
+            "arm": {key: getattr(ARMS[arm], key) for key in ("rows", "loss", "keep_original", "select", "augment")},
             "learning_rate": rate,
             "seed": seed,
             "max_new_tokens": job.config.evaluate.max_new_tokens,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from dartune.errors import DartuneError, InputError
 from dartune.files import sync
@@ -33,12 +33,20 @@ FIELDS = (
     "hacks_refused",
     "reason",
 )
+
+
+class View(NamedTuple):
+    """Rows to train on: what they are, in words, and by provenance."""
+
+    says: str
+    provenances: tuple[str, ...]
+
+
 VIEWS = {
-    "keep_original": (
-        "every question once; where no adapted solution was found, the original one",
-        (*ADAPTED, "original"),
+    "success_only": View("only the questions with an adapted solution; what dartune itself trains on", ADAPTED),
+    "keep_original": View(
+        "every question once; where no adapted solution was found, the original one", (*ADAPTED, "original")
     ),
-    "success_only": ("only the questions with an adapted solution", ADAPTED),
 }
 
 CARD = """\
@@ -60,8 +68,8 @@ solutions, {after} for these.
 
 ```python
 from datasets import load_dataset
-rows = load_dataset("path/to/this/folder", split="train")                  # keep_original
-rows = load_dataset("path/to/this/folder", "success_only", split="train")
+rows = load_dataset("path/to/this/folder", split="train")                  # success_only
+rows = load_dataset("path/to/this/folder", "keep_original", split="train")
 ```
 
 Both train as they are with any trainer that reads prompt/completion rows, such as `trl.SFTTrainer`;
@@ -110,7 +118,7 @@ def write_adapted(
     provenance_note: Mapping[str, Any],
     chat: bool = True,
 ) -> Path:
-    """Writes `data.jsonl`, `keep_original.parquet`, `success_only.parquet` and the card `README.md`.
+    """Writes `data.jsonl`, `success_only.parquet`, `keep_original.parquet` and the card `README.md`.
 
     The folder appears whole or not at all; an older one of that name is replaced. A view without rows has no
     file, since `datasets` cannot load one.
@@ -134,8 +142,8 @@ def write_adapted(
     fresh.mkdir(parents=True)
     with (fresh / "data.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    for view, (_, provenances) in VIEWS.items():
-        _write_view(fresh / f"{view}.parquet", rows, provenances, chat)
+    for name, view in VIEWS.items():
+        _write_view(fresh / f"{name}.parquet", rows, view.provenances, chat)
     (fresh / "README.md").write_text(card(rows, counts, provenance_note, chat), encoding="utf-8")
     for file in fresh.iterdir():
         sync(file)
@@ -235,7 +243,7 @@ def card(
 ) -> str:
     """The data card: YAML front matter that `datasets` reads, then what the rows are and their source."""
     configs = []
-    filled = {view: any(row["provenance"] in kinds for row in rows) for view, (_, kinds) in VIEWS.items()}
+    filled = {name: any(row["provenance"] in view.provenances for row in rows) for name, view in VIEWS.items()}
     for view in (view for view in VIEWS if filled[view]):
         configs += [f"- config_name: {view}", *([] if configs else ["  default: true"]), "  data_files:"]
         configs += ["  - split: train", f"    path: {view}.parquet"]
@@ -243,8 +251,8 @@ def card(
         f"| {name} | {counts[name]} | {_percent(counts[name], counts['input'])} |" for name in PROVENANCES
     )
     views = "\n".join(
-        f"* `{view}`: {meaning}{'' if filled[view] else ' (no rows here, so no file)'}"
-        for view, (meaning, _) in VIEWS.items()
+        f"* `{name}`: {view.says}{'' if filled[name] else ' (no rows here, so no file)'}"
+        for name, view in VIEWS.items()
     )
     source = "\n".join(f"* {key}: {_one_line(value)}" for key, value in note.items()) or "* not recorded"
     before, after = (_median(rows, f"alignment_{when}") for when in ("before", "after"))
