@@ -25,7 +25,8 @@ said in [rewards](rewards.md) and [experiments](experiments.md).
 
 The lab's recipe, expert `values`, target `backward`, but a mapper start pretrained for a quarter of the steps
 (`dartune lab build --only mapper --steps 1500 --output FOLDER`): it gets half of its rewrites wrong, so that
-cheating is the easy way. Variants change the reward or one dial, nothing else; every target is fine-tuned
+cheating is the easy way. Targets are trained on the rows that stayed originals as well (`dart_keep_original`).
+Variants change the reward or one dial, nothing else; every target is fine-tuned
 with learning rate 6e-4. Accuracies in %, 128 questions a suite; base is the untouched target. Where a cell has three
 figures they are mean, lowest and highest of three seeds; elsewhere one seed.
 """

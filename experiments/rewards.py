@@ -17,6 +17,7 @@ from typing import Any
 
 from reward_tables import page
 
+from dartune.arms import ARMS
 from dartune.config import Config, load_config
 from dartune.lab.build import build_one
 from dartune.pipeline import run
@@ -31,7 +32,7 @@ RUNS, RESULTS = ROOT / "runs" / "rewards", ROOT / "results" / "rewards.json"
 WEAK_STEPS = 1500
 ANSWER_GATES = "[finished, one_answer, correct_answer]"
 SAME = {
-    "arms": "[base, dart]",
+    "arms": "[base, dart_keep_original]",
     "mapper.path": str(RUNS / "start" / "mapper"),
     "sft.learning_rates": "[6e-4]",  # one for all: chosen on dev, variants would differ in it as well
 }
@@ -65,7 +66,7 @@ DIALS: dict[str, dict[str, str]] = {
     "score capped_percentile": {"reward.alignment": "capped_percentile"},
     "score centred": {"reward.alignment": "centred"},
     "score rank_surprisal": {"reward.alignment": "rank_surprisal"},
-    "originals dropped": {"synthesise.ladder": "[rewrite, own]"},
+    "originals left out": {"arms": "[base, dart]"},
 }
 DIALS["correct-answer constant, gold probe"] = MAIN["correct-answer constant"] | {"mapper.probe_every": "5"}
 SEEDS = dict.fromkeys(MAIN, (0, 1, 2)) | dict.fromkeys(DIALS, (0,))
@@ -91,7 +92,8 @@ def scores_of(config: Config, seed: int) -> dict[str, float]:
     """Every alignment score's mean over what the target was trained on, whatever the variant was paid for."""
     roster, stages = Roster(config), Path(config.output) / "stages"
     references: dict[str, Reference] = load_probe(stages / "probe")[1]
-    rows = [row for row in read_jsonl(stages / f"synthesise-s{seed}" / "rows.jsonl") if row["provenance"] != "dropped"]
+    trained_on = VIEWS[ARMS[config.arms[-1]].view].provenances
+    rows = [row for row in read_jsonl(stages / f"synthesise-s{seed}" / "rows.jsonl") if row["provenance"] in trained_on]
     pairs = [(roster.renderer.prompt_ids(row["question"]), row["ids"]) for row in rows]
     stats = response_stats(roster.target_engine, SCORES["rank_surprisal"], pairs)
     known = list(zip(rows, stats, strict=True))
@@ -107,7 +109,7 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
     adapted, phases = results["adapted"]["dart"][str(seed)], results["mapper"]["dart"][str(seed)]["phases"]
     groups = [row for row in results["summaries"] if row["level"] == "group"]
     cells = [row for row in results["cells"] if row["seed"] == seed]
-    sampled = [row for row in cells if row["arm"] == "dart"]
+    sampled = [row for row in cells if row["arm"] == config.arms[-1]]
     rows = read_jsonl(folder / "stages" / f"synthesise-s{seed}" / "rows.jsonl")
     written = [row for row in rows if row["provenance"] == "rewrite"]
     return {
@@ -121,7 +123,7 @@ def measured(variant: str, seed: int) -> dict[str, Any]:
         "mapper_seconds": results["costs"]["stages"][f"mapper-s{seed}"]["seconds"],
         "adapted": {key: adapted[key] for key in ("provenance", "hacks", "skeletons", "quality")},
         "alignment": scores_of(config, seed),
-        "accuracy": {row["name"]: row["by_seed"][str(seed)] for row in groups if row["arm"] == "dart"},
+        "accuracy": {row["name"]: row["by_seed"][str(seed)] for row in groups if row["arm"] == config.arms[-1]},
         "base": {row["name"]: row["accuracy"]["estimate"] for row in groups if row["arm"] == "base"},
         "suites": {row["suite"]: row["accuracy"] for row in sampled},
         "base_suites": {row["suite"]: row["accuracy"] for row in cells if row["arm"] == "base"},

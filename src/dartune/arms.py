@@ -75,6 +75,11 @@ class Arm:
         return bool(self.rows or self.budget)
 
     @property
+    def view(self) -> str:
+        """Which rows of the adapted data set it is trained on."""
+        return "keep_original" if self.keep_original else "success_only"
+
+    @property
     def needs(self) -> list[str]:
         """Arms that must be trained before it."""
         costs = "dart" if self.budget else None

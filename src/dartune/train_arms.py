@@ -36,7 +36,7 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
         rows = [(row.question, own["text"]) for row, known in pairs for own in known["own"]]
         return rows, job.run.key(probe_stage("dart"))
     name = synthesis_stage(source, seed)
-    wanted = VIEWS["keep_original" if ARMS[arm].keep_original else "success_only"].provenances
+    wanted = VIEWS[ARMS[arm].view].provenances
     rows = [row for row in read_jsonl(job.run.stage_folder(name) / "rows.jsonl") if row["provenance"] in wanted]
     if share := ARMS[arm].select:
         rows = selected(rows, share)
