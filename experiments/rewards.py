@@ -19,6 +19,7 @@ from reward_tables import page
 
 from dartune.arms import ARMS
 from dartune.config import Config, load_config
+from dartune.data.adapted import VIEWS
 from dartune.lab.build import build_one
 from dartune.pipeline import run
 from dartune.rewards.alignment import SCORES, Reference

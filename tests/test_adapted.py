@@ -164,6 +164,7 @@ def test_accounting_finds_lost_and_doubled_rows():
         "rewrite": 3,
         "own": 1,
         "guided": 0,
+        "natural": 0,
         "original": 1,
         "dropped": 1,
     }

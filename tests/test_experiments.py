@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def experiments(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     yield
-    for name in ("rewards", "reward_tables", "reward_forms", "lab", "pages"):
+    for name in ("rewards", "reward_tables", "reward_forms", "comparison", "comparison_tables", "pages"):
         sys.modules.pop(name, None)
 
 
@@ -27,10 +27,10 @@ def test_the_page_on_rewards_is_made_from_its_results(experiments):
 
 
 def test_the_measured_parts_of_the_documents_are_those_of_the_results(experiments):
-    from lab import parts
+    from comparison_tables import parts
     from pages import filled
 
-    measured = parts(json.loads((ROOT / "results" / "lab.json").read_text("utf-8")))
+    measured = parts(json.loads((ROOT / "results" / "comparison.json").read_text("utf-8")))
     for document in ("README.md", "docs/results.md"):
         text = (ROOT / document).read_text("utf-8")
         assert "<!-- measured: " in text and filled(text, measured) == text, document

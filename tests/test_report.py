@@ -96,7 +96,7 @@ def test_phases_compare_first_and_last_steps():
 
 def test_accounting_and_what_is_missing():
     adapted = full()["adapted"]["dart"]["0"]
-    assert adapted["provenance"] == {"rewrite": 6, "own": 1, "guided": 0, "original": 2, "dropped": 1}
+    assert adapted["provenance"] == {"rewrite": 6, "own": 1, "guided": 0, "natural": 0, "original": 2, "dropped": 1}
     assert adapted["accounting"] == {"input": 10, "adapted": 7, "original": 2, "dropped": 1, "unaccounted": 0}
     assert adapted["reasons"] == {"the best accepted candidate": 6, "no rewrite passed": 4}
     assert adapted["hacks_refused"] == {"leak": 0.1} and adapted["hacks"] == {}

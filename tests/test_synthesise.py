@@ -58,7 +58,7 @@ def adapt(checker, tmp_path):
         config = SynthesiseConfig(samples=samples, ladder=list(ladder))
         return synthesise(
             rows,
-            [probe(row, own) for row in rows],
+            [probe(row, own.get(row.id, ()) if isinstance(own, dict) else own) for row in rows],
             Scripted(written),
             target,
             reward,
@@ -104,8 +104,19 @@ def test_the_guided_rung_asks_the_target_with_the_solution_in_view_and_gates_it(
 
 def test_a_rung_less_natural_than_the_original_is_not_taken(adapt):
     [row], _ = adapt((WRONG,), ("own", "original"), own=((GOOD, -1.5),))
-    assert (row["provenance"], row["solution"]) == ("original", ROW.solution)
+    assert (row["provenance"], row["solution"]) == ("natural", ROW.solution)
     assert "none is worth more than the original" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("own", "rows"),
+    [(-1.5, ("natural", "natural")), (-0.5, ("own", "original"))],
+    ids=["most originals win", "most lose"],
+)
+def test_originals_are_natural_only_where_most_demonstrations_are(adapt, own, rows):
+    """The second row has no accepted solution: it is judged by how the others fared."""
+    found, _ = adapt((WRONG,), ("own", "original"), rows=(ROW, OTHER), own={ROW.id: ((GOOD, own),)})
+    assert tuple(row["provenance"] for row in found) == rows
 
 
 def test_an_exhausted_ladder_drops_the_row_but_keeps_its_record(adapt):

@@ -10,7 +10,7 @@ from dartune.progress import follow
 from dartune.roster import Meter
 from dartune.run import Cost
 
-INTERNAL = ("ids", "logprobs", "alternatives")
+INTERNAL = ("ids", "logprobs", "alternatives", "accepted")
 """Fields of a synthesised row that are not published."""
 
 

@@ -16,7 +16,7 @@ from dartune.files import sync
 
 ADAPTED = ("rewrite", "own", "guided")
 """Provenances of rows whose solution is no longer the demonstration's."""
-PROVENANCES = (*ADAPTED, "original", "dropped")
+PROVENANCES = (*ADAPTED, "natural", "original", "dropped")
 FIELDS = (
     "id",
     "question",
@@ -43,9 +43,12 @@ class View(NamedTuple):
 
 
 VIEWS = {
-    "success_only": View("only the questions with an adapted solution; what dartune itself trains on", ADAPTED),
+    "success_only": View(
+        "the questions with an adapted or a natural solution; what dartune itself trains on", (*ADAPTED, "natural")
+    ),
     "keep_original": View(
-        "every question once; where no adapted solution was found, the original one", (*ADAPTED, "original")
+        "every question once; where no adapted solution was found, the original one",
+        (*ADAPTED, "natural", "original"),
     ),
 }
 
@@ -79,9 +82,10 @@ Both train as they are with any trainer that reads prompt/completion rows, such 
 ## Columns
 
 `solution` is what to train on and `source_solution` what the demonstration said. `provenance` is one of
-{provenances}; `reward` holds the parts of the reward, `gates` which checks the
-solution passed, `hacks` the ways in which the solution games the reward, `hacks_refused` those in which the row's other
-candidates tried to, `reason` why the row is what it is.
+{provenances} (natural and original: the demonstration as it was, in data that mostly suited the model and
+in data that did not); `reward` holds the parts of the reward, `gates` which checks the solution passed,
+`hacks` the ways in which the solution games the reward, `hacks_refused` those in which the row's other candidates
+tried to, `reason` why the row is what it is.
 
 ## Source
 
@@ -93,7 +97,7 @@ programs, not read by people.
 
 
 def accounting(rows: Iterable[Mapping[str, Any]], n_input: int) -> dict[str, int]:
-    """Counts rows by provenance: input = adapted + original + dropped.
+    """Counts rows by provenance: input = adapted + natural + original + dropped.
 
     Raises:
         DartuneError: a row is lost, doubled, or of unknown provenance.

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dartune.data.adapted import ADAPTED, PROVENANCES
+from dartune.data.adapted import ADAPTED, PROVENANCES, VIEWS
 from dartune.rewards.text import skeleton
 
 SHARES = ("hacks", "dialects")
@@ -54,23 +54,20 @@ def adapted_summary(
     rows: Sequence[Mapping[str, Any]], input_rows: int | None, quality: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     provenance = Counter(row["provenance"] for row in rows)
-    kept = [row for row in rows if row["provenance"] != "dropped"]
     total = len(rows) if input_rows is None else input_rows
     gates = defaultdict(list)
     for row in rows:
         for gate, passed in (row.get("gates") or {}).items():
             gates[gate].append(float(passed))
-    aligned = [
-        row for row in kept if row.get("alignment_before") is not None and row.get("alignment_after") is not None
-    ]
-    written = [row for row in kept if row["provenance"] != "original"]
+    written = [row for row in rows if row["provenance"] in ADAPTED]
+    trained = [row for row in rows if row["provenance"] in VIEWS["success_only"].provenances]
     return {
         "provenance": {source: provenance.pop(source, 0) for source in PROVENANCES} | dict(provenance),
         "accounting": {
             "input": total,
             "adapted": sum(row["provenance"] in ADAPTED for row in rows),
-            "original": sum(row["provenance"] == "original" for row in rows),
-            "dropped": len(rows) - len(kept),
+            "original": sum(row["provenance"] in ("natural", "original") for row in rows),
+            "dropped": sum(row["provenance"] == "dropped" for row in rows),
             "unaccounted": total - len(rows),
         },
         "reasons": dict(Counter(row["reason"] for row in rows if row.get("reason")).most_common()),
@@ -78,8 +75,8 @@ def adapted_summary(
         "hacks": _rates(written, "hacks"),
         "hacks_refused": _rates(rows, "hacks_refused"),
         "skeletons": len({skeleton(row["solution"]) for row in written}) / max(1, len(written)),
-        "alignment_before": mean_known(row["alignment_before"] for row in aligned),
-        "alignment_after": mean_known(row["alignment_after"] for row in aligned),
+        "alignment_before": mean_known(row.get("alignment_before") for row in rows),
+        "alignment_after": mean_known(row.get("alignment_after") for row in trained),
         "quality": quality,
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dartune.data.adapted import ADAPTED
 from dartune.errors import InputError
 from dartune.run import read_jsonl
 
@@ -17,9 +18,7 @@ def adapted_quality(
     rows: Sequence[Mapping[str, Any]], judge: Callable[[str, str], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Share of rewritten rows whose steps and names are right, and which dialects they are in."""
-    judged = [
-        judge(row["question"], row["solution"]) for row in rows if row["provenance"] not in ("original", "dropped")
-    ]
+    judged = [judge(row["question"], row["solution"]) for row in rows if row["provenance"] in ADAPTED]
     named = [verdict["names_correct"] for verdict in judged if verdict["names_correct"] is not None]
     styles = Counter(verdict["dialect"] or "none" for verdict in judged)
     return {

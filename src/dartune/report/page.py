@@ -15,6 +15,7 @@ from dartune.report import summary
 from dartune.report.adaptation import main_part
 from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
+from dartune.report.shortfalls import shortfalls
 from dartune.run import atomic_write_text
 
 SURPRISE = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; bounds of the six shades of a token
@@ -72,6 +73,7 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         setup=summary.setup(results),
         headline=summary.headline(results),
         cautions=_cautions(results),
+        shortfalls=shortfalls(results),
         accuracy=_accuracy_rows(results),
         by_arm=_arm_rows(results) if len(results["arms"]) > MANY_ARMS else [],
         differences=_difference_rows(results, ("accuracy",)),

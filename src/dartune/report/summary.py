@@ -8,7 +8,15 @@ from textwrap import fill
 from typing import Any
 
 GAP = "  "
-HEADLINE_PAIRS = (("dart", "sft"), ("dart", "base"), ("sft", "base"))
+HEADLINE_PAIRS = (
+    ("dart", "sft"),
+    ("dart", "base"),
+    ("sft", "base"),
+    ("dart", "best_of_k"),
+    ("dart", "grpo_tokens"),
+    ("dart", "grpo_seconds"),
+)
+MANY_PAIRS = 3
 
 
 def summarise(results: Mapping[str, Any], page: Path | None = None, width: int = 100) -> str:
@@ -66,7 +74,7 @@ def headline(results: Mapping[str, Any]) -> list[str]:
     main, *others = [pair for pair in HEADLINE_PAIRS if pair in compared] or compared[:1]
     sentences = [sentence(results, difference_of(results, *main, group)) for group in results["groups"]]
     sentences += [overview(results, *pair) for pair in others]
-    if len(compared) > len(HEADLINE_PAIRS):
+    if len(compared) > MANY_PAIRS:
         found = f"{len(compared)} pairs of arms in {counted(len(results['groups']), 'group')}"
         sentences.append(f"{found}: of twenty differences that are none, about one looks clear.")
     return sentences

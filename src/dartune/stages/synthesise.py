@@ -18,7 +18,7 @@ from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text
-from dartune.run import append_jsonl, read_jsonl
+from dartune.run import append_jsonl, read_jsonl, write_jsonl
 from dartune.train.mapper import mapper_prompt
 
 CHUNK = 32
@@ -87,7 +87,22 @@ def synthesise(
             done.append(row)
         if progress:
             progress.update(len(chunk), rewritten=sum(row["provenance"] == "rewrite" for row in done) / len(done))
+    done = naturals_told(done)
+    write_jsonl(path, done)
     return done
+
+
+def naturals_told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, those that stayed originals called `natural` where the demonstrations suit the target anyway.
+
+    They do where most rows for which some solution was accepted have none that is worth more than the original. A few
+    originals of an unnatural kind teach the target to use that kind for the questions like theirs, the hardest.
+    """
+    kept = ("natural", "original")
+    settled = [row for row in rows if row["accepted"]]
+    if 2 * sum(row["provenance"] in kept for row in settled) <= len(settled):
+        return rows
+    return [row | {"provenance": "natural"} if row["provenance"] in kept else row for row in rows]
 
 
 def adapted_row(
@@ -101,19 +116,20 @@ def adapted_row(
 
     A rung holds where an accepted candidate is worth more than a failure; the best paid is kept, the first of equals.
     """
-    reasons = []
+    reasons, accepted = [], 0
     for rung in ladder:
         if rung == "original":
             source = _original(demonstration, probe, renderer)
-            return _row(demonstration, probe, "original", source, "; ".join(reasons), tried)
+            return _row(demonstration, probe, "original", source, "; ".join(reasons), tried) | {"accepted": accepted}
         candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
+        accepted += len(candidates)
         best = max(candidates, key=lambda item: item.surplus, default=None)
         if best is not None and best.surplus > 0:
             row = _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
             others = dict.fromkeys(item.text for item in candidates if item.surplus > 0 and item.text != best.text)
-            return row | {"alternatives": list(others)}
+            return row | {"alternatives": list(others), "accepted": accepted}
         reasons.append(f"{rung}: {_why_none(rung, candidates, demonstration.solution, tried)}")
-    return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried)
+    return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried) | {"accepted": accepted}
 
 
 def _candidate(item: Scored) -> Candidate:

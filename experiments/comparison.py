@@ -1,0 +1,157 @@
+"""The comparison on the lab: every study behind docs/results.md and the README's figures.
+
+python experiments/comparison.py run [STUDY ...]   all studies, or those named; continues where it was interrupted
+python experiments/comparison.py collect           results/comparison.json, and the README's picture, from the runs
+python experiments/comparison.py write             the measured parts of the documents, from results/comparison.json
+
+Run from the repository root. A seed of a cell takes 8-12 minutes on one CPU core, of all arms half an hour;
+two processes may share the work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from comparison_tables import parts
+from pages import fill
+
+from dartune.config import Config, load_config
+from dartune.lab.build import build_one
+from dartune.lab.suites import demonstrate, demonstration_problems
+from dartune.matrix import cells
+from dartune.pipeline import run
+from dartune.roster import Roster
+from dartune.run import atomic_write_json, read_jsonl
+from dartune.train.sft import fine_tune
+
+ROOT = Path(__file__).parents[1]
+RUNS, RESULTS = ROOT / "runs" / "comparison", ROOT / "results" / "comparison.json"
+DOCUMENT, README, PICTURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "images" / "accuracy.svg"
+STARTS = {  # mapper starts: pretraining steps, dialects that are seldom wanted
+    "weak": (1500, {}),
+    "backward in 10": (None, {"backward": 0.1}),
+    "backward in 100": (None, {"backward": 0.01}),
+}
+KNOWING = (50, 300)  # rows in the target's own dialect, new relations among them, that it is taught beforehand
+PRETUNING_SEED = 1
+ALL_ARMS = (
+    "[base, sft, sft_low_lr, sft_tokens, sft_dft, sft_asft, rft, prompt_rewriter, best_of_k, dart, dart_dft, "
+    "dart_keep_original, dart_selected, dart_augmented, no_anticheating, no_alignment, wrong_target, grpo_tokens, "
+    "grpo_seconds, dart_then_grpo, gold]"
+)
+BEST_OF_K = {"arms": "[base, dart, best_of_k]"}
+STUDIES: dict[str, dict[str, dict[str, str]]] = {
+    "arms": {"backward-values": {"arms": ALL_ARMS}},
+    "distance": {
+        expert: {"data.path": f"lab:{expert}", "arms": "[base, sft, dart]"}
+        for expert in ("backward", "recall", "explicit", "equations", "verbose")
+    },
+    "rows": {str(rows): BEST_OF_K | {"data.limit": str(rows)} for rows in (100, 300, 3000)},
+    "samples": {str(samples): BEST_OF_K | {"synthesise.samples": str(samples)} for samples in (1, 16)},
+    "start": {name: BEST_OF_K | {"mapper.path": str(RUNS / "starts" / name / "mapper")} for name in STARTS},
+    "known": {
+        str(rows): {"arms": "[base, sft, dart, grpo_tokens]", "target.path": str(RUNS / "targets" / str(rows))}
+        for rows in KNOWING
+    },
+}
+"""study -> cell -> what is changed in recipes/lab.yaml, one seed; the study `matrix` is recipes/lab-full.yaml."""
+KEPT = ("arms", "seeds", "groups", "learning_rates")
+DETAILED = ("backward-values", "recall-nested")
+SHOWN_ROWS = 10
+
+
+def configured() -> dict[tuple[str, str], Config]:
+    """(study, cell) -> config."""
+    matrix = load_config(ROOT / "recipes" / "lab-full.yaml", {"output": str(RUNS / "matrix")})
+    found = {("matrix", name): config for name, config in cells(matrix)}
+    for study, made in STUDIES.items():
+        for name, changes in made.items():
+            folder = {"output": str(RUNS / study / name.replace(" ", "-"))}
+            found[study, name] = load_config(ROOT / "recipes" / "lab.yaml", changes | folder)
+    return found
+
+
+def prepare(study: str) -> None:
+    """Make the models that a study starts from, unless they are there."""
+    if study == "start":
+        for name, (steps, rare) in STARTS.items():
+            folder = RUNS / "starts" / name
+            if not (folder / "mapper" / "model.safetensors").exists():
+                build_one("mapper", folder, RUNS / "starts" / f".{name}", steps, rare)
+    if study == "known":
+        for rows in KNOWING:
+            if not (RUNS / "targets" / str(rows) / "model.safetensors").exists():
+                _knowing_target(rows)
+
+
+def _knowing_target(rows: int) -> None:
+    """The target `backward`, fine-tuned on demonstrations in its own dialect of questions that no run trains on."""
+    config = load_config(ROOT / "recipes" / "lab.yaml")
+    models, work = Roster(config), RUNS / "targets" / f".{rows}"
+    known = demonstrate(demonstration_problems(rows, PRETUNING_SEED, config.evaluate.questions), "backward")
+    pairs = [(row.question, row.solution) for row in known]
+    model, _ = fine_tune(models.target_copy(), pairs, models.renderer, config.sft, 6e-4, 0, work)
+    models.keep(model, work)
+    (work / "model").rename(RUNS / "targets" / str(rows))
+
+
+def collect() -> None:
+    found: dict[str, dict[str, Any]] = {}
+    missing = []
+    for (study, name), config in configured().items():
+        if not (Path(config.output) / "report" / "results.json").exists():
+            missing.append(f"{study}/{name}")
+            continue
+        found.setdefault(study, {})[name] = _collected(Path(config.output), detailed=study == "matrix")
+    if missing:
+        print(f"not run yet, left out: {', '.join(missing)}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    atomic_write_json(RESULTS, found)
+    shutil.copy(RUNS / "matrix" / DETAILED[0] / "report" / "accuracy.svg", PICTURE)
+
+
+def _collected(folder: Path, detailed: bool) -> dict[str, Any]:
+    results = json.loads((folder / "report" / "results.json").read_text("utf-8"))
+    kept = {key: results[key] for key in KEPT}
+    for key in ("summaries", "differences"):
+        kept[key] = [row for row in results[key] if row["level"] == "group" and row.get("measure") != "step_accuracy"]
+    kept["costs"] = {arm: parts["total"] for arm, parts in results["costs"]["arms"].items()}
+    kept["break_even_rows"] = results["costs"]["break_even_rows"]
+    wanted = ("provenance", "quality", "alignment_before", "alignment_after", "hacks", "hacks_refused")
+    kept["adapted"] = {
+        name: {seed: {key: data.get(key) for key in wanted} for seed, data in by_seed.items()}
+        for name, by_seed in results["adapted"].items()
+    }
+    if detailed and folder.name in DETAILED:
+        phases = [seed["phases"] for seed in results["mapper"]["dart"].values()]
+        kept["hacks"] = [{phase: row["hacks"] for phase, row in by_phase.items()} for by_phase in phases]
+        rows = read_jsonl(folder / "stages" / "synthesise-s0" / "rows.jsonl")[:SHOWN_ROWS]
+        shown = ("question", "source_solution", "solution", "provenance")
+        kept["rows"] = [{key: row[key] for key in shown} for row in rows]
+    return kept
+
+
+def main(words: list[str]) -> None:
+    verb, *names = words or ["run"]
+    known = ["matrix", *STUDIES]
+    if verb == "run" and set(names) <= set(known):
+        for study in names or known:
+            prepare(study)
+            for config in (config for (name, _), config in configured().items() if name == study):
+                print(run(config), flush=True)
+    elif verb == "collect" and not names:
+        collect()
+    elif verb == "write" and not names:
+        measured = parts(json.loads(RESULTS.read_text("utf-8")))
+        fill(DOCUMENT, measured)
+        fill(README, measured)
+    else:
+        sys.exit(f"{__doc__}\nstudies: {', '.join(known)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
