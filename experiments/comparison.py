@@ -46,6 +46,15 @@ ALL_ARMS = (
 BEST_OF_K = {"arms": "[base, dart, best_of_k]"}
 STUDIES: dict[str, dict[str, dict[str, str]]] = {
     "arms": {"backward-values": {"arms": ALL_ARMS}},
+    # The rate that dev chooses among three with a third of these tokens.
+    "tokens": {
+        "backward-values": {"arms": "[base, dart, grpo_3x_tokens]", "direct_rl.learning_rates": "[3e-4]"},
+        "recall-values": {
+            "target.path": "lab:recall",
+            "arms": "[base, dart, grpo_3x_tokens]",
+            "direct_rl.learning_rates": "[1e-4]",
+        },
+    },
     "distance": {
         expert: {"data.path": f"lab:{expert}", "arms": "[base, sft, dart]"}
         for expert in ("backward", "recall", "explicit", "equations", "verbose")

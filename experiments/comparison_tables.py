@@ -24,6 +24,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "matrix": lambda: _matrix(found["matrix"]),
         "costs": lambda: _costs(found["matrix"]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
+        "tokens": lambda: _tokens(found["tokens"]),
         "distance": lambda: _distance(found["distance"] | _of_target(found["matrix"], "backward")),
         "rows": lambda: _against_best_of_k("rows", found["rows"] | _default("1000", found)),
         "samples": lambda: _against_best_of_k("samples a row", found["samples"] | _default("4", found)),
@@ -78,7 +79,7 @@ def _costs(cells: Mapping[str, Results]) -> str:
     rows = []
     for arm in next(iter(cells.values()))["arms"]:
         if arm != "base":
-            rows.append([f"`{arm}`", *(_cost(cells.values(), arm, *unit) for unit in UNITS)])
+            rows.append([f"`{arm}`", *(_cost(cells.values(), arm, *unit) for unit in UNITS.values())])
     even = [cell["break_even_rows"] for cell in cells.values() if cell["break_even_rows"]]
     note = f"From {min(even):,.0f} to {max(even):,.0f} rows on, by cell, the mapper's training costs fewer operations "
     note += "than the rewrites that best of K tries in its place."
@@ -113,6 +114,16 @@ def _all_arms(results: Results) -> str:
         rows.append([f"`{arm}`", *cells, *costs])
     header = ["arm", OOD, "dart - arm", RETENTION, "dart - arm", *SHOWN_COSTS]
     return table(header, rows) + f"\n\n{_seeds(results)}"
+
+
+def _tokens(cells: Mapping[str, Results]) -> str:
+    rows = []
+    for name, cell in cells.items():
+        told = [_cost([cell], arm, *UNITS["generated, M tokens"]) for arm in ("dart", "grpo_3x_tokens")]
+        shown = [_accuracy(cell, arm, OOD) for arm in ("base", "dart", "grpo_3x_tokens")]
+        rows.append([_title(name), *told, *shown, *(_gap(cell, "grpo_3x_tokens", group) for group in SHOWN)])
+    header = ["target, expert", "dart, M tokens generated", "grpo_3x_tokens", f"base, {OOD}", "dart", "grpo_3x_tokens"]
+    return table([*header, "gap", f"gap, {RETENTION}"], rows)
 
 
 def _distance(cells: Mapping[str, Results]) -> str:

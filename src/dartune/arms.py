@@ -52,7 +52,8 @@ class Arm:
         loss: of fine-tuning.
         low_rates: learning rates a tenth of the grid's.
         trains_as_much_as: an arm whose number of trained tokens is matched.
-        budget: `tokens` or `seconds`: direct RL on the target, for what making the data of `dart` took.
+        budget: `tokens` or `seconds`: direct RL on the target, for what `dart` took.
+        times: that budget so many times over.
         start: the arm whose model is trained on, instead of the untouched target.
         keep_original: train on the rows that stayed originals, too.
         select: train on the adapted rows with the most gain per token only, up to this share of all tokens.
@@ -65,6 +66,7 @@ class Arm:
     low_rates: bool = False
     trains_as_much_as: str | None = None
     budget: str | None = None
+    times: int = 1
     start: str | None = None
     keep_original: bool = False
     select: float | None = None
@@ -111,6 +113,7 @@ ARMS: dict[str, Arm] = {
     "no_alignment": Arm("dart whose reward is passing the gates", rows="no_alignment"),
     "wrong_target": Arm("rewrites adapted for another target", rows="wrong_target"),
     "grpo_tokens": Arm("direct RL on the target, as many generated tokens as dart", budget="tokens"),
+    "grpo_3x_tokens": Arm("direct RL on the target, three times as many generated tokens", budget="tokens", times=3),
     "grpo_seconds": Arm("direct RL on the target, as many seconds as dart", budget="seconds"),
     "dart_then_grpo": Arm("dart, then direct RL with as many generated tokens again", budget="tokens", start="dart"),
     "gold": Arm("solutions in the target's own style: the ceiling, on the lab only", rows="gold"),

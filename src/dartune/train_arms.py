@@ -132,9 +132,10 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
 
     config = job.config.direct_rl
     start, identity = _start(job, arm, seed)
-    spent = dart_cost(job, seed)
+    spent, times = dart_cost(job, seed), ARMS[arm].times
     tokens = ARMS[arm].budget == "tokens"
-    budget = Budget(generated_tokens=spent.generated_tokens) if tokens else Budget(seconds=spent.seconds)
+    limit = times * (spent.generated_tokens if tokens else spent.seconds)
+    budget = Budget(generated_tokens=limit) if tokens else Budget(seconds=limit)
     for rate in rates(job.config, arm):
         name = train_stage(arm, seed, rate)
         stage_inputs = {
@@ -142,7 +143,7 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
             "target": identity,
             "direct_rl": config.model_dump(exclude={"learning_rates"}),
             # Tokens are the same in every run of a config, seconds are not: what dart was is what counts.
-            "budget": budget.generated_tokens if tokens else job.run.key(synthesis_stage("dart", seed)),
+            "budget": limit if tokens else [times, job.run.key(synthesis_stage("dart", seed))],
             "learning_rate": rate,
             "seed": seed,
             "max_new_tokens": job.config.evaluate.max_new_tokens,
@@ -150,7 +151,7 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
 
         def work(out: Path, name: str = name, rate: float = rate) -> Cost:
             start_engine = job.models.engine(start())
-            with job.progress(spent.generated_tokens if tokens else round(spent.seconds), name) as progress:
+            with job.progress(round(limit), name) as progress:
                 model, cost = train_directly(
                     start(),
                     job.data.train,
