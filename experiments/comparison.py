@@ -57,7 +57,7 @@ STUDIES: dict[str, dict[str, dict[str, str]]] = {
     },
     "distance": {
         expert: {"data.path": f"lab:{expert}", "arms": "[base, sft, dart]"}
-        for expert in ("backward", "recall", "explicit", "equations", "verbose")
+        for expert in ("backward", "recall", "explicit", "bare")
     },
     "rows": {str(rows): BEST_OF_K | {"data.limit": str(rows)} for rows in (100, 300, 3000)},
     "samples": {str(samples): BEST_OF_K | {"synthesise.samples": str(samples)} for samples in (1, 16)},

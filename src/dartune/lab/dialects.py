@@ -3,7 +3,8 @@
 `explicit` and `equations` compute step by step, `verbose` repeats the question's words,
 `backward` plans from the asked person and then computes, `recall` first retells what is told of
 each person on the way; `values` gives values but no steps,
-`skipping` every second value, `nested` one expression.
+`skipping` every second value, `nested` one expression. `bare`, only the answer, is no dialect:
+no model of the lab has seen it.
 """
 
 from __future__ import annotations
@@ -103,8 +104,14 @@ def nested(problem: Problem) -> str:
     return f"{last.name} = {written[last.name]} = {last.value} . {_ending(problem)}"
 
 
+def bare(problem: Problem) -> str:
+    return _ending(problem)
+
+
 DIALECTS: dict[str, Callable[[Problem], str]] = {
     function.__name__: function
     for function in (explicit, equations, verbose, backward, recall, values, skipping, nested)
 }
 EXPERTS = ("values", "skipping", "nested")
+WRITERS = DIALECTS | {"bare": bare}
+"""Every way of demonstrating."""

@@ -9,7 +9,7 @@ from dartune.data.records import Demonstration
 from dartune.errors import InputError
 from dartune.lab.build import CHECKPOINTS, MODELS, TARGETS
 from dartune.lab.checker import check, dialect_of
-from dartune.lab.dialects import DIALECTS, EXPERTS
+from dartune.lab.dialects import DIALECTS, EXPERTS, WRITERS
 from dartune.lab.suites import SUITES, demonstrate, demonstration_problems, suite
 from dartune.lab.world import parse_question
 
@@ -47,10 +47,10 @@ def data(
         InputError: the lab has no such expert dialect.
     """
     expert = address.removeprefix(PREFIX)
-    if expert not in DIALECTS:
+    if expert not in WRITERS:
         raise InputError(
             f"the lab has no expert {expert!r}: it has {', '.join(PREFIX + e for e in EXPERTS)} "
-            f"(and every other dialect: {', '.join(DIALECTS)})"
+            f"(and every other writer: {', '.join(WRITERS)})"
         )
     n = rows or DEFAULT_ROWS
     problems = demonstration_problems(n + dev, DATA_SEED, questions)

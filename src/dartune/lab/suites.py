@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dartune.data.records import Demonstration
-from dartune.lab.dialects import DIALECTS
+from dartune.lab.dialects import WRITERS
 from dartune.lab.world import DEMONSTRATION_NAMES, HELD_OUT_NAMES, NAMES, Problem, ProblemSpec, draw_many
 
 DEMONSTRATIONS = ProblemSpec(steps=(1, 3), new_steps=(0, 1), names=DEMONSTRATION_NAMES)
@@ -42,8 +42,8 @@ def demonstration_problems(n: int, seed: int, tested: int) -> list[Problem]:
 
 
 def demonstrate(problems: list[Problem], dialect: str, prefix: str = "lab") -> list[Demonstration]:
-    """The problems with their solutions in one dialect."""
-    write = DIALECTS[dialect]
+    """The problems with their solutions by one of WRITERS."""
+    write = WRITERS[dialect]
     return [
         Demonstration(f"{prefix}-{index:05d}", problem.question, write(problem), str(problem.answer))
         for index, problem in enumerate(problems)
