@@ -9,8 +9,9 @@ import pytest
 from dartune.errors import InputError
 from dartune.report import build_results, read_results, summarise, validate_results, write_report
 from dartune.report.results import arm_pairs, group_of
+from dartune.report.shortfalls import shortfalls
 from dartune.report.summary import difference_of, headline, points, summary_of
-from fixtures_report import HOSTILE, SHARES, evaluations, full
+from fixtures_report import HOSTILE, SHARES, adapted_row, evaluations, full
 
 # what is computed
 
@@ -215,3 +216,34 @@ def test_data_cannot_steer_the_terminal():
     text = summarise(build_results(name=HOSTILE, config={}, evaluations=evaluations({"sft": {HOSTILE: 0.5}})))
     assert "\x1b" not in text
     text.encode("utf-8")
+
+
+# what speaks against the method
+
+
+def test_what_did_not_work_is_told():
+    shares = SHARES | {"best_of_k": {"in_distribution": 1.0, "ood_length": 1.0, "ood_names": 1.0, "retention": 0.9}}
+    falling = [{"step": step, "reward": 1 - step / 10} for step in range(6)]
+    told = shortfalls(
+        full(
+            config={"arms": list(shares), "seeds": [0]},
+            evaluations=evaluations(shares),
+            mapper_metrics={"dart": {0: falling}},
+        )
+    )
+    text = " ".join(told)
+    assert (
+        "best_of_k is better than dart, points: in distribution +30.0" in text and "out of distribution +55.0" in text
+    )
+    assert "retention" not in told[1]  # equal there
+    assert "dart, seed 0: 3 of 10 rows without an adapted solution" in text
+    assert "training did not raise the reward" in text
+    assert "Learning rate of sft: the largest tried was best on dev (1 seed of 1); try larger ones." in text
+
+
+def test_where_everything_worked_nothing_is_held_against_it():
+    adapted = {"dart": {0: [adapted_row(0, "rewrite")]}}
+    good = full(
+        adapted=adapted, input_rows=1, learning_rates={}, evaluations=evaluations(SHARES | {"base": SHARES["sft"]})
+    )
+    assert shortfalls(good) == []

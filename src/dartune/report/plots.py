@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from textwrap import wrap
 from typing import Any
 
 from dartune.report.adaptation import main_part
@@ -19,6 +21,12 @@ WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
 ALWAYS = 0.97  # a gate passed this often on average is named, not drawn
 LINE = 12.5  # points from one curve's name to the next
 MANY_ARMS = 6  # more are drawn one row each, all groups of suites on it
+NOTE_WIDTH = 64  # characters of a line under a plot
+COST_AXES = {
+    "cost": ("flops", "floating point operations"),
+    "cost-tokens": ("generated_tokens", "tokens generated"),
+    "cost-time": ("seconds", "seconds"),
+}
 STYLE = "<style>svg{color:#222;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
 
 Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowest, highest)
@@ -27,12 +35,13 @@ Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowes
 def draw_plots(results: Mapping[str, Any]) -> dict[str, str]:
     """Plot name -> SVG without XML header, transparent; plots without data are left out.
 
-    Names: accuracy, cost, reward, alignment, gates, hacks, dialects. Drawing the same results twice gives the same
-    text. Inside a page the SVG takes the page's text colour; `standalone` makes a file of it.
+    Names: accuracy, cost, cost-tokens, cost-time, reward, alignment, gates, hacks, dialects. Drawing the same
+    results twice gives the same text. Inside a page the SVG takes the page's text colour; `standalone` makes a
+    file of it.
     """
     plots: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
         "accuracy": _accuracy if len(results["arms"]) <= MANY_ARMS else _arms,
-        "cost": _cost,
+        **{name: partial(_cost, name=name, kind=kind, axis=axis) for name, (kind, axis) in COST_AXES.items()},
         "reward": _reward,
         "alignment": _alignment,
         "gates": _gates,
@@ -105,11 +114,11 @@ def _arms(results: Mapping[str, Any]) -> str:
     return _svg(figure, "accuracy", "Accuracy of every arm, per group of suites")
 
 
-def _cost(results: Mapping[str, Any]) -> str | None:
-    """Accuracy of every arm out of distribution (else in the first group) against the operations it took."""
+def _cost(results: Mapping[str, Any], name: str, kind: str, axis: str) -> str | None:
+    """Accuracy of every arm out of distribution (else in the first group) against what it took of one kind of cost."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    spent = {arm: parts["total"].get("flops") or 0 for arm, parts in results["costs"]["arms"].items()}
+    spent = {arm: parts["total"].get(kind) or 0 for arm, parts in results["costs"]["arms"].items()}
     arms = [arm for arm in results["arms"] if spent.get(arm)]
     if len(arms) < 2:
         return None
@@ -123,12 +132,14 @@ def _cost(results: Mapping[str, Any]) -> str | None:
         ends[f"{number} {arm}"] = (colours[arm], share)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda count, _: f"{count:.0e}")  # matplotlib's own are formulas
+    axes.xaxis.set_major_formatter(
+        lambda count, _: f"{count:.0e}" if count >= 1e4 else f"{count:g}"
+    )  # matplotlib's own are formulas
     axes.xaxis.set_minor_formatter(NullFormatter())
     _name_ends(figure, axes, ends)
-    axes.set_xlabel("floating point operations, preparation and evaluation included", color=TEXT)
+    axes.set_xlabel(f"{axis}, preparation and evaluation included", color=TEXT)
     axes.set_ylabel(f"accuracy {group}, %", color=TEXT)
-    return _svg(figure, "cost", f"Accuracy {group} against cost")
+    return _svg(figure, name, f"Accuracy {group} against {axis}")
 
 
 def _reward(results: Mapping[str, Any]) -> str | None:
@@ -194,7 +205,8 @@ def _lines(
     if not curves:
         return None
     scale = 100 if percent else 1
-    figure, axes = _figure(max(2.6, 0.9 + len(curves) * LINE / 72))
+    under = wrap(note, NOTE_WIDTH)
+    figure, axes = _figure(max(2.6, 0.9 + len(curves) * LINE / 72) + len(under) * LINE / 72)
     ends = {}
     for index, (key, curve) in enumerate(curves.items()):
         colour = COLOURS[(index + 2) % len(COLOURS)]
@@ -209,7 +221,7 @@ def _lines(
         highest = max(scale * high for curve in curves.values() for *_, high in curve)
         axes.set_ylim(0, min(100, max(10, 1.2 * highest)))
     _name_ends(figure, axes, ends)
-    axes.set_xlabel("mapper step" + (f"\n{note}" if note else ""), color=TEXT)
+    axes.set_xlabel("\n".join(["mapper step", *under]), color=TEXT, loc="left" if under else "center")
     axes.set_ylabel(ylabel, color=TEXT)
     return _svg(figure, name, label)
 
