@@ -19,6 +19,7 @@ from typing import Any
 from comparison_tables import parts
 from pages import fill
 
+from dartune.compare import finished, gap, shared_rivals
 from dartune.config import Config, load_config
 from dartune.lab.build import build_one
 from dartune.lab.suites import demonstrate, demonstration_problems
@@ -118,9 +119,17 @@ def collect() -> None:
         found.setdefault(study, {})[name] = _collected(Path(config.output), detailed=study == "matrix")
     if missing:
         print(f"not run yet, left out: {', '.join(missing)}")
+    found["pooled"] = _pooled([RUNS / "matrix" / name for name in found["matrix"]])
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_write_json(RESULTS, found)
     shutil.copy(RUNS / "matrix" / DETAILED[0] / "report" / "accuracy.svg", PICTURE)
+
+
+def _pooled(folders: list[Path]) -> dict[str, Any]:
+    """dart - arm over all cells of the matrix, per arm and group."""
+    runs = finished(folders)
+    groups = runs[0].results["groups"]
+    return {arm: {group: gap(runs, arm, group) for group in groups} for arm in shared_rivals(runs)}
 
 
 def _collected(folder: Path, detailed: bool) -> dict[str, Any]:

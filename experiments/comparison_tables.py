@@ -20,8 +20,8 @@ SHOWN_RATE = 0.001
 def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
     """Every measured part of the documents, by name; one that has not been run says so."""
     makers = {
-        "headline": lambda: _headline(found["matrix"]),
-        "matrix": lambda: _matrix(found["matrix"]),
+        "headline": lambda: _headline(found["matrix"], found["pooled"]),
+        "matrix": lambda: _matrix(found["matrix"], found["pooled"]),
         "costs": lambda: _costs(found["matrix"]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
         "tokens": lambda: _tokens(found["tokens"]),
@@ -52,13 +52,14 @@ def _of_target(cells: Mapping[str, Results], target: str) -> dict[str, Results]:
     return {name.removeprefix(f"{target}-"): cell for name, cell in cells.items() if name.startswith(f"{target}-")}
 
 
-def _headline(cells: Mapping[str, Results]) -> str:
+def _headline(cells: Mapping[str, Results], pooled: Mapping[str, Results]) -> str:
     gaps = [("sft", OOD), ("sft", RETENTION), ("best_of_k", OOD), ("grpo_tokens", OOD)]
     header = ["target, expert", *(f"`dart - {against}`, {group}" for against, group in gaps)]
-    return table(header, [[_title(name), *(_gap(cell, *gap) for gap in gaps)] for name, cell in cells.items()])
+    rows = [[_title(name), *(_gap(cell, *gap) for gap in gaps)] for name, cell in cells.items()]
+    return table(header, [*rows, ["all", *(points_interval(pooled[arm][group]) for arm, group in gaps)]])
 
 
-def _matrix(cells: Mapping[str, Results]) -> str:
+def _matrix(cells: Mapping[str, Results], pooled: Mapping[str, Results]) -> str:
     arms = list(next(iter(cells.values()))["arms"])
     blocks = []
     for group in SHOWN:
@@ -67,6 +68,7 @@ def _matrix(cells: Mapping[str, Results]) -> str:
     for group in SHOWN:
         rivals = [arm for arm in arms if arm != "dart"]
         rows = [[_title(name), *(_gap(cell, arm, group) for arm in rivals)] for name, cell in cells.items()]
+        rows.append(["all", *(points_interval(pooled[arm][group]) for arm in rivals)])
         blocks.append(table([f"{group}, points", *(f"dart - {arm}" for arm in rivals)], rows))
     seeds = {name: len(cell["seeds"]) for name, cell in cells.items()}
     counts = ", ".join(f"{_title(name)} {count}" for name, count in seeds.items())

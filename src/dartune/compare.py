@@ -84,10 +84,10 @@ def compare(folders: Sequence[Path], width: int = 100) -> str:
             shares = (summary_of(run.results, arm, group)["accuracy"]["estimate"] for group in groups)
             accuracy.append([f"{run.name}: {arm}", *map(percent, shares)])
     blocks += tables(accuracy, width)
-    for against in _shared_rivals(runs):
+    for against in shared_rivals(runs):
         gaps = [[f"dart - {against}, points", *groups]]
-        gaps += [[run.name, *(points_interval(_gap([run], against, group)) for group in groups)] for run in runs]
-        gaps.append(["all runs", *(points_interval(_gap(runs, against, group)) for group in groups)])
+        gaps += [[run.name, *(points_interval(gap([run], against, group)) for group in groups)] for run in runs]
+        gaps.append(["all runs", *(points_interval(gap(runs, against, group)) for group in groups)])
         blocks += tables(gaps, width)
     if distance := _distances(runs):
         blocks += tables(distance, width)
@@ -122,13 +122,13 @@ def _settings(run: Finished) -> dict[str, Any]:
     return json.loads(json.dumps({key: value for key, value in run.results["config"].items() if key not in IGNORED}))
 
 
-def _shared_rivals(runs: Sequence[Finished]) -> list[str]:
+def shared_rivals(runs: Sequence[Finished]) -> list[str]:
     """Arms that every run has beside `dart`."""
     shared = [arm for arm in runs[0].results["arms"] if all(arm in run.results["arms"] for run in runs)]
     return [arm for arm in shared if arm != "dart"] if "dart" in shared else []
 
 
-def _gap(runs: Sequence[Finished], against: str, group: str) -> dict[str, float]:
+def gap(runs: Sequence[Finished], against: str, group: str) -> dict[str, float]:
     """dart - against over a group's suites: every run and every suite weighs the same, questions are resampled."""
     strata = []
     for run in runs:
