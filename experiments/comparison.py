@@ -74,15 +74,23 @@ DETAILED = ("backward-values", "recall-nested")
 SHOWN_ROWS = 10
 
 
-def configured() -> dict[tuple[str, str], Config]:
-    """(study, cell) -> config."""
-    matrix = load_config(ROOT / "recipes" / "lab-full.yaml", {"output": str(RUNS / "matrix")})
-    found = {("matrix", name): config for name, config in cells(matrix)}
-    for study, made in STUDIES.items():
-        for name, changes in made.items():
-            folder = {"output": str(RUNS / study / name.replace(" ", "-"))}
-            found[study, name] = load_config(ROOT / "recipes" / "lab.yaml", changes | folder)
-    return found
+def configured(study: str) -> dict[str, Config]:
+    """cell -> config; the models that the study starts from must be there."""
+    if study == "matrix":
+        return dict(cells(load_config(ROOT / "recipes" / "lab-full.yaml", {"output": str(RUNS / "matrix")})))
+    recipe = ROOT / "recipes" / "lab.yaml"
+    return {
+        name: load_config(recipe, changes | {"output": str(folder_of(study, name))})
+        for name, changes in STUDIES[study].items()
+    }
+
+
+def _cells_of(study: str) -> list[str]:
+    return list(STUDIES.get(study) or configured("matrix"))
+
+
+def folder_of(study: str, cell: str) -> Path:
+    return RUNS / study / cell.replace(" ", "-")
 
 
 def prepare(study: str) -> None:
@@ -112,11 +120,12 @@ def _knowing_target(rows: int) -> None:
 def collect() -> None:
     found: dict[str, dict[str, Any]] = {}
     missing = []
-    for (study, name), config in configured().items():
-        if not (Path(config.output) / "report" / "results.json").exists():
+    for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in _cells_of(one)]:
+        folder = folder_of(study, name)
+        if (folder / "report" / "results.json").exists():
+            found.setdefault(study, {})[name] = _collected(folder, detailed=study == "matrix")
+        else:
             missing.append(f"{study}/{name}")
-            continue
-        found.setdefault(study, {})[name] = _collected(Path(config.output), detailed=study == "matrix")
     if missing:
         print(f"not run yet, left out: {', '.join(missing)}")
     found["pooled"] = _pooled([RUNS / "matrix" / name for name in found["matrix"]])
@@ -159,7 +168,7 @@ def main(words: list[str]) -> None:
     if verb == "run" and set(names) <= set(known):
         for study in names or known:
             prepare(study)
-            for config in (config for (name, _), config in configured().items() if name == study):
+            for config in configured(study).values():
                 print(run(config), flush=True)
     elif verb == "collect" and not names:
         collect()

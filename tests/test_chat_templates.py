@@ -1,0 +1,70 @@
+"""For every family of chat templates: what is trained is the response and its end, and data stay data."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dartune.data.render import Renderer
+from dartune.errors import InputError
+from fixtures_templates import FAMILIES, family_tokenizer
+
+TOKENIZERS = {name: family_tokenizer(name) for name in FAMILIES}
+SPECIAL = sorted({token for family in FAMILIES.values() for token in family.special}) + [
+    "<s>",
+    "<|endoftext|>",
+    "<|pad|>",
+]
+JINJA = ["{{ 7 * 7 }}", "{% for x in y %}", "{{ bos_token }}", "{# note #}", "{{ raise_exception('x') }}"]
+TEXT = st.lists(st.text(max_size=12) | st.sampled_from(SPECIAL + JINJA), max_size=6).map("".join)
+each_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def special(tokenizer, ids):
+    return [tokenizer.convert_ids_to_tokens(index) for index in ids if index in tokenizer.all_special_ids]
+
+
+@each_family
+@settings(max_examples=120, deadline=None)
+@given(text=TEXT)
+def test_trained_tokens_are_the_response_and_its_end(name, text):
+    renderer = Renderer(TOKENIZERS[name])
+    ids = renderer.response_ids(text)
+    assert special(TOKENIZERS[name], ids) == [FAMILIES[name].end]
+    assert ids[-1] == renderer.end_id and renderer.decode(ids) == text
+
+
+@each_family
+@settings(max_examples=120, deadline=None)
+@given(text=TEXT, system=TEXT)
+def test_text_in_a_prompt_stays_text(name, text, system):
+    """Whatever the data say, the prompt has the special tokens of the template alone, and all of the text."""
+    family, tokenizer = FAMILIES[name], TOKENIZERS[name]
+    # A template may leave out a system prompt of white space alone, or refuse any.
+    system = f"Be brief. {system}" if family.system else None
+    renderer = Renderer(tokenizer, system)
+    ids = renderer.prompt_ids(text)
+    assert special(tokenizer, ids) == special(tokenizer, renderer.prompt_ids("harmless"))
+    shown = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert (text.strip() if family.trims else text) in shown
+    assert system is None or system.strip() in shown
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].template])
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="<|>[]{}"), min_size=1, max_size=40).map(
+        "the {} end".format
+    )
+)
+def test_prompt_and_response_are_how_the_template_writes_the_conversation(name, solution):
+    tokenizer = TOKENIZERS[name]
+    renderer = Renderer(tokenizer)
+    conversation = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": solution}]
+    whole = tokenizer.apply_chat_template(conversation)["input_ids"]
+    ids = renderer.prompt_ids("How many?") + renderer.response_ids(solution)
+    assert whole[: len(ids)] == ids
+
+
+def test_a_system_prompt_that_a_family_refuses_is_an_input_error():
+    with pytest.raises(InputError, match="leave target.system_prompt out"):
+        Renderer(TOKENIZERS["gemma"], "Be brief.")
