@@ -10,7 +10,7 @@ from dartune.progress import follow
 from dartune.roster import Meter
 from dartune.run import Cost
 
-INTERNAL = ("ids", "logprobs", "alternatives", "accepted")
+INTERNAL = ("ids", "logprobs", "alternatives", "accepted", "runner_up")
 """Fields of a synthesised row that are not published."""
 
 

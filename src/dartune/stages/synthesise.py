@@ -87,22 +87,24 @@ def synthesise(
             done.append(row)
         if progress:
             progress.update(len(chunk), rewritten=sum(row["provenance"] == "rewrite" for row in done) / len(done))
-    done = naturals_told(done)
+    done = settled(done)
     write_jsonl(path, done)
     return done
 
 
-def naturals_told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, those that stayed originals called `natural` where the demonstrations suit the target anyway.
+def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, what stayed an original judged by how the demonstrations suit the target on the whole.
 
-    They do where most rows for which some solution was accepted have none that is worth more than the original. A few
-    originals of an unnatural kind teach the target to use that kind for the questions like theirs, the hardest.
+    They suit it where most rows for which some solution was accepted have none that is worth more than the original:
+    then originals are `natural`. Otherwise originals are not trained on (a few of an unnatural kind teach the target to
+    use that kind for the questions like theirs, the hardest), and where a solution was accepted, it is taken though the
+    original seemed likelier: what it competes with is no row at all.
     """
-    kept = ("natural", "original")
-    settled = [row for row in rows if row["accepted"]]
-    if 2 * sum(row["provenance"] in kept for row in settled) <= len(settled):
-        return rows
-    return [row | {"provenance": "natural"} if row["provenance"] in kept else row for row in rows]
+    left = ("natural", "original", "dropped")
+    judged = [row for row in rows if row["accepted"]]
+    if 2 * sum(row["provenance"] in left for row in judged) > len(judged):
+        return [row | {"provenance": "natural"} if row["provenance"] == "original" else row for row in rows]
+    return [row | row["runner_up"] if row["provenance"] in left and row["runner_up"] else row for row in rows]
 
 
 def adapted_row(
@@ -116,20 +118,25 @@ def adapted_row(
 
     A rung holds where an accepted candidate is worth more than a failure; the best paid is kept, the first of equals.
     """
-    reasons, accepted = [], 0
+    reasons: list[str] = []
+    accepted: list[tuple[str, Candidate]] = []
+    kept = ("dropped", None)
     for rung in ladder:
         if rung == "original":
-            source = _original(demonstration, probe, renderer)
-            return _row(demonstration, probe, "original", source, "; ".join(reasons), tried) | {"accepted": accepted}
+            kept = ("original", _original(demonstration, probe, renderer))
+            break
         candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
-        accepted += len(candidates)
+        accepted += [(rung, item) for item in candidates]
         best = max(candidates, key=lambda item: item.surplus, default=None)
         if best is not None and best.surplus > 0:
             row = _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
             others = dict.fromkeys(item.text for item in candidates if item.surplus > 0 and item.text != best.text)
-            return row | {"alternatives": list(others), "accepted": accepted}
+            return row | {"alternatives": list(others), "accepted": len(accepted), "runner_up": None}
         reasons.append(f"{rung}: {_why_none(rung, candidates, demonstration.solution, tried)}")
-    return _row(demonstration, probe, "dropped", None, "; ".join(reasons), tried) | {"accepted": accepted}
+    reason = "; ".join(reasons)
+    second = max(accepted, key=lambda item: item[1].alignment, default=None)
+    runner_up = _row(demonstration, probe, *second, reason, tried) if second else None
+    return _row(demonstration, probe, *kept, reason, tried) | {"accepted": len(accepted), "runner_up": runner_up}
 
 
 def _candidate(item: Scored) -> Candidate:
