@@ -1,6 +1,7 @@
 """Synthesis: what every row becomes, rung by rung, and why; the same rows whether interrupted or not."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,20 @@ def test_originals_are_natural_only_where_most_demonstrations_are(adapt, own, ro
     """The second row has no accepted solution: it is judged by how the others fared."""
     found, _ = adapt((WRONG,), ("own", "original"), rows=(ROW, OTHER), own={ROW.id: ((GOOD, own),)})
     assert tuple(row["provenance"] for row in found) == rows
+
+
+@pytest.mark.parametrize(("good", "kept"), [(2, "own"), (1, "natural")], ids=["most lose", "most win"])
+def test_where_originals_are_not_trained_on_the_best_accepted_solution_is_taken_though_they_are_likelier(
+    adapt, good, kept
+):
+    """The last row's accepted solution is worth less than its original."""
+    rows = [replace(ROW, id=str(index)) for index in range(3)]
+    own = {row.id: ((GOOD, -0.5 if index < good else -1.5),) for index, row in enumerate(rows)}
+    own["2"] = ((GOOD, -1.9), (BETTER, -1.5))
+    found, _ = adapt((WRONG,), ("own", "original"), rows=rows, own=own)
+    assert found[2]["provenance"] == kept
+    assert found[2]["solution"] == (BETTER if kept == "own" else ROW.solution)
+    assert "none is worth more than the original" in found[2]["reason"]
 
 
 def test_an_exhausted_ladder_drops_the_row_but_keeps_its_record(adapt):
