@@ -36,12 +36,12 @@ class Scripted:
         return [[-0.01 if RENDERER.decode(ids) in self.natural else -0.1] * len(ids) for _, ids in pairs]
 
 
-def probe(row, own=()):
+def probe(row, own=(), source=-1.0):
     ids = RENDERER.response_ids(row.solution)
     return {
         "id": row.id,
-        "source_alignment": -1.0,
-        "source_logprobs": [-1.0] * len(ids),
+        "source_alignment": source,
+        "source_logprobs": [source] * len(ids),
         "own": [
             {"text": text, "alignment": value, "gates": {"answer": True}, "logprobs": [-0.1], "ids": [1]}
             for text, value in own
@@ -51,7 +51,18 @@ def probe(row, own=()):
 
 @pytest.fixture
 def adapt(checker, tmp_path):
-    def run(written, ladder, *, solved=(WRONG,), natural=(), rows=(ROW,), own=(), samples=2, form="gain_over_fallback"):
+    def run(
+        written,
+        ladder,
+        *,
+        solved=(WRONG,),
+        natural=(),
+        rows=(ROW,),
+        own=(),
+        samples=2,
+        form="gain_over_fallback",
+        sources=None,
+    ):
         target = Scripted(solved, natural)
         lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
         references = {id: Reference(length, -1.0, None, length) for id, length in lengths.items()}
@@ -59,7 +70,10 @@ def adapt(checker, tmp_path):
         config = SynthesiseConfig(samples=samples, ladder=list(ladder))
         return synthesise(
             rows,
-            [probe(row, own.get(row.id, ()) if isinstance(own, dict) else own) for row in rows],
+            [
+                probe(row, own.get(row.id, ()) if isinstance(own, dict) else own, (sources or {}).get(row.id, -1.0))
+                for row in rows
+            ],
             Scripted(written),
             target,
             reward,
@@ -120,15 +134,19 @@ def test_originals_are_natural_only_where_most_demonstrations_are(adapt, own, ro
     assert tuple(row["provenance"] for row in found) == rows
 
 
-@pytest.mark.parametrize(("good", "kept"), [(2, "own"), (1, "natural")], ids=["most lose", "most win"])
-def test_where_originals_are_not_trained_on_the_best_accepted_solution_is_taken_though_they_are_likelier(
-    adapt, good, kept
+@pytest.mark.parametrize(
+    ("wins", "strangest", "kept"),
+    [(2, -3.0, "own"), (1, -3.0, "natural"), (2, -1.0, "original")],
+    ids=["most originals lose", "most win", "stranger than any demonstration"],
+)
+def test_where_originals_are_not_trained_on_an_accepted_solution_is_taken_though_they_are_likelier(
+    adapt, wins, strangest, kept
 ):
-    """The last row's accepted solution is worth less than its original."""
+    """The last row's accepted solutions are worth less than its original."""
     rows = [replace(ROW, id=str(index)) for index in range(3)]
-    own = {row.id: ((GOOD, -0.5 if index < good else -1.5),) for index, row in enumerate(rows)}
+    own = {row.id: ((GOOD, -0.5 if index < wins else -3.5),) for index, row in enumerate(rows)}
     own["2"] = ((GOOD, -1.9), (BETTER, -1.5))
-    found, _ = adapt((WRONG,), ("own", "original"), rows=rows, own=own)
+    found, _ = adapt((WRONG,), ("own", "original"), rows=rows, own=own, sources={"0": strangest})
     assert found[2]["provenance"] == kept
     assert found[2]["solution"] == (BETTER if kept == "own" else ROW.solution)
     assert "none is worth more than the original" in found[2]["reason"]

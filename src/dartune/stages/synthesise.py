@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dartune.config import SynthesiseConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
@@ -22,6 +24,7 @@ from dartune.run import append_jsonl, read_jsonl, write_jsonl
 from dartune.train.mapper import mapper_prompt
 
 CHUNK = 32
+STRANGEST = 5  # percent of the demonstrations; less natural than these is no solution that is worth training on
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +100,21 @@ def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     They suit it where most rows for which some solution was accepted have none that is worth more than the original:
     then originals are `natural`. Otherwise originals are not trained on (a few of an unnatural kind teach the target to
-    use that kind for the questions like theirs, the hardest), and where a solution was accepted, it is taken though the
-    original seemed likelier: what it competes with is no row at all.
+    use that kind for the questions like theirs, the hardest). There an accepted solution is taken though the original
+    seemed likelier, for what it competes with is no row at all; but none that is stranger to the target than nearly all
+    demonstrations are.
     """
     left = ("natural", "original", "dropped")
     judged = [row for row in rows if row["accepted"]]
     if 2 * sum(row["provenance"] in left for row in judged) > len(judged):
         return [row | {"provenance": "natural"} if row["provenance"] == "original" else row for row in rows]
-    return [row | row["runner_up"] if row["provenance"] in left and row["runner_up"] else row for row in rows]
+    floor = np.percentile([row["alignment_before"] for row in rows], STRANGEST)
+
+    def taken(row: dict[str, Any]) -> bool:
+        second = row["runner_up"]
+        return row["provenance"] in left and second is not None and second["alignment_after"] >= floor
+
+    return [row | row["runner_up"] if taken(row) else row for row in rows]
 
 
 def adapted_row(
