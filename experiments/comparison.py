@@ -70,7 +70,7 @@ STUDIES: dict[str, dict[str, dict[str, str]]] = {
 }
 """study -> cell -> what is changed in recipes/lab.yaml, one seed; the study `matrix` is recipes/lab-full.yaml."""
 KEPT = ("arms", "seeds", "groups", "learning_rates")
-DETAILED = ("backward-values", "recall-nested")
+DETAILED = ("backward-values", "recall-skipping")
 SHOWN_ROWS = 10
 
 
