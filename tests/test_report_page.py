@@ -27,11 +27,12 @@ def test_the_page_shows_everything_that_was_measured(tmp_path):
         "Hack committed",
         "Costs",
         "0.001: 50.0, 0.0003: 25.0",
+        "What did not work",
         "How to read this",
         "Read with care.",
     ):
         assert part in page.text, part
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert sum(tag == "svg" for tag, _ in page.tags) == 7
     assert "Single training seed" not in page.text
     assert len(page.ids) == len(set(page.ids))
 
@@ -106,7 +107,7 @@ def test_the_same_results_give_the_same_files(tmp_path):
 
 def test_plots_take_the_colour_of_the_page():
     plots = draw_plots(full())
-    assert set(plots) == {"accuracy", "reward", "alignment", "gates", "hacks", "dialects"}
+    assert set(plots) == {"accuracy", "cost-time", "reward", "alignment", "gates", "hacks", "dialects"}
     for name, svg in plots.items():
         ET.fromstring(standalone(svg))
         assert "currentColor" in svg
