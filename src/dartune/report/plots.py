@@ -266,7 +266,7 @@ def _figure(height: float) -> tuple[Any, Any]:
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(TEXT)
-    axes.tick_params(colors=TEXT)
+    axes.tick_params(which="both", colors=TEXT)
     axes.grid(axis="both", color=TEXT, alpha=0.12, lw=0.6)
     return figure, axes
 
