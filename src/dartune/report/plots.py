@@ -116,7 +116,7 @@ def _arms(results: Mapping[str, Any]) -> str:
 
 def _cost(results: Mapping[str, Any], name: str, kind: str, axis: str) -> str | None:
     """Accuracy of every arm out of distribution (else in the first group) against what it took of one kind of cost."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     spent = {arm: parts["total"].get(kind) or 0 for arm, parts in results["costs"]["arms"].items()}
     arms = [arm for arm in results["arms"] if spent.get(arm)]
@@ -131,11 +131,11 @@ def _cost(results: Mapping[str, Any], name: str, kind: str, axis: str) -> str | 
         axes.annotate(str(number), (spent[arm], share), ha="center", va="center", fontsize=6.5, color="white")
         ends[f"{number} {arm}"] = (colours[arm], share)
     axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())  # small ticks would be black, whatever the page's colour
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(
         lambda count, _: f"{count:.0e}" if count >= 1e4 else f"{count:g}"
     )  # matplotlib's own are formulas
-    axes.xaxis.set_minor_formatter(NullFormatter())
     _name_ends(figure, axes, ends)
     axes.set_xlabel(f"{axis}, preparation and evaluation included", color=TEXT)
     axes.set_ylabel(f"accuracy {group}, %", color=TEXT)
@@ -266,7 +266,7 @@ def _figure(height: float) -> tuple[Any, Any]:
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(TEXT)
-    axes.tick_params(which="both", colors=TEXT)
+    axes.tick_params(colors=TEXT)
     axes.grid(axis="both", color=TEXT, alpha=0.12, lw=0.6)
     return figure, axes
 
