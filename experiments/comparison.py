@@ -112,7 +112,8 @@ def _knowing_target(rows: int) -> None:
     models, work = Roster(config), RUNS / "targets" / f".{rows}"
     known = demonstrate(demonstration_problems(rows, PRETUNING_SEED, config.evaluate.questions), "backward")
     pairs = [(row.question, row.solution) for row in known]
-    model, _ = fine_tune(models.target_copy(), pairs, models.renderer, config.sft, 6e-4, 0, work)
+    target = models.to_train(models.target_path, config.sft)
+    model, _ = fine_tune(target, pairs, models.renderer, config.sft, 6e-4, 0, work)
     models.keep(model, work)
     (work / "model").rename(RUNS / "targets" / str(rows))
 

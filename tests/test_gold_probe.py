@@ -1,6 +1,7 @@
 """The gold probe and the rule to stop by: only a reward that rises while the target falls ends the training."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -92,7 +93,8 @@ def test_a_probe_fine_tunes_a_copy_on_what_the_mapper_writes(tmp_path):
     references = {row.id: Reference(10, -10.0, None, 40) for row in rows}
     with AnswerChecker() as checker:
         reward = GatedReward(roster.target_engine, roster.renderer, checker, GateThresholds(), references)
-        made = GoldProbe(config, roster.target_copy, rows[:12], rows[12:], reward, roster.renderer, checker)
+        copy = partial(roster.to_train, roster.target_path, config.sft)
+        made = GoldProbe(config, copy, rows[:12], rows[12:], reward, roster.renderer, checker)
         assert isinstance(made.demonstrations[0], Demonstration) and len(made.demonstrations) == 8
         first, second = made(roster.start_engine), made(roster.start_engine)
     assert first == second and len(first) == 4

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from dartune.errors import InputError, MachineError
+from dartune.models.adapter import add_lora, load_adapter, merge_lora, remove_lora, without_adapter
 from dartune.models.loading import (
-    add_lora,
     context_length,
     load_model,
     load_tokenizer,
-    merge_lora,
     model_problems,
     save_model,
 )
@@ -170,15 +169,22 @@ def test_lora_trains_beside_the_model_and_merges_into_it(architecture, tmp_path)
                 weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     changed = wrapped(IDS).logits
     assert not torch.allclose(changed, before)
-    with pytest.raises(ValueError, match="merge"):
-        save_model(wrapped, tokenizer, tmp_path / "merged")
-    save_model(merge_lora(wrapped), tokenizer, tmp_path / "merged")
+    with without_adapter(model):
+        assert torch.equal(model(IDS).logits, before)
+    assert torch.equal(wrapped(IDS).logits, changed)
+    save_model(wrapped, tokenizer, tmp_path / "adapter")
+    assert torch.equal(remove_lora(wrapped)(IDS).logits, before)
+    again = load_adapter(model, tmp_path / "adapter")
+    assert torch.equal(again(IDS).logits, changed)
+    save_model(merge_lora(again), tokenizer, tmp_path / "merged")
     torch.testing.assert_close(load_model(tmp_path / "merged")(IDS).logits, changed, atol=1e-5, rtol=1e-4)
 
 
 def test_merging_nothing_is_harmless_and_ranks_are_positive():
     model = tiny_model("llama", 60, pad=0, eos=1)
-    assert merge_lora(model) is model
+    assert merge_lora(model) is model and remove_lora(model) is model
+    with without_adapter(model):
+        assert torch.isfinite(model(torch.tensor([[1, 2]])).logits).all()
     with pytest.raises(InputError, match="lora_rank"):
         add_lora(model, 0)
 

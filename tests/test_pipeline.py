@@ -103,13 +103,13 @@ def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems
     assert "mapper-s0: nothing changed" in said and "train-sft-s0-lr0.001: nothing changed" in said
 
 
-def test_lora_arms_run_and_leave_plain_models(problems, tmp_path):
+def test_with_lora_the_mapper_is_an_adapter_and_the_target_a_plain_model(problems, tmp_path):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     lora = ["--mapper.adapter=lora", "--sft.adapter=lora", "--mapper.lora_rank=2", "--sft.lora_rank=2"]
     assert main(arguments(problems, target, tmp_path / "run", *lora)) == 0
-    for stage in ("mapper-s0", "train-sft-s0-lr0.001"):
-        files = {path.name for path in (tmp_path / "run" / "stages" / stage / "model").iterdir()}
-        assert "model.safetensors" in files and not any(name.startswith("adapter") for name in files)
+    for stage, weights in (("mapper-s0", "adapter_model"), ("train-sft-s0-lr0.001", "model")):
+        files = (tmp_path / "run" / "stages" / stage / "model").glob("*.safetensors")
+        assert [path.stem for path in files] == [weights]
 
 
 STAGES = ["probe", "mapper-s0", "synthesise-s0", "train-sft-s0-lr0.001", "evaluate-dart-s0"]

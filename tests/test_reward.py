@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.models.engine import Sample
-from dartune.models.token_stats import TokenStats
+from dartune.models.engine import Sample, TokenStats
 from dartune.rewards.alignment import Reference, gain_caps, lower_threshold, sum_logprob
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, answer_tokens

@@ -13,9 +13,8 @@ from dartune.config import Config
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.errors import InputError
-from dartune.models.engine import Sample
+from dartune.models.engine import Sample, TokenStats
 from dartune.models.hf_engine import HFEngine
-from dartune.models.token_stats import TokenStats, token_stats
 from dartune.rewards.alignment import SCORES, Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.penalties import Rewritten, collapse, peeking, question_independence
@@ -67,7 +66,7 @@ def test_rank_surprisal_prefers_first_choices_that_say_something():
 def test_statistics_of_tokens_agree_with_a_plain_forward():
     model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
     pairs = [(RENDERER.prompt_ids("1 + 1?"), RENDERER.response_ids(text)) for text in ("It is 2.", "2", "a longer one")]
-    found = token_stats(model, pairs)
+    found = HFEngine(model).token_stats(pairs)
     for scored, own in zip(HFEngine(model).score(pairs), found, strict=True):
         assert own.logprobs == pytest.approx(scored, abs=1e-4)
     prompt, reply = pairs[0]

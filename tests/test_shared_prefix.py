@@ -8,7 +8,7 @@ import torch
 from dartune.errors import InputError
 from dartune.models import shared_prefix
 from dartune.models.shared_prefix import anchored_logprobs, group_logprobs, sequence_logprobs
-from fixtures_models import ARCHITECTURES, tiny_model
+from fixtures_models import ARCHITECTURES, tiny_model, without_dropout
 
 VOCABULARY = 60
 # Prompt length and completion lengths of each group: ragged, empty, one token, none at all.
@@ -144,14 +144,18 @@ def test_empty_prompts_are_all_named():
         assert caught.value.problems == ("prompt 0 is empty", "prompt 2 is empty")
 
 
-def test_activation_checkpointing_is_refused_while_training():
-    model = make("llama")
-    model.activation_checkpointing_enable()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_activation_checkpointing_changes_neither_values_nor_gradients(architecture):
+    model, found = without_dropout(make(architecture)), []
     model.train()
-    with pytest.raises(InputError, match="checkpointing"):
-        group_logprobs(model, random_groups())
-    model.activation_checkpointing_disable()
-    group_logprobs(model, random_groups())
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        logprobs, mask, entropy = group_logprobs(model, random_groups(), with_entropy=True)
+        (logprobs * mask).sum().backward()
+        found.append((logprobs.detach(), entropy.detach(), [p.grad.clone() for p in model.parameters()]))
+        model.zero_grad()
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
 def test_recurrent_models_are_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from dartune.arms import ADAPTATIONS, tagged
@@ -96,10 +98,11 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
     def work(out: Path) -> Cost:
         _, reward = _reward(job, adaptation)
         data = job.data
-        probe = GoldProbe(config, models.target_copy, data.train, data.dev, reward, models.renderer, job.checker)
+        target_copy = partial(models.to_train, models.target_path, config.sft)
+        probe = GoldProbe(config, target_copy, data.train, data.dev, reward, models.renderer, job.checker)
         with job.progress(config.mapper.steps, name) as progress:
             model, cost = train_mapper(
-                models.mapper_copy(),
+                models.mapper_to_train(),
                 data.train,
                 reward,
                 models.start_engine,
@@ -133,9 +136,9 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
 
     def work(out: Path) -> Cost:
         probed, reward = _reward(job, adaptation)
-        writer = models.trained(job.run.stage_folder(mapper) / "model") if trained else models.start_engine
-        meter = Meter(writer, models.target_engine)
-        with job.progress(len(job.data.train), name) as progress:
+        writing = models.mapper(job.run.stage_folder(mapper) / "model") if trained else nullcontext(models.start_engine)
+        with writing as writer, job.progress(len(job.data.train), name) as progress:
+            meter = Meter(writer, models.target_engine)
             rows = synthesise(
                 job.data.train,
                 probed,

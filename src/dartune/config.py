@@ -67,8 +67,8 @@ class TargetConfig(Section):
     path: Text = Field(description="lab:<name>, a model folder (safetensors), or a Hub id owner/name")
     other: Text | None = Field(None, description="another target, which the arm wrong_target adapts the data for")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto is bfloat16 on a GPU that has it, else float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="what is computed in; auto is bfloat16 on a GPU that has it, else float32"
     )
     system_prompt: str | None = Field(None, description="put before every question, always")
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
@@ -81,6 +81,12 @@ class Adapter(Section):
     lora_rank: Positive = Field(16, description="rank of the LoRA update; more can learn more")
     warmup_steps: Count = Field(5, description="steps in which the learning rate rises")
     max_grad_norm: Above0 = Field(1.0, description="gradients are scaled down to this norm")
+    microbatch_tokens: Positive = Field(
+        16384, description="most tokens of one forward and backward, padding counted; fewer save memory"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice rather than keep them, and read prompts once for each sample"
+    )
     checkpoint_every: Positive = Field(
         10, description="steps between checkpoints, which is what a killed run repeats at most"
     )

@@ -18,6 +18,8 @@ from dartune.errors import InputError
 from dartune.job import Job
 from dartune.matrix import cells
 from dartune.measured import measured
+from dartune.models.memory import memory_lines
+from dartune.models.shared_prefix import device_of
 from dartune.report.gather import shown_rewrites
 from dartune.report.page import write_report
 from dartune.report.results import build_results
@@ -92,7 +94,8 @@ def check(config: Config) -> str:
         max_tokens=models.context,
         has_answer=lambda row: row.answer is not None,
     )
-    return "\n".join([*report.lines(), *data.notes])
+    memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
+    return "\n".join([*report.lines(), *data.notes, "Memory of training, estimated:", *memory])
 
 
 def show(subject: Config | Path, what: str) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 from dartune import arm_settings, inputs
-from dartune.arms import ARMS
-from dartune.config import Config
+from dartune.arms import ADAPTATIONS, ARMS, adaptations
+from dartune.config import Adapter, Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.lab import source as lab
+from dartune.models.adapter import is_adapter, load_adapter, remove_lora
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
+from dartune.models.memory import Footprint, footprint, weight_bytes
+from dartune.models.precision import compute_in, rounded
 from dartune.rewards.reward import reward_parts
 from dartune.run import Cost
 
@@ -81,40 +86,83 @@ class Roster:
     @cached_property
     def target_engine(self) -> HFEngine:
         """The frozen target."""
-        return self.engine(self.target_copy())
+        return HFEngine(self._load(self.target_path), adapter=False)
 
     @cached_property
     def start_engine(self) -> HFEngine:
         """The mapper before training: what its KL penalty is measured from."""
         if self.mapper_path == self.target_path:
             return self.target_engine
-        return self.engine(self.mapper_copy())
+        return HFEngine(self._load(self.mapper_path), adapter=False)
 
     @cached_property
     def context(self) -> int:
         """Tokens the target reads at once."""
         return context_length(self.target_engine.model)
 
-    def target_copy(self):
-        return self._load(self.target_path)
+    def to_train(self, path: str, settings: Adapter):
+        """A copy of a model to train by `settings`; weights that are trained are float32."""
+        if settings.adapter == "lora":
+            return self._load(path)
+        return compute_in(self._load(path, "float32"), self.target_engine.model.dtype)
 
-    def mapper_copy(self):
-        return self._load(self.mapper_path)
+    def mapper_to_train(self):
+        """The mapper's start: a copy of it, or where an adapter is trained, the frozen model that will carry it."""
+        mapper = self.config.mapper
+        return self.start_engine.model if mapper.adapter == "lora" else self.to_train(self.mapper_path, mapper)
+
+    @contextmanager
+    def mapper(self, folder: Path) -> Iterator[HFEngine]:
+        """The trained mapper that a stage kept: a model of its own, or the start with its adapter on for as long."""
+        if not is_adapter(folder):
+            yield self.trained(folder)
+            return
+        model = load_adapter(self.start_engine.model, folder)
+        try:
+            yield HFEngine(model)
+        finally:
+            remove_lora(model)
+
+    def frozen(self, path: str) -> HFEngine:
+        """The model of a folder, or the target, to score with."""
+        return self.target_engine if path == self.target_path else self.trained(Path(path))
 
     def trained(self, folder: Path) -> HFEngine:
-        return self.engine(self._load(str(folder)))
+        return HFEngine(self._load(str(folder)))
 
     def engine(self, model) -> HFEngine:
-        return HFEngine(model.eval())
+        """An engine on a model whose training has ended."""
+        return HFEngine(rounded(model).eval())
 
     def keep(self, model, stage_folder: Path) -> None:
-        """Save a stage's trained model and drop the checkpoints it no longer needs."""
-        save_model(model, self.tokenizer, stage_folder / "model")
+        """Save a stage's trained model and drop the checkpoints it no longer needs.
+
+        Of a model with an adapter the adapter is saved, and the model is left without it.
+        """
+        save_model(rounded(model), self.tokenizer, stage_folder / "model")
+        remove_lora(model)
         shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)
 
-    def _load(self, path: str):
+    def _load(self, path: str, dtype: str | None = None):
         target = self.config.target
-        return load_model(path, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code)
+        code = target.trust_remote_code
+        return load_model(path, dtype=dtype or target.dtype, device=target.device, trust_remote_code=code)
+
+    def footprints(self) -> dict[str, Footprint]:
+        """Memory of each kind of training that the config asks for, by section."""
+        config, target, start = self.config, self.target_engine.model, self.start_engine.model
+        asked = [ARMS[arm] for arm in config.arms if ARMS[arm].trained]
+        frozen = weight_bytes(target)
+        found = {}
+        if config.mapper.steps and any(ADAPTATIONS[name].trained for name in adaptations(config.arms)):
+            found["mapper"] = footprint(start, config.mapper, frozen + (0 if start is target else weight_bytes(start)))
+        if any(not arm.budget for arm in asked):
+            found["sft"] = footprint(target, config.sft, frozen * (2 if config.sft.adapter == "lora" else 1))
+        if any(arm.budget for arm in asked):
+            found["direct_rl"] = footprint(
+                target, config.direct_rl, frozen * (2 if config.direct_rl.adapter == "lora" else 1)
+            )
+        return found
 
     def check(self) -> None:
         """Load what the run needs; every problem of the models is raised at once.

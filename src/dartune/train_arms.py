@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -71,14 +71,13 @@ def train_arm(job: Job, arm: str, seed: int) -> None:
         _fine_tune(job, arm, seed)
 
 
-def _start(job: Job, arm: str, seed: int) -> tuple[Callable[[], Any], str]:
-    """A function that loads the model an arm starts from, and what identifies it."""
+def _start(job: Job, arm: str, seed: int) -> tuple[str, str]:
+    """Path of the model that an arm starts from, and what identifies it."""
     start = ARMS[arm].start
     if start is None:
-        return job.models.target_copy, job.models.target_fingerprint
+        return job.models.target_path, job.models.target_fingerprint
     stage = train_stage(start, seed, chosen_rate(job, start, seed)[0])
-    folder = job.run.stage_folder(stage) / "model"
-    return lambda: job.models.trained(folder).model, job.run.key(stage)
+    return str(job.run.stage_folder(stage) / "model"), job.run.key(stage)
 
 
 def _fine_tune(job: Job, arm: str, seed: int) -> None:
@@ -104,10 +103,10 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
 
         def work(out: Path, name: str = name, rate: float = rate) -> Cost:
             if not rows:  # nothing to learn from: the target stays as it is
-                return _keep(job, start(), out)
+                return _keep(job, job.models.to_train(start, settings), out)
             with job.progress(settings.steps, name) as progress:
                 model, cost = fine_tune(
-                    start(),
+                    job.models.to_train(start, settings),
                     rows,
                     job.models.renderer,
                     settings,
@@ -150,12 +149,11 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
         }
 
         def work(out: Path, name: str = name, rate: float = rate) -> Cost:
-            start_engine = job.models.engine(start())
             with job.progress(round(limit), name) as progress:
                 model, cost = train_directly(
-                    start(),
+                    job.models.to_train(start, config),
                     job.data.train,
-                    start_engine,
+                    job.models.frozen(start),
                     job.models.renderer,
                     job.checker,
                     config,

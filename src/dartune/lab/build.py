@@ -135,6 +135,9 @@ class Pretraining:
         # Four rows at a time: a step's rows differ much in length, and padding them all to one costs half of it again.
         return [rows[i : i + 4] for i in range(0, len(rows), 4)]
 
+    def heaviest(self) -> list[tuple[list[int], list[int]]]:
+        return self.begin(0)[-1]
+
     def loss(self, model, microbatch):
         from dartune.models.shared_prefix import sequence_logprobs
 

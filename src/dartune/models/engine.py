@@ -56,6 +56,15 @@ class Sample:
     finish: str
 
 
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Per completion token: log-probability (nats), entropy of its distribution (nats), rank (1 is the likeliest)."""
+
+    logprobs: tuple[float, ...]
+    entropies: tuple[float, ...] = ()
+    ranks: tuple[int, ...] = ()
+
+
 class Engine(Protocol):
     """A model that samples and scores. Token ids only: text is rendered and read elsewhere."""
 
@@ -78,6 +87,13 @@ class Engine(Protocol):
 
         Raises:
             InputError: as in `generate`.
+        """
+
+    def token_stats(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
+        """As `score`, with the entropy of each token's distribution and the token's rank in it.
+
+        Raises:
+            InputError: as in `generate`; or the engine does not see whole distributions.
         """
 
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:

@@ -13,14 +13,16 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from dartune.errors import InputError
+from dartune.models.adapter import without_adapter
 from dartune.models.decoding import GPU_CHECK_EVERY, Decoder, draw
-from dartune.models.engine import Sample, SampleSpec, TokenIds
+from dartune.models.engine import Sample, SampleSpec, TokenIds, TokenStats
 from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.loading import context_length
 from dartune.models.shared_prefix import (
@@ -29,6 +31,7 @@ from dartune.models.shared_prefix import (
     read_completions,
     read_prompts,
 )
+from dartune.models.token_stats import token_stats
 
 # Tokens whose keys and values are held at a time.
 MAX_BATCH_TOKENS = 2**16
@@ -36,6 +39,8 @@ MAX_BATCH_TOKENS = 2**16
 CPU_FORWARD_TOKENS = 2**11
 # Most logits (tokens x vocabulary) of one scoring forward.
 MAX_LOGITS = 2**28
+# Where memory still runs out with so few tokens at a time, smaller batches do not help.
+FEWEST_BATCH_TOKENS = 256
 # Finished rows are dropped once fewer than this share of a batch is still being sampled.
 COMPACT_BELOW = 0.7
 
@@ -48,8 +53,9 @@ class HFEngine:
 
     Args:
         model: any transformers causal LM, LoRA-wrapped or not.
+        adapter: False takes the model as it is without the LoRA adapter that it carries, now or later.
         max_batch_tokens: most tokens (rows x longest row) whose keys and values are held at a time;
-            lower it when memory runs out.
+            halved whenever memory runs out.
         progress: called with (rows done, rows in this call) after every batch.
 
     A model whose layers keep something other than keys and values (Mamba, linear attention) is refused
@@ -60,10 +66,11 @@ class HFEngine:
         self,
         model: nn.Module,
         *,
+        adapter: bool = True,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.adapter = model, adapter
         self.max_batch_tokens = max_batch_tokens
         self.progress = progress or (lambda done, total: None)
         self.generated_tokens = 0
@@ -87,10 +94,13 @@ class HFEngine:
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
         rows = [(p, j) for p in order for j in range(spec.n)]
         new, done = spec.max_new_tokens, 0
-        with torch.no_grad(), evaluating(self.model):
-            for batch in _batches(rows, lambda p, _: (len(prompts[p]) + new) / self.max_batch_tokens):
+        with self._frozen():
+
+            def sample(batch: list[tuple[int, int]]) -> None:
                 p, j = torch.tensor(batch).T
                 ids[p, j], logprobs[p, j] = self._sample(batch, prompts, spec, draws[p, j])
+
+            for batch in self._worked_off(rows, lambda p, _: (len(prompts[p]) + new) / self.max_batch_tokens, sample):
                 done += len(batch)
                 self.progress(done, len(rows))
         samples = _cut(ids, logprobs, spec.stop_ids)
@@ -108,15 +118,21 @@ class HFEngine:
             groups.setdefault(prompt, {})[completion] = []
         groups = dict(sorted(groups.items(), key=lambda item: -len(item[0])))
         total, done = sum(map(len, groups.values())), 0
-        with torch.no_grad(), evaluating(self.model):
-            for batch in _batches(list(groups.items()), lambda prompt, _: len(prompt) / self.forward_tokens):
-                self._score(batch)
+        with self._frozen():
+            rows = list(groups.items())
+            for batch in self._worked_off(rows, lambda prompt, _: len(prompt) / self.forward_tokens, self._score):
                 done += sum(len(group) for _, group in batch)
                 self.progress(done, total)
         scored = sum(len(completion) for group in groups.values() for completion in group)
         self.scored_tokens += scored
         self.flops += self._flops_per_token * (scored + sum(map(len, groups)))
         return [groups[prompt][completion] for prompt, completion in keys]
+
+    def token_stats(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
+        """See `Engine.token_stats`."""
+        self._check(pairs)
+        with self._frozen():
+            return token_stats(self.model, pairs)
 
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
         """Copy weights into the model; names left out must be tied to one that is given.
@@ -135,6 +151,37 @@ class HFEngine:
 
     def close(self) -> None:
         """Nothing to free: the model belongs to the caller."""
+
+    def _worked_off(
+        self, rows: list[tuple], share: Callable[[Any, Any], float], work: Callable[[list[tuple]], None]
+    ) -> Iterator[list[tuple]]:
+        """Batches of `rows`, largest first, after `work` on each; `share` is the part of a batch that a row takes.
+
+        Where memory runs out, batches are halved, now and from then on.
+        """
+        start = 0
+        while start < len(rows):
+            batch = rows[start : start + max(1, int(1 / share(*rows[start])))]
+            try:
+                work(batch)
+                start += len(batch)
+                full = False
+            except torch.OutOfMemoryError:
+                if self.max_batch_tokens <= FEWEST_BATCH_TOKENS:
+                    raise
+                full = True
+            if full:  # outside the handler, which holds on to what the forward had made
+                self.max_batch_tokens, self.forward_tokens = self.max_batch_tokens // 2, self.forward_tokens // 2
+                torch.cuda.empty_cache()
+            else:
+                yield batch
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """The model as this engine sees it: no gradients, no dropout, with or without its adapter."""
+        seen = nullcontext() if self.adapter else without_adapter(self.model)
+        with torch.no_grad(), evaluating(self.model), seen:
+            yield
 
     def _score(self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]]) -> None:
         """Fill in the scores of (prompt, {completion: scores}) groups."""

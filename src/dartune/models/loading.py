@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from dartune.errors import InputError, MachineError
 from dartune.files import sync
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Sampling, scoring and training must agree to the last digits, so they all attend the same way.
 ATTENTION = "sdpa"
 TOKENIZER_FILES = (
@@ -45,7 +44,7 @@ def load_model(
 
     Args:
         path: a local folder, which is never looked up on the network, or a Hub id (`owner/name`).
-        dtype: auto, float32, bfloat16 or float16; auto is bfloat16 on a GPU that has it, else float32.
+        dtype: auto, float32 or bfloat16; auto is bfloat16 on a GPU that has it, else float32.
         device: auto, or any torch device; auto is the first GPU, else the CPU.
         trust_remote_code: run Python code that comes with the model.
 
@@ -132,13 +131,12 @@ def context_length(model_or_config: Any) -> int:
 def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
     """Write weights (safetensors), config and tokenizer; `folder` appears complete or not at all.
 
+    Of a model with LoRA layers only the adapter is written; to write a whole model, merge them first (`merge_lora`).
+
     Raises:
-        ValueError: the model carries LoRA layers (see `merge_lora`).
         MachineError: the disk is full or not writable; nothing is left behind.
     """
     model = getattr(model, "module", model)
-    if hasattr(model, "peft_config"):
-        raise ValueError("merge the LoRA layers first: save_model(merge_lora(model), ...)")
     folder = Path(folder)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -160,28 +158,6 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
     return folder
-
-
-def add_lora(model: nn.Module, rank: int) -> nn.Module:
-    """The model with LoRA (arXiv 2106.09685) on all linear layers but the head; only those train.
-
-    The update is scaled by 2 (alpha = 2 * rank), so the learning rate need not change with the rank.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    if rank < 1:
-        raise InputError(f"lora_rank must be at least 1, not {rank}")
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about deprecations between the libraries, and GPT-2's transposed layers
-        return get_peft_model(model, config)
-
-
-def merge_lora(model: nn.Module) -> nn.Module:
-    """A plain model with its LoRA layers added into the weights; one without them is returned as it is."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 def _weight_problems(folder: Path) -> list[str]:

@@ -52,7 +52,9 @@ def group_logprobs(
     """Log-probabilities, with gradient, of each group's completions given its prompt.
 
     Both forwards go through `model` itself: under DDP or FSDP pass the wrapped module, or gradients
-    are not synchronised. In training mode a prompt's dropout is shared by its group.
+    are not synchronised. In training mode a prompt's dropout is shared by its group. Under activation
+    (gradient) checkpointing every row is read whole: layers recomputed against a cache that has grown
+    since would silently give wrong values (errors up to 1 nat).
 
     Args:
         groups: (prompt, completions) token ids; N completions in all, the longest of T tokens.
@@ -63,14 +65,11 @@ def group_logprobs(
         nats, (N, T), or None.
 
     Raises:
-        InputError: an empty prompt, or activation checkpointing, which recomputes layers against a
-            cache that has grown since and so gives silently wrong values (errors up to 1 nat).
+        InputError: an empty prompt.
     """
     if is_checkpointed(model):
-        raise InputError(
-            "activation (gradient) checkpointing cannot be combined with shared prompts: it gives wrong "
-            "log-probabilities; call model.activation_checkpointing_disable() or use sequence_logprobs"
-        )
+        rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
+        return _plain_logprobs(model, rows, with_entropy)
     prefix = read_prompts(model, [prompt for prompt, _ in groups])
     owner = [g for g, (_, completions) in enumerate(groups) for _ in completions]
     rows = [completion for _, completions in groups for completion in completions]
@@ -89,8 +88,15 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
     Raises:
         InputError: an empty prompt, which leaves the first response token without a prediction.
     """
+    return _plain_logprobs(model, rows)[:2]
+
+
+def _plain_logprobs(
+    model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]], with_entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     logits, targets, mask = _sequence_logits(model, rows)
-    return _scatter(token_logprobs(logits, targets)[0], mask), mask
+    logprobs, entropy = token_logprobs(logits, targets, with_entropy=with_entropy)
+    return _scatter(logprobs, mask), mask, None if entropy is None else _scatter(entropy, mask)
 
 
 def anchored_logprobs(

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from dartune.models.engine import TokenIds
-from dartune.models.shared_prefix import LOGIT_CHUNK, device_of, evaluating
+from dartune.models.engine import TokenIds, TokenStats
+from dartune.models.shared_prefix import LOGIT_CHUNK, device_of
 
 ROWS_PER_FORWARD = 16
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStats:
-    """Per completion token: log-probability (nats), entropy of its distribution (nats), rank (1 is the likeliest)."""
-
-    logprobs: tuple[float, ...]
-    entropies: tuple[float, ...] = ()
-    ranks: tuple[int, ...] = ()
-
-
 def token_stats(model: nn.Module, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
-    """Statistics of each (prompt, completion), in order; one plain forward a batch, in float32."""
+    """Statistics of each (prompt, completion), in order; one plain forward a batch, the log-softmax in float32."""
     order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
     found: list[TokenStats] = [TokenStats(())] * len(pairs)
-    with torch.no_grad(), evaluating(model):
-        for low in range(0, len(order), ROWS_PER_FORWARD):
-            for i, stats in zip(
-                order[low : low + ROWS_PER_FORWARD],
-                _forward(model, [pairs[i] for i in order[low : low + ROWS_PER_FORWARD]]),
-                strict=True,
-            ):
-                found[i] = stats
+    for low in range(0, len(order), ROWS_PER_FORWARD):
+        batch = order[low : low + ROWS_PER_FORWARD]
+        for i, stats in zip(batch, _forward(model, [pairs[i] for i in batch]), strict=True):
+            found[i] = stats
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dartune.models.token_stats import TokenStats
+from dartune.models.engine import TokenStats
 
 MIN_VERIFIED = 8
 """Fewer verified own samples than this over a whole data set set no threshold."""

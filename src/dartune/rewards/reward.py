@@ -16,8 +16,7 @@ from dartune.config import RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.errors import InputError
-from dartune.models.engine import Engine, Sample, TokenIds
-from dartune.models.token_stats import TokenStats, token_stats
+from dartune.models.engine import Engine, Sample, TokenIds, TokenStats
 from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, sum_logprob
 from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
 from dartune.rewards.gates import GATE_NAMES, run_gates, unjudged
@@ -193,7 +192,7 @@ def response_stats(
 ) -> list[TokenStats]:
     """What a score needs of each (prompt, response): log-probabilities, and more only where it says so."""
     if getattr(score, "needs_distribution", False):
-        return token_stats(target.model, pairs)
+        return target.token_stats(pairs)
     return [TokenStats(tuple(row)) for row in target.score(pairs)]
 
 

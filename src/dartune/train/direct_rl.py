@@ -14,6 +14,7 @@ import torch
 from dartune.config import DirectRLConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
+from dartune.models.adapter import merge_lora
 from dartune.models.engine import Engine, Sample
 from dartune.models.hf_engine import HFEngine
 from dartune.rewards.solved import solved
@@ -131,4 +132,4 @@ def train_directly(
         decay=0.0,
         on_step=on_step,
     )
-    return model, totals(history)
+    return merge_lora(model), totals(history)

@@ -20,7 +20,7 @@ from torch import nn
 
 from dartune.config import Adapter
 from dartune.errors import MachineError
-from dartune.models.loading import add_lora, merge_lora
+from dartune.models.adapter import add_lora
 from dartune.run import append_jsonl, read_jsonl, write_jsonl
 from dartune.train import checkpoint
 
@@ -33,6 +33,9 @@ class Objective(Protocol):
 
     def loss(self, model: nn.Module, microbatch: Any) -> torch.Tensor:
         """Scalar; summed over the microbatches it is the step's loss."""
+
+    def heaviest(self) -> Any:
+        """The largest microbatch that a step can come to; its loss must not count anywhere."""
 
     def end(self, step: int) -> dict[str, Any]:
         """The step's metrics, JSON-friendly; with a reason under "stop" the step is the last."""
@@ -128,6 +131,8 @@ def train(
         metrics_path.unlink()
     wrapped, *prepared = accelerator.prepare(model, *optimizers)
     stopped = bool(history) and "stop" in history[-1]
+    if next(model.parameters()).device.type != "cpu":
+        rehearse(wrapped, objective)
     for step in range(start, start if stopped else config.steps):
         row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
         row |= _one_step(accelerator, wrapped, prepared, objective, config, step)
@@ -143,6 +148,13 @@ def train(
     return history
 
 
+def rehearse(model: nn.Module, objective: Objective) -> None:
+    """A forward and backward of the largest microbatch, thrown away: what does not fit fails now, not after hours."""
+    model.train()
+    objective.loss(model, objective.heaviest()).backward()
+    model.zero_grad(set_to_none=True)
+
+
 def train_as_set(
     model: nn.Module,
     objective: Callable[[nn.Module], Objective],
@@ -156,7 +168,7 @@ def train_as_set(
     weight_decay: float = 0.0,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """`train` by the settings of a config's section, fully or by LoRA (merged at the end).
+    """`train` by the settings of a config's section, fully or by LoRA; returns the model with its adapter still on.
 
     Args:
         objective: makes the objective, given the model that is trained (LoRA-wrapped or not).
@@ -164,6 +176,8 @@ def train_as_set(
     torch.manual_seed(seed)
     if config.adapter == "lora":
         model = add_lora(model, config.lora_rank)
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     settings = LoopConfig(
         steps=steps,
         learning_rate=learning_rate,
@@ -174,7 +188,9 @@ def train_as_set(
         checkpoint_every=config.checkpoint_every,
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)
-    return (merge_lora(model) if config.adapter == "lora" else model), history
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_disable()
+    return model, history
 
 
 def _one_step(accelerator, model, optimizers, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:

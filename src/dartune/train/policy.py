@@ -19,9 +19,10 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.models.flops import TRAINING, multiplied_weights
 from dartune.models.hf_engine import HFEngine
-from dartune.models.shared_prefix import group_logprobs
+from dartune.models.shared_prefix import Group, group_logprobs
 from dartune.run import Cost, read_jsonl, write_jsonl
 from dartune.train.loop import shuffled_rows
+from dartune.train.microbatches import Piece, cut, padded_tokens, pieces
 from dartune.train.objectives import grpo
 
 GROUPS_PER_MICROBATCH = 6
@@ -36,11 +37,13 @@ class PolicyConfig(Protocol):
     temperature: float
     max_new_tokens: int
     kl: float
+    microbatch_tokens: int
+    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    groups: list[tuple[list[int], list[tuple[int, ...]]]]
+    groups: list[Group]
     advantages: torch.Tensor
     start_logprobs: list[list[float]]
     tokens: int
@@ -113,20 +116,39 @@ class PolicyObjective:
         advantages: torch.Tensor,
         start: list[list[float]],
     ) -> list[Microbatch]:
+        """Groups of like length together."""
+        shared, limit = not self.config.gradient_checkpointing, self.config.microbatch_tokens
         size = self.config.group_size
-        order = sorted(range(len(prompts)), key=lambda i: max(len(sample.ids) for sample in samples[i]))
-        batches = []
-        for low in range(0, len(order), GROUPS_PER_MICROBATCH):
-            chosen = order[low : low + GROUPS_PER_MICROBATCH]
-            batches.append(
-                Microbatch(
-                    groups=[(prompts[i], [sample.ids for sample in samples[i]]) for i in chosen],
-                    advantages=advantages[chosen].reshape(-1),
-                    start_logprobs=[row for i in chosen for row in start[i * size : (i + 1) * size]],
-                    tokens=self._sums["tokens"],
-                )
+        ids = [[sample.ids for sample in group] for group in samples]
+        order = sorted(range(len(prompts)), key=lambda i: max(map(len, ids[i])))
+        parts = [piece for i in order for piece in pieces(prompts[i], ids[i], i, limit, shared)]
+
+        def groups(batch: Sequence[Piece]) -> list[Group]:
+            return [(prompts[one.group], ids[one.group][one.low : one.high]) for one in batch]
+
+        def tokens(batch: Sequence[Piece]) -> int:
+            return padded_tokens(groups(batch), shared)
+
+        return [
+            Microbatch(
+                groups=groups(batch),
+                advantages=torch.cat([advantages[one.group, one.low : one.high] for one in batch]),
+                start_logprobs=[row for one in batch for row in start[one.group * size :][one.low : one.high]],
+                tokens=self._sums["tokens"],
             )
-        return batches
+            for batch in cut(parts, GROUPS_PER_MICROBATCH, tokens, limit)
+        ]
+
+    def heaviest(self) -> Microbatch:
+        """As many of the longest prompts as a step has, every sample as long as it may be."""
+        n, size, most = self.config.questions_per_step, self.config.group_size, self.config.max_new_tokens
+        longest = max((self.prompt(row) for row in self.demonstrations), key=len)
+        full = Sample((self.renderer.end_id,) * most, (0.0,) * most, "length")
+        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": n * size * most, "flops": 0.0}
+        start = [[0.0] * most] * (n * size)
+        return self._microbatches(
+            [self.renderer.prompt_ids(longest)] * n, [[full] * size] * n, torch.zeros(n, size), start
+        )[0]
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         logprobs, mask, entropy = group_logprobs(model, microbatch.groups, with_entropy=True)

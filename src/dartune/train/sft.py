@@ -11,15 +11,20 @@ import torch
 from dartune.config import SFTConfig
 from dartune.data.render import Renderer
 from dartune.errors import InputError
+from dartune.models.adapter import merge_lora
 from dartune.models.flops import FORWARD, TRAINING, multiplied_weights
 from dartune.models.loading import context_length
 from dartune.models.shared_prefix import anchored_logprobs, sequence_logprobs
 from dartune.run import Cost
 from dartune.train.loop import shuffled_rows, train_as_set
+from dartune.train.microbatches import cut
 from dartune.train.objectives import asft, cross_entropy, dft
 
 ROWS_PER_MICROBATCH = 16
 Loss = Literal["ce", "dft", "asft"]
+Row = tuple[list[int], list[int]]
+Microbatch = tuple[list[Row], int]
+"""(prompt, response) token ids, and the trained tokens of the whole step."""
 
 
 class SFTObjective:
@@ -32,6 +37,7 @@ class SFTObjective:
         batch_size: int,
         seed: int,
         context: int,
+        microbatch_tokens: int,
         loss: Loss = "ce",
         anchor: torch.nn.Module | None = None,
     ):
@@ -48,16 +54,25 @@ class SFTObjective:
                 [f"row {i + 1}: {sum(map(len, self.rows[i]))} tokens, the model reads {context}" for i in long],
             )
         self.batch_size, self.seed = min(batch_size, len(rows)), seed
+        self.microbatch_tokens = microbatch_tokens
         self.kind, self.anchor = loss, anchor
 
-    def begin(self, step: int) -> list[tuple[list[tuple[list[int], list[int]]], int]]:
+    def begin(self, step: int) -> list[Microbatch]:
         chosen = [self.rows[i] for i in shuffled_rows(len(self.rows), self.batch_size, step, self.seed)]
-        chosen.sort(key=lambda row: len(row[0]) + len(row[1]))
+        chosen.sort(key=_length)
         self._tokens = sum(len(reply) for _, reply in chosen)
         self._read = sum(len(prompt) + len(reply) for prompt, reply in chosen)
-        return [(chosen[i : i + ROWS_PER_MICROBATCH], self._tokens) for i in range(0, len(chosen), ROWS_PER_MICROBATCH)]
+        return self._cut(chosen)
 
-    def loss(self, model: torch.nn.Module, microbatch: tuple[list[tuple[list[int], list[int]]], int]) -> torch.Tensor:
+    def heaviest(self) -> Microbatch:
+        batches = self._cut(sorted(self.rows, key=_length)[-self.batch_size :])
+        return max(batches, key=lambda batch: _padded_tokens(batch[0]))
+
+    def _cut(self, rows: list[Row]) -> list[Microbatch]:
+        tokens = sum(len(reply) for _, reply in rows)
+        return [(batch, tokens) for batch in cut(rows, ROWS_PER_MICROBATCH, _padded_tokens, self.microbatch_tokens)]
+
+    def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         rows, tokens = microbatch
         if self.kind == "asft":
             logprobs, kl, mask = anchored_logprobs(model, self.anchor, rows)
@@ -67,6 +82,14 @@ class SFTObjective:
 
     def end(self, step: int) -> dict[str, Any]:
         return {"trained_tokens": self._tokens, "read_tokens": self._read}
+
+
+def _length(row: Row) -> int:
+    return len(row[0]) + len(row[1])
+
+
+def _padded_tokens(rows: Sequence[Row]) -> int:
+    return len(rows) * max(map(_length, rows))
 
 
 def fine_tune(
@@ -90,7 +113,8 @@ def fine_tune(
     """
 
     def objective(trained: torch.nn.Module) -> SFTObjective:
-        return SFTObjective(rows, renderer, config.batch_size, seed, context_length(trained), loss, anchor)
+        context = context_length(trained)
+        return SFTObjective(rows, renderer, config.batch_size, seed, context, config.microbatch_tokens, loss, anchor)
 
     model, history = train_as_set(
         model,
@@ -105,4 +129,4 @@ def fine_tune(
     )
     each = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)
     flops = each * sum(row["read_tokens"] for row in history)
-    return model, Cost(trained_tokens=sum(row["trained_tokens"] for row in history), flops=flops)
+    return merge_lora(model), Cost(trained_tokens=sum(row["trained_tokens"] for row in history), flops=flops)

@@ -1,0 +1,111 @@
+"""What training will hold in memory, before it starts: model states from their number, activations as measured.
+
+Activations grow with the tokens of a microbatch, and how much one token takes is read off a short forward of the model
+itself, so that it holds for any architecture, with or without LoRA and activation checkpointing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dartune.config import Adapter
+from dartune.models.adapter import add_lora, remove_lora
+from dartune.models.shared_prefix import sequence_logprobs
+
+TRIAL_TOKENS = 64
+# Bytes of a trained weight: itself, its gradient and Adam's two moments, all float32.
+TRAINED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes, by what they are for."""
+
+    frozen: int
+    """Models that are only read."""
+    trained: int
+    """Weights that are trained, their gradients and the optimiser's state."""
+    activations: int
+    """What the forward of one full microbatch keeps for its backward."""
+
+    @property
+    def total(self) -> int:
+        return self.frozen + self.trained + self.activations
+
+
+def footprint(model: nn.Module, settings: Adapter, frozen: int) -> Footprint:
+    """Memory of training a copy of `model` by `settings` beside `frozen` bytes of other models.
+
+    With LoRA the copy's own weights are in `frozen` as well; pass `frozen` without them where the adapter sits on a
+    model that is counted there already.
+    """
+    if settings.adapter == "lora":
+        model = add_lora(model, settings.lora_rank)
+    try:
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        per_token = activation_bytes(model) / TRIAL_TOKENS
+    finally:
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_disable()
+        remove_lora(model)
+    return Footprint(frozen, weights * TRAINED, round(per_token * settings.microbatch_tokens))
+
+
+def activation_bytes(model: nn.Module, tokens: int = TRIAL_TOKENS) -> int:
+    """Bytes that a forward over one row of `tokens` tokens keeps for its backward, the logits of half of them too."""
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    training = model.training
+    model.train()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            sequence_logprobs(model, [((0,) * (tokens // 2), (0,) * (tokens - tokens // 2))])
+    finally:
+        model.train(training)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def memory_lines(footprints: Mapping[str, Footprint], device: torch.device) -> list[str]:
+    """A line for each training, with a warning where it needs more than the device has."""
+    room, lines = capacity(device), []
+    for section, found in footprints.items():
+        lines.append(
+            f"{section}: about {_gb(found.total)} of {_gb(room)} on {device.type} ({_gb(found.frozen)} frozen models, "
+            f"{_gb(found.trained)} trained weights with optimiser, {_gb(found.activations)} activations)"
+        )
+        if found.total > room:
+            lines.append(
+                f"  this does not fit: lower {section}.microbatch_tokens, set {section}.gradient_checkpointing: true "
+                f"or {section}.adapter: lora"
+            )
+    return lines
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def weight_bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def capacity(device: torch.device) -> int:
+    """Bytes of memory that a device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,126 @@
+"""A step is cut so that no forward holds more tokens than allowed, and the cut changes nothing but rounding."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dartune.config import MapperConfig, SFTConfig
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.models.hf_engine import HFEngine
+from dartune.train.loop import rehearse
+from dartune.train.microbatches import cut, padded_tokens, pieces
+from dartune.train.policy import PolicyObjective
+from dartune.train.sft import SFTObjective
+from fixtures_models import byte_tokenizer, tiny_model
+
+RENDERER = Renderer(byte_tokenizer())
+GROUPS = st.lists(
+    st.tuples(st.integers(1, 30), st.lists(st.integers(1, 40), min_size=1, max_size=6)), min_size=1, max_size=6
+)
+
+
+@given(st.lists(st.integers(1, 50)), st.integers(1, 5), st.integers(1, 100))
+def test_cutting_loses_nothing_and_keeps_to_both_limits(lengths, most, limit):
+    batches = cut(lengths, most, sum, limit)
+    assert [item for batch in batches for item in batch] == lengths
+    assert all(len(batch) <= most and (sum(batch) <= limit or len(batch) == 1) for batch in batches)
+
+
+@given(GROUPS, st.integers(40, 300), st.booleans())
+def test_a_group_is_split_only_where_it_does_not_fit(groups, limit, shared):
+    for g, (prompt, lengths) in enumerate(groups):
+        completions = [(1,) * length for length in lengths]
+        found = pieces((1,) * prompt, completions, g, limit, shared)
+        assert [i for one in found for i in range(one.low, one.high)] == list(range(len(completions)))
+        sizes = [padded_tokens([((1,) * prompt, completions[one.low : one.high])], shared) for one in found]
+        assert all(size <= limit or one.high - one.low == 1 for size, one in zip(sizes, found, strict=True))
+        whole = padded_tokens([((1,) * prompt, completions)], shared)
+        assert (len(found) == 1) == (whole <= limit or len(completions) == 1)
+
+
+class Fixed(PolicyObjective):
+    """A policy objective with given samples and rewards."""
+
+    def prompt(self, row):
+        return row.question
+
+    def rewarded(self, step, rows, samples):
+        generator = torch.Generator().manual_seed(step)
+        return torch.randn(len(rows), self.config.group_size, generator=generator), {}
+
+
+def gradients(model, objective, step=0):
+    model.zero_grad()
+    batches = objective.begin(step)
+    model.train()
+    for batch in batches:
+        objective.loss(model, batch).backward()
+    objective.end(step)
+    return len(batches), [p.grad.clone() for p in model.parameters()]
+
+
+def policy(tmp_path, model, **settings):
+    rows = [Demonstration(str(i), "why? " * (i + 1), "so") for i in range(5)]
+    config = MapperConfig(questions_per_step=4, group_size=4, max_new_tokens=12, kl=0.1, **settings)
+    engine = HFEngine(model)
+    return Fixed(rows, engine, engine, RENDERER, config, 0, tmp_path / "samples.jsonl")
+
+
+def test_smaller_microbatches_of_reinforcement_learning_give_the_same_gradient(tmp_path):
+    model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    whole, expected = gradients(model, policy(tmp_path, model))
+    parts, found = gradients(model, policy(tmp_path, model, microbatch_tokens=80))
+    assert parts > 4 > whole
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_smaller_microbatches_of_fine_tuning_give_the_same_gradient():
+    model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    rows = [("why? " * i, "because " * (7 - i)) for i in range(1, 7)]
+    both = [
+        gradients(model, SFTObjective(rows, RENDERER, 6, 0, 512, limit))
+        for limit in (SFTConfig().microbatch_tokens, 70)
+    ]
+    (whole, expected), (parts, found) = both
+    assert parts > whole == 1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_rehearsed_microbatch_is_as_heavy_as_any_step_and_leaves_no_trace(tmp_path):
+    model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    objective = policy(tmp_path, model)
+    heaviest = padded_tokens(objective.heaviest().groups, shared=True)
+    for step in range(3):
+        assert all(padded_tokens(batch.groups, shared=True) <= heaviest for batch in objective.begin(step))
+    rehearse(model, objective)
+    assert all(p.grad is None for p in model.parameters())
+    untouched = policy(tmp_path, model)
+    for found, expected in zip(gradients(model, objective)[1], gradients(model, untouched)[1], strict=True):
+        assert torch.equal(found, expected)
+    sft = SFTObjective([("q" * i, "a" * i) for i in range(1, 9)], RENDERER, 2, 0, 512, 1000)
+    assert len(sft.heaviest()[0][-1][1]) == 9  # the longest response and its end
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_gives_the_same_samples():
+    from dartune.models.engine import SampleSpec
+
+    model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id).eval()
+    prompts = [RENDERER.prompt_ids("why? " * (i + 1)) for i in range(6)]
+    spec = SampleSpec(4, 8, 1.0, (RENDERER.end_id,), 0)
+    expected = HFEngine(model).generate(prompts, spec)
+    pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, expected, strict=True) for sample in group]
+    scores = HFEngine(model).score(pairs)
+    forward = model.forward
+
+    def small(*args, input_ids=None, **kwargs):
+        if input_ids.numel() > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    model.forward = small
+    engine = HFEngine(model)
+    found = engine.generate(prompts, spec)
+    assert [[sample.ids for sample in group] for group in found] == [[s.ids for s in group] for group in expected]
+    for one, other in zip(engine.score(pairs), scores, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,133 @@
+"""Trained weights are float32 whatever is computed in, and an adapter shares the frozen model's memory."""
+
+import gc
+
+import pytest
+import torch
+
+from dartune.config import MapperConfig, SFTConfig, load_config
+from dartune.data.render import Renderer
+from dartune.models.adapter import add_lora
+from dartune.models.engine import SampleSpec
+from dartune.models.hf_engine import HFEngine
+from dartune.models.memory import activation_bytes, footprint
+from dartune.models.precision import compute_in, rounded
+from dartune.models.shared_prefix import sequence_logprobs
+from dartune.roster import Roster
+from dartune.train.sft import fine_tune
+from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model, without_dropout
+
+RENDERER = Renderer(byte_tokenizer())
+ROWS = [(f"what is {i} + 1?", f"{i} + 1 = {i + 1}. The answer is {i + 1}") for i in range(8)]
+
+
+def model_of(architecture="llama", seed=0):
+    return tiny_model(architecture, len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id, seed=seed).eval()
+
+
+def test_small_steps_are_lost_in_bfloat16_weights_and_kept_in_float32_ones(tmp_path):
+    settings = SFTConfig(steps=3, batch_size=4, warmup_steps=0)
+    moved = {}
+    for name in ("bfloat16 weights", "float32 weights"):
+        model = model_of()
+        model = model.to(torch.bfloat16) if name.startswith("b") else compute_in(model, torch.bfloat16)
+        before = [p.detach().clone() for p in model.parameters()]
+        model, _ = fine_tune(model, ROWS, RENDERER, settings, 1e-6, 0, tmp_path / name)
+        changed = [(p != old).float().mean() for p, old in zip(model.parameters(), before, strict=True) if p.ndim == 2]
+        moved[name] = float(torch.stack(changed).mean())
+    assert moved["float32 weights"] > 0.5 > 0.1 > moved["bfloat16 weights"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sampling_scoring_and_training_agree_on_what_is_computed(architecture):
+    model = compute_in(model_of(architecture), torch.bfloat16)
+    prompts = [RENDERER.prompt_ids(question) for question, _ in ROWS[:3]]
+    samples = HFEngine(model).generate(prompts, SampleSpec(2, 12, 1.0, (RENDERER.end_id,), 0))
+    pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
+    drawn = [sample.logprobs for group in samples for sample in group]
+    plain = [sequence_logprobs(model, [pair])[0][0].tolist() for pair in pairs]
+    for one, other, third in zip(drawn, HFEngine(model).score(pairs), plain, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=0.03, rtol=0)
+        torch.testing.assert_close(torch.tensor(other), torch.tensor(third), atol=0.03, rtol=0)
+
+
+def test_a_trained_model_is_rounded_to_what_it_was_computed_in():
+    model = compute_in(model_of(), torch.bfloat16)
+    assert model.dtype == torch.float32
+    ids = torch.tensor([RENDERER.prompt_ids("why?")])
+    before = model(ids).logits.float()
+    model = rounded(model)
+    assert model.dtype == torch.bfloat16 and rounded(model) is model
+    torch.testing.assert_close(model(ids).logits.float(), before, atol=0.05, rtol=0.05)
+
+
+def roster(tmp_path, **settings):
+    save_tiny(tmp_path / "target", "llama", context=2048)
+    words = {"data.path": "lab:values", "target.path": str(tmp_path / "target"), **settings}
+    return Roster(load_config(None, words))
+
+
+def close(found, expected) -> bool:
+    return all(one == pytest.approx(other, abs=1e-5) for one, other in zip(found, expected, strict=True))
+
+
+def parameters_alive() -> int:
+    gc.collect()
+    return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+
+
+def test_an_adapter_sits_on_the_frozen_model_which_stays_what_it_was(tmp_path):
+    models = roster(tmp_path, **{"mapper.adapter": "lora", "mapper.lora_rank": "4"})
+    pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]
+    scores = models.target_engine.score(pairs)
+    weights = parameters_alive()
+    start = models.mapper_to_train()
+    assert start is models.target_engine.model
+    policy = add_lora(start, 4)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.05)
+    assert not close(HFEngine(policy).score(pairs), scores) and close(models.target_engine.score(pairs), scores)
+    assert close([list(one.logprobs) for one in models.target_engine.token_stats(pairs)], scores)
+    trained = HFEngine(policy).score(pairs)
+    assert any(p.requires_grad for p in policy.parameters())
+    models.keep(policy, tmp_path / "stage")
+    del policy
+    assert parameters_alive() == weights and close(models.target_engine.score(pairs), scores)
+    assert {path.name for path in (tmp_path / "stage" / "model").glob("*.safetensors")} == {"adapter_model.safetensors"}
+    with models.mapper(tmp_path / "stage" / "model") as mapper:
+        assert close(mapper.score(pairs), trained) and close(models.target_engine.score(pairs), scores)
+    assert close(models.start_engine.score(pairs), scores) and parameters_alive() == weights
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_estimated_activations_are_what_a_larger_microbatch_keeps(architecture, adapter):
+    model = without_dropout(model_of(architecture))
+    settings = MapperConfig(adapter=adapter, lora_rank=4, microbatch_tokens=256)
+    estimate = footprint(model, settings, 0)
+    weights = sum(p.numel() for p in model.parameters())
+    if adapter == "lora":
+        assert 0 < estimate.trained < 16 * weights
+        model = add_lora(model, 4)
+    else:
+        assert estimate.trained == 16 * weights
+    assert estimate.activations == pytest.approx(activation_bytes(model, 256), rel=0.25)
+
+
+def test_checkpointing_is_estimated_to_keep_less(tmp_path):
+    plain, thrifty = (
+        footprint(model_of(), MapperConfig(gradient_checkpointing=flag), 0).activations for flag in (False, True)
+    )
+    assert thrifty < 0.6 * plain
+
+
+def test_check_says_what_training_will_take(tmp_path):
+    models = roster(
+        tmp_path, **{"arms": "[dart, grpo_tokens]", "sft.adapter": "lora", "mapper.microbatch_tokens": "64"}
+    )
+    found = models.footprints()
+    assert set(found) == {"mapper", "sft", "direct_rl"}
+    assert found["mapper"].activations < found["direct_rl"].activations
+    assert found["sft"].trained < found["mapper"].trained and found["sft"].frozen == 2 * found["mapper"].frozen
