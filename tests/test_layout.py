@@ -17,6 +17,7 @@ ORDER = (
     "config",
     "arm_settings",
     "matrix",
+    "processes",
     "files",
     "lock",
     "environment",

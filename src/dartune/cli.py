@@ -127,7 +127,8 @@ def _run(options: argparse.Namespace) -> None:
     config = _config(options)  # first, so that a wrong key is told without waiting for torch
     from dartune import pipeline
 
-    print(pipeline.run(config))
+    if summary := pipeline.run(config):  # of several processes one has it
+        print(summary)
 
 
 def _demo(options: argparse.Namespace) -> None:

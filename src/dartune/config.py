@@ -84,6 +84,9 @@ class Adapter(Section):
     microbatch_tokens: Positive = Field(
         16384, description="most tokens of one forward and backward, padding counted; fewer save memory"
     )
+    sharding: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="with several processes: a copy of the model in each, or (full only) spread over them"
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations twice rather than keep them, and read prompts once for each sample"
     )

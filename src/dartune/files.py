@@ -1,4 +1,7 @@
-"""Files that survive a crash: written beside their place, flushed and renamed, or appended line by line."""
+"""Files that survive a crash: written beside their place, flushed and renamed, or appended line by line.
+
+Of several processes that work together only the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dartune import processes
 from dartune.errors import DartuneError, MachineError, machine_error
 
 
@@ -32,6 +36,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@processes.first_only
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file that is, after a crash at any point, either the old one or the new one.
 
@@ -63,6 +68,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+@processes.first_only
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row and flush it to disk; a line cut by a crash is removed first."""
     with writing(path):
@@ -120,6 +126,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+@processes.first_only
 def append_log(path: Path, text: str) -> None:
     """Append `text` to a log file, with the time in front of it."""
     with writing(path):

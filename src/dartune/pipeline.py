@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from dartune import adapt, train_arms
+from dartune import adapt, processes, train_arms
 from dartune.arms import ARMS, adaptations, in_order
 from dartune.compare import compare
 from dartune.config import Config, load_config
@@ -44,7 +44,7 @@ def run(config: Config) -> str:
         made = cells(config)
         summaries = [f"{name}\n\n{run(cell)}" for name, cell in made]
         return "\n".join([*summaries, compare([Path(cell.output) for _, cell in made])] if len(made) > 1 else summaries)
-    with Run(Path(config.output), config=config) as folder, AnswerChecker() as checker:
+    with processes.joined(), Run(Path(config.output), config=config) as folder, AnswerChecker() as checker:
         job = started(config, folder, checker)
         if any(ARMS[arm].rows == "own" for arm in config.arms):
             adapt.probe(job, "dart")
@@ -57,7 +57,7 @@ def run(config: Config) -> str:
             for arm in in_order(config.arms):
                 train_arms.train_arm(job, arm, seed)
                 train_arms.evaluate_arm(job, arm, seed)
-        return written_report(job)
+        return written_report(job) if processes.is_first() else ""
 
 
 def started(config: Config, folder: Run, checker: AnswerChecker) -> Job:

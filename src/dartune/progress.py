@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from dartune import processes
 from dartune.files import append_log
 
 EVERY_SECONDS = 5.0
@@ -29,7 +30,8 @@ class Progress:
         self._said = float("-inf")
         self._unsaid = False
         self._metrics: dict[str, Any] = {}
-        self._bar, self._task = self._open_bar() if sys.stderr.isatty() else (None, None)
+        visible = sys.stderr.isatty() and processes.is_first()
+        self._bar, self._task = self._open_bar() if visible else (None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +86,7 @@ class Progress:
         if self.done >= self.total or time.monotonic() - self._said >= EVERY_SECONDS:
             self._say()
 
+    @processes.first_only
     def _say(self) -> None:
         line = self.line()
         if self._bar is None:

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from dartune import arm_settings, inputs
+from dartune import arm_settings, inputs, processes
 from dartune.arms import ADAPTATIONS, ARMS, adaptations
 from dartune.config import Adapter, Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.lab import source as lab
 from dartune.models.adapter import is_adapter, load_adapter, remove_lora
-from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
 from dartune.models.memory import Footprint, footprint, weight_bytes
+from dartune.models.parallel_engine import LocalEngine, engine_on
 from dartune.models.precision import compute_in, rounded
 from dartune.rewards.reward import reward_parts
 from dartune.run import Cost
@@ -26,7 +26,7 @@ from dartune.run import Cost
 class Meter:
     """Tokens that engines generate and score from here on, and what that takes."""
 
-    def __init__(self, *engines: HFEngine):
+    def __init__(self, *engines: LocalEngine):
         self.engines = list({id(engine): engine for engine in engines}.values())
         self.start = self._sums()
 
@@ -84,16 +84,16 @@ class Roster:
         return inputs.content_hash(self.mapper_path)
 
     @cached_property
-    def target_engine(self) -> HFEngine:
+    def target_engine(self) -> LocalEngine:
         """The frozen target."""
-        return HFEngine(self._load(self.target_path), adapter=False)
+        return engine_on(self._load(self.target_path), adapter=False)
 
     @cached_property
-    def start_engine(self) -> HFEngine:
+    def start_engine(self) -> LocalEngine:
         """The mapper before training: what its KL penalty is measured from."""
         if self.mapper_path == self.target_path:
             return self.target_engine
-        return HFEngine(self._load(self.mapper_path), adapter=False)
+        return engine_on(self._load(self.mapper_path), adapter=False)
 
     @cached_property
     def context(self) -> int:
@@ -112,27 +112,27 @@ class Roster:
         return self.start_engine.model if mapper.adapter == "lora" else self.to_train(self.mapper_path, mapper)
 
     @contextmanager
-    def mapper(self, folder: Path) -> Iterator[HFEngine]:
+    def mapper(self, folder: Path) -> Iterator[LocalEngine]:
         """The trained mapper that a stage kept: a model of its own, or the start with its adapter on for as long."""
         if not is_adapter(folder):
             yield self.trained(folder)
             return
         model = load_adapter(self.start_engine.model, folder)
         try:
-            yield HFEngine(model)
+            yield engine_on(model)
         finally:
             remove_lora(model)
 
-    def frozen(self, path: str) -> HFEngine:
+    def frozen(self, path: str) -> LocalEngine:
         """The model of a folder, or the target, to score with."""
         return self.target_engine if path == self.target_path else self.trained(Path(path))
 
-    def trained(self, folder: Path) -> HFEngine:
-        return HFEngine(self._load(str(folder)))
+    def trained(self, folder: Path) -> LocalEngine:
+        return engine_on(self._load(str(folder)))
 
-    def engine(self, model) -> HFEngine:
+    def engine(self, model) -> LocalEngine:
         """An engine on a model whose training has ended."""
-        return HFEngine(rounded(model).eval())
+        return engine_on(rounded(model).eval())
 
     def keep(self, model, stage_folder: Path) -> None:
         """Save a stage's trained model and drop the checkpoints it no longer needs.
@@ -141,7 +141,8 @@ class Roster:
         """
         save_model(rounded(model), self.tokenizer, stage_folder / "model")
         remove_lora(model)
-        shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)
 
     def _load(self, path: str, dtype: str | None = None):
         target = self.config.target

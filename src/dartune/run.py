@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dartune import lock
+from dartune import lock, processes
 from dartune.environment import environment, peak_memory_mb, reset_peak_memory
 from dartune.errors import DartuneError, InputError, MachineError, machine_error
 from dartune.files import (
@@ -143,7 +143,7 @@ class Run:
         self.folder = Path(folder)
         self._print = log
         self._keys: dict[str, str] = {}
-        self._lock: int | None = lock.take(self.folder)
+        self._lock: int | None = lock.take(self.folder) if processes.is_first() else None
         try:
             self._note_environment()
             if config is not None:
@@ -172,8 +172,9 @@ class Run:
         return self.folder / "logs" / "run.log"
 
     def log(self, message: str) -> None:
-        """Say `message` on stderr and in `logs/run.log`."""
-        self._print(message)
+        """Say `message` on stderr and in `logs/run.log`; of several processes the first one speaks."""
+        if processes.is_first():
+            self._print(message)
         append_log(self.log_path, message)
 
     def stage_folder(self, name: str) -> Path:
@@ -199,18 +200,28 @@ class Run:
         folder, key = self.stage_folder(name), stage_key(name, inputs)
         if self._keys.setdefault(name, key) != key:
             raise ValueError(f"stage {name} was already used in this run with other inputs")
+        state = self._due(name, folder, key, inputs) if processes.is_first() else None
+        if not processes.agreed(state is not None):
+            return folder
+        if state is None:
+            fn(folder)
+        else:
+            self._attempt(name, folder, state, fn)
+        processes.wait()
+        return folder
+
+    def _due(self, name: str, folder: Path, key: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """What a stage that must be run starts with, None for one that need not be; says why or why not."""
         done = read_json(folder / DONE)
         if done and done["key"] == key and not (lost := _lost(folder, done)):
             (folder / STARTED).unlink(missing_ok=True)
             self.log(f"{name}: nothing changed, skipped ({done['cost']['seconds']:.1f} s when it ran)")
-            return folder
+            return None
         if done and done["key"] == key:
             self.log(f"{name}: run again, its output {lost[0]} is missing or was changed")
         elif done:
             self.log(f"{name}: run again, {_reason(done['inputs'], inputs)}")
-        attempts = self._partial(name, folder, key, inputs, done is not None)
-        self._attempt(name, folder, {"key": key, "inputs": inputs, "attempts": attempts}, fn)
-        return folder
+        return {"key": key, "inputs": inputs, "attempts": self._partial(name, folder, key, inputs, done is not None)}
 
     def key(self, name: str) -> str:
         """The key of a stage of this run, to put into the inputs of those that build on it."""

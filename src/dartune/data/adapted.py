@@ -115,6 +115,7 @@ def accounting(rows: Iterable[Mapping[str, Any]], n_input: int) -> dict[str, int
     return {"input": n_input, "adapted": adapted} | {name: counts[name] for name in PROVENANCES}
 
 
+@processes.first_only
 def write_adapted(
     folder: str | Path,
     rows: Sequence[Mapping[str, Any]],

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dartune import processes
 from dartune.errors import InputError, MachineError
 from dartune.files import sync
 
@@ -128,6 +129,7 @@ def context_length(model_or_config: Any) -> int:
     return sys.maxsize
 
 
+@processes.first_only
 def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
     """Write weights (safetensors), config and tokenizer; `folder` appears complete or not at all.
 

@@ -52,9 +52,10 @@ def group_logprobs(
     """Log-probabilities, with gradient, of each group's completions given its prompt.
 
     Both forwards go through `model` itself: under DDP or FSDP pass the wrapped module, or gradients
-    are not synchronised. In training mode a prompt's dropout is shared by its group. Under activation
-    (gradient) checkpointing every row is read whole: layers recomputed against a cache that has grown
-    since would silently give wrong values (errors up to 1 nat).
+    are not synchronised. In training mode a prompt's dropout is shared by its group. Every row is read
+    whole under activation (gradient) checkpointing, where layers recomputed against a cache that has grown
+    since would silently give wrong values (errors up to 1 nat), and where the model is spread over
+    processes, which must all do as many forwards.
 
     Args:
         groups: (prompt, completions) token ids; N completions in all, the longest of T tokens.
@@ -67,7 +68,7 @@ def group_logprobs(
     Raises:
         InputError: an empty prompt.
     """
-    if is_checkpointed(model):
+    if is_checkpointed(model) or is_sharded(model):
         rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
         return _plain_logprobs(model, rows, with_entropy)
     prefix = read_prompts(model, [prompt for prompt, _ in groups])
@@ -261,6 +262,11 @@ def is_checkpointed(model: nn.Module) -> bool:
         getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
         for module in model.modules()
     )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's weights are spread over processes (FSDP2)."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dartune.config import Config
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.models.parallel_engine import engine_on
 from dartune.rewards.reward import Reward
 from dartune.rewards.verify import AnswerChecker
 from dartune.stages.evaluate import evaluate
@@ -56,7 +56,7 @@ class GoldProbe:
             rows = self._rewrites(mapper)
             model, _ = fine_tune(self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder))
         limit = self.config.evaluate.max_new_tokens
-        records = evaluate({"dev": self.dev}, HFEngine(model), self.renderer, self.checker, limit)
+        records = evaluate({"dev": self.dev}, engine_on(model), self.renderer, self.checker, limit)
         return [bool(record["correct"]) for record in records]
 
     def _rewrites(self, mapper: Engine) -> list[tuple[str, str]]:

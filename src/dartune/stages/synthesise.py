@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dartune import processes
 from dartune.config import SynthesiseConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
@@ -60,10 +61,10 @@ def synthesise(
     A chunk's samples depend on its place and the seed alone, so a resumed synthesis ends with the
     rows of an uninterrupted one.
     """
-    done = read_jsonl(path) if path.exists() else []
+    done = processes.agreed(read_jsonl(path) if path.exists() else [])
     if [row["id"] for row in done] != [d.id for d in demonstrations[: len(done)]]:
         done = []
-        path.unlink()
+        write_jsonl(path, done)
     for low in range(0, len(demonstrations), CHUNK):
         chunk = demonstrations[low : low + CHUNK]
         if low + len(chunk) <= len(done):

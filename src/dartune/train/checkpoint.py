@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dartune import processes
+from dartune.models.sharding import full, spread_like
 from dartune.run import atomic_write_json
 
 KEEP = 2
@@ -37,26 +39,34 @@ def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, tor
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
-                tensors[f"{number}.{index}.{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+                tensors[f"{number}.{index}.{key}"] = _plain(torch.as_tensor(value))
     return tensors
 
 
-def save(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> Path:
-    """Write the checkpoint of `step` atomically and drop all but the last two."""
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return full(tensor.detach()).cpu().contiguous()
+
+
+def save(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    """Write the checkpoint of `step` atomically and drop all but the last two; every process must call this."""
+    parameters = {name: _plain(p) for name, p in _parameters(model).items()}
+    _write(folder, parameters, _optimizer_tensors(optimizers), step)
+
+
+@processes.first_only
+def _write(folder: Path, parameters: dict[str, torch.Tensor], states: dict[str, torch.Tensor], step: int) -> None:
     place = folder / f"step-{step:06d}"
     draft = folder / f".draft-{step:06d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    parameters = {name: p.detach().cpu().contiguous() for name, p in _parameters(model).items()}
     save_file(parameters, draft / "parameters.safetensors")
-    save_file(_optimizer_tensors(optimizers), draft / "optimizers.safetensors")
+    save_file(states, draft / "optimizers.safetensors")
     sums = {path.name: _sha256(path) for path in sorted(draft.glob("*.safetensors"))}
     atomic_write_json(draft / MARK, {"step": step, "sha256": sums})
     shutil.rmtree(place, ignore_errors=True)
     os.replace(draft, place)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
-    return place
 
 
 def is_complete(place: Path) -> bool:
@@ -81,11 +91,15 @@ def restore(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
     saved = load_file(place / "parameters.safetensors")
     with torch.no_grad():
         for name, parameter in _parameters(model).items():
-            parameter.copy_(saved[name])
+            parameter.copy_(spread_like(saved[name], parameter))
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+    trained = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     for name, tensor in load_file(place / "optimizers.safetensors").items():
         number, index, key = name.split(".", 2)
-        states[int(number)].setdefault(int(index), {})[key] = tensor
+        # What is as large as its weight is spread as its weight is; step counts are not.
+        owner = trained[int(number)][int(index)]
+        kept = spread_like(tensor, owner) if tensor.shape == owner.shape else tensor
+        states[int(number)].setdefault(int(index), {})[key] = kept
     for optimizer, state in zip(optimizers, states, strict=True):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -16,7 +16,7 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.adapter import merge_lora
 from dartune.models.engine import Engine, Sample
-from dartune.models.hf_engine import HFEngine
+from dartune.models.parallel_engine import engine_on
 from dartune.rewards.solved import solved
 from dartune.rewards.verify import AnswerChecker
 from dartune.run import Cost, append_jsonl, read_jsonl
@@ -118,7 +118,7 @@ def train_directly(
     samples = folder / "samples.jsonl"
 
     def objective(trained: torch.nn.Module) -> DirectRLObjective:
-        policy = HFEngine(trained)
+        policy = engine_on(trained)
         return DirectRLObjective(rows, policy, start, renderer, config, seed, samples, checker=checker, budget=budget)
 
     model, history = train_as_set(

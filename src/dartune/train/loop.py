@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,9 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dartune import processes
 from dartune.config import Adapter
-from dartune.errors import MachineError
+from dartune.errors import InputError, MachineError
 from dartune.models.adapter import add_lora
+from dartune.models.sharding import full, gathered, shard
+from dartune.models.shared_prefix import device_of
 from dartune.run import append_jsonl, read_jsonl, write_jsonl
 from dartune.train import checkpoint
 
@@ -29,10 +33,10 @@ class Objective(Protocol):
     """What a step trains on and by which loss."""
 
     def begin(self, step: int) -> Sequence[Any]:
-        """The step's microbatches; a function of `step` and the current parameters only."""
+        """This process's microbatches of the step; a function of `step` and the current parameters only."""
 
     def loss(self, model: nn.Module, microbatch: Any) -> torch.Tensor:
-        """Scalar; summed over the microbatches it is the step's loss."""
+        """Scalar; summed over the microbatches of all processes it is the step's loss."""
 
     def heaviest(self) -> Any:
         """The largest microbatch that a step can come to; its loss must not count anywhere."""
@@ -52,6 +56,7 @@ class LoopConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
+    sharding: str = "ddp"
     optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
 
@@ -117,25 +122,20 @@ def train(
     Raises:
         MachineError: the loss or the gradient is not finite (the checkpoint before it is kept).
     """
-    from accelerate import Accelerator
-
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    accelerator = _accelerator(model)
+    wrapped = shard(model) if config.sharding == "fsdp2" and processes.count() > 1 else accelerator.prepare(model)
     optimizers = build_optimizers(model, config)
-    start = checkpoint.restore(folder / "checkpoints", model, optimizers)
+    start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, optimizers))
     metrics_path = folder / "metrics.jsonl"
-    history = [row for row in read_jsonl(metrics_path) if row["step"] <= start] if metrics_path.exists() else []
-    if start or history:
-        write_jsonl(metrics_path, history)
-    elif metrics_path.exists():
-        metrics_path.unlink()
-    wrapped, *prepared = accelerator.prepare(model, *optimizers)
+    history = processes.agreed(_earlier(metrics_path, start))
     stopped = bool(history) and "stop" in history[-1]
     if next(model.parameters()).device.type != "cpu":
         rehearse(wrapped, objective)
     for step in range(start, start if stopped else config.steps):
         row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
-        row |= _one_step(accelerator, wrapped, prepared, objective, config, step)
+        # Whether to stop may hang on a clock; all processes go by the first one's.
+        row = processes.agreed(row | _one_step(accelerator, wrapped, optimizers, objective, config, step))
         append_jsonl(metrics_path, row)
         history.append(row)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or "stop" in row:
@@ -145,6 +145,23 @@ def train(
         if "stop" in row:
             break
     model.eval()
+    return history
+
+
+def _accelerator(model: nn.Module) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    # Buffers are the same everywhere, and sending them round would ask for as many forwards in every process.
+    plain = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=device_of(model).type == "cpu", kwargs_handlers=[plain])
+
+
+def _earlier(path: Path, start: int) -> list[dict[str, Any]]:
+    """The metrics of the first `start` steps, which the file then ends with."""
+    if not path.exists():
+        return []
+    history = [row for row in read_jsonl(path) if row["step"] <= start]
+    write_jsonl(path, history)
     return history
 
 
@@ -186,22 +203,34 @@ def train_as_set(
         weight_decay=weight_decay,
         max_grad_norm=config.max_grad_norm,
         checkpoint_every=config.checkpoint_every,
+        sharding=config.sharding,
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)
     if config.gradient_checkpointing:
         model.activation_checkpointing_disable()
-    return model, history
+    return gathered(model), history
 
 
 def _one_step(accelerator, model, optimizers, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:
     microbatches = objective.begin(step)
     model.train()
     total = 0.0
-    for microbatch in microbatches:
-        loss = objective.loss(model, microbatch)
-        total += loss.item()
-        accelerator.backward(loss)
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)) if microbatches else 0.0
+    # Gradients are averaged over the processes, and are to be summed; all go through as many microbatches.
+    counts = processes.everyones(len(microbatches))
+    most = max(counts)
+    if most and not min(counts):
+        raise InputError(
+            f"a step has fewer rows than there are processes ({processes.count()}): raise batch_size or "
+            "questions_per_step, or start fewer processes"
+        )
+    for number in range(most):
+        idle = number >= len(microbatches)
+        with accelerator.no_sync(model) if number + 1 < most else nullcontext():
+            loss = objective.loss(model, microbatches[0 if idle else number]) * (0 if idle else 1)
+            total += loss.item()
+            accelerator.backward(loss * processes.count())
+    total = processes.totals({"loss": total})["loss"]
+    norm = float(full(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))) if most else 0.0
     if not math.isfinite(total) or not math.isfinite(norm):
         raise MachineError(
             f"step {step + 1}: the loss is {total} and the gradient norm {norm}; "
@@ -211,7 +240,7 @@ def _one_step(accelerator, model, optimizers, objective: Objective, config: Loop
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
-        if microbatches:
+        if most:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return {"loss": total, "grad_norm": norm, **objective.end(step)}

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from dartune import processes
 from dartune.config import MapperConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample
-from dartune.models.hf_engine import HFEngine
+from dartune.models.parallel_engine import engine_on
 from dartune.rewards.hacks import HACKS
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text, skeleton
@@ -106,7 +107,7 @@ class MapperObjective(PolicyObjective):
         if self.probe is None or step % self.config.probe_every:
             return {}
         self.policy.model.eval()
-        now = {"step": step, "reward": self._row["reward"], "solved": self.probe(self.policy)}
+        now = processes.agreed({"step": step, "reward": self._row["reward"], "solved": self.probe(self.policy)})
         reason = reason_to_stop(self.probed, now)
         self.probed.append(now)
         return {"probe": now, "probe_accuracy": mean(now["solved"])} | ({"stop": reason} if reason else {})
@@ -197,7 +198,7 @@ def train_mapper(
     def objective(trained: torch.nn.Module) -> MapperObjective:
         return MapperObjective(
             demonstrations,
-            HFEngine(trained),
+            engine_on(trained),
             start,
             renderer,
             config,

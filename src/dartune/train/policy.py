@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import torch
 
+from dartune import processes
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.models.flops import TRAINING, multiplied_weights
-from dartune.models.hf_engine import HFEngine
+from dartune.models.parallel_engine import LocalEngine
 from dartune.models.shared_prefix import Group, group_logprobs
 from dartune.run import Cost, read_jsonl, write_jsonl
 from dartune.train.loop import shuffled_rows
@@ -55,7 +56,7 @@ class PolicyObjective:
     def __init__(
         self,
         demonstrations: Sequence[Demonstration],
-        policy: HFEngine,
+        policy: LocalEngine,
         start: Engine,
         renderer: Renderer,
         config: PolicyConfig,
@@ -100,7 +101,8 @@ class PolicyObjective:
         self.policy.model.eval()
         before = self._engine_flops()
         samples = self.policy.generate(prompts, spec)
-        advantages, self._row = self.rewarded(step, rows, samples)
+        # A verdict that timed out in one process only must not set the processes apart.
+        advantages, self._row = processes.agreed(self.rewarded(step, rows, samples))
         pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
         start = self.start.score(pairs)
         tokens = sum(len(ids) for _, ids in pairs)
@@ -120,7 +122,7 @@ class PolicyObjective:
         shared, limit = not self.config.gradient_checkpointing, self.config.microbatch_tokens
         size = self.config.group_size
         ids = [[sample.ids for sample in group] for group in samples]
-        order = sorted(range(len(prompts)), key=lambda i: max(map(len, ids[i])))
+        order = processes.share(sorted(range(len(prompts)), key=lambda i: max(map(len, ids[i]))))
         parts = [piece for i in order for piece in pieces(prompts[i], ids[i], i, limit, shared)]
 
         def groups(batch: Sequence[Piece]) -> list[Group]:
@@ -163,10 +165,11 @@ class PolicyObjective:
 
     def end(self, step: int) -> dict[str, Any]:
         tokens = max(1, self._sums["tokens"])
+        sums = processes.totals({name: self._sums[name] for name in ("kl", "entropy")})
         return {
             **self._row,
-            "kl": self._sums["kl"] / tokens,
-            "entropy": self._sums["entropy"] / tokens,
+            "kl": sums["kl"] / tokens,
+            "entropy": sums["entropy"] / tokens,
             "generated_tokens": self._sums["tokens"],
             "scored_tokens": self._sums["tokens"],
             "trained_tokens": self._sums["tokens"],

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from dartune import processes
 from dartune.config import SFTConfig
 from dartune.data.render import Renderer
 from dartune.errors import InputError
@@ -62,15 +63,18 @@ class SFTObjective:
         chosen.sort(key=_length)
         self._tokens = sum(len(reply) for _, reply in chosen)
         self._read = sum(len(prompt) + len(reply) for prompt, reply in chosen)
-        return self._cut(chosen)
+        return self._cut(processes.share(chosen))
 
     def heaviest(self) -> Microbatch:
-        batches = self._cut(sorted(self.rows, key=_length)[-self.batch_size :])
+        longest = sorted(self.rows, key=_length)[-self.batch_size :]
+        self._tokens = sum(len(reply) for _, reply in longest)
+        batches = self._cut(processes.share(longest))
         return max(batches, key=lambda batch: _padded_tokens(batch[0]))
 
     def _cut(self, rows: list[Row]) -> list[Microbatch]:
-        tokens = sum(len(reply) for _, reply in rows)
-        return [(batch, tokens) for batch in cut(rows, ROWS_PER_MICROBATCH, _padded_tokens, self.microbatch_tokens)]
+        return [
+            (batch, self._tokens) for batch in cut(rows, ROWS_PER_MICROBATCH, _padded_tokens, self.microbatch_tokens)
+        ]
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         rows, tokens = microbatch

@@ -1,0 +1,73 @@
+"""Two processes train, sample and score as one does, with a copy of the model in each or spread over both."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fixtures_processes
+from dartune import processes
+from dartune.files import read_jsonl
+
+TESTS = Path(__file__).parent
+
+
+def launch(*command: str) -> subprocess.CompletedProcess:
+    """`command` in two processes, as torchrun starts them."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def found(folder: Path, sharding: str) -> dict:
+    done = launch(str(TESTS / "fixtures_processes.py"), sharding, str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    fixtures_processes.main("ddp", folder)
+    return folder, json.loads((folder / "found.json").read_text())
+
+
+def assert_same(one: dict, other: dict) -> None:
+    for how, weights in one["weights"].items():
+        for name, values in weights.items():
+            torch.testing.assert_close(
+                torch.tensor(other["weights"][how][name]), torch.tensor(values), atol=2e-4, rtol=1e-3
+            )
+    assert other["samples"] == one["samples"] and other["ranks"] == one["ranks"]
+    for row, expected in zip(other["scores"], one["scores"], strict=True):
+        assert row == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_processes_do_what_one_does(sharding, alone, tmp_path):
+    folder, expected = alone
+    result = found(tmp_path, sharding)
+    assert_same(expected, result)
+    assert result["spent"] == expected["spent"]
+    for part in ("learn_by_demonstration", "learn_by_reward"):
+        rows, own = (read_jsonl(place / part / "metrics.jsonl") for place in (tmp_path, folder))
+        assert len(rows) == fixtures_processes.STEPS
+        for row, one in zip(rows, own, strict=True):
+            assert dict(row.items()) == pytest.approx(one, rel=2e-3, abs=1e-5)
+    # Continued from the checkpoint in the middle, they end with the same weights.
+    for part in ("learn_by_demonstration", "learn_by_reward"):
+        checkpoints = tmp_path / part / "checkpoints"
+        assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004"]
+        shutil.rmtree(checkpoints / "step-000004")
+    assert_same(result, found(tmp_path, sharding))
+
+
+def test_a_process_of_its_own_takes_no_share(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    assert processes.share([1, 2, 3, 4, 5]) == [1, 2, 3, 4, 5] and processes.is_first()
