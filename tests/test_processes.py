@@ -12,6 +12,7 @@ import torch
 
 import fixtures_processes
 from dartune import processes
+from dartune.cli import main
 from dartune.files import read_jsonl
 
 TESTS = Path(__file__).parent
@@ -71,3 +72,46 @@ def test_a_process_of_its_own_takes_no_share(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
     assert processes.share([1, 2, 3, 4, 5]) == [1, 2, 3, 4, 5] and processes.is_first()
+
+
+LAB = """
+data: {path: lab:values, limit: 24, dev: 4}
+target: {path: lab:backward}
+mapper: {path: lab:mapper, prompt: "{question} Solution : {solution} Rewrite :", steps: 2, questions_per_step: 4,
+         group_size: 4, learning_rate: 3e-4, max_new_tokens: 96, warmup_steps: 0}
+reward: {own_samples: 1}
+sft: {steps: 4, learning_rates: [1e-3]}
+direct_rl: {questions_per_step: 4, group_size: 2, learning_rates: [1e-4], max_new_tokens: 64}
+evaluate: {questions: 3, max_new_tokens: 96}
+arms: [dart, grpo_tokens]
+"""
+
+
+def test_a_run_of_two_processes_ends_as_that_of_one(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(LAB)
+    command = ("-m", "dartune", "run", str(recipe), "--output")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*command[2:], str(one)]) == 0
+    done = launch(*command, str(two))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("index.html") == 1 and done.stderr.count("mapper-s0: starts") == 1
+    rows, own = (read_jsonl(folder / "stages" / "synthesise-s0" / "rows.jsonl") for folder in (two, one))
+    assert [row["id"] for row in rows] == [row["id"] for row in own]
+    same = [row["solution"] == other["solution"] for row, other in zip(rows, own, strict=True)]
+    assert sum(row["provenance"] == "rewrite" for row in own) > 5 and sum(same) >= 0.9 * len(same)
+    results, expected = (json.loads((folder / "report" / "results.json").read_text()) for folder in (two, one))
+    for part, other in zip(results["summaries"], expected["summaries"], strict=True):
+        assert part["arm"] == other["arm"] and part["n"] == other["n"]
+    spent, alone = (folder["costs"]["stages"]["probe"]["generated_tokens"] for folder in (results, expected))
+    assert spent == alone
+    assert {path.name for path in (two / "stages").iterdir()} == {path.name for path in (one / "stages").iterdir()}
+    again = launch(*command, str(two))
+    assert again.returncode == 0 and "starts" not in again.stderr and again.stderr.count("skipped") >= 7
+
+
+def test_more_processes_than_rows_are_refused_with_the_reason(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(LAB.replace("questions_per_step: 4", "questions_per_step: 1"))
+    done = launch("-m", "dartune", "run", str(recipe), "--output", str(tmp_path / "run"), "--arms", "[dart]")
+    assert done.returncode != 0 and "fewer rows than there are processes (2)" in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from dartune import processes
 from dartune.errors import DartuneError, InputError
 from dartune.files import sync
 
