@@ -28,10 +28,15 @@ def synthesis_stage(adaptation: str, seed: int) -> str:
     return f"{tagged('synthesise', adaptation)}-s{seed}"
 
 
-def preparing(adaptation: str, seed: int) -> list[str]:
+def warmup_stage(adaptation: str) -> str:
+    return tagged("warmup", adaptation if ADAPTATIONS[adaptation].other_target else "dart")
+
+
+def preparing(job: Job, adaptation: str, seed: int) -> list[str]:
     """The stages that make an adapted data set."""
+    warmed = [warmup_stage(adaptation)] if job.config.mapper.format_steps else []
     trained = [mapper_stage(adaptation, seed)] if ADAPTATIONS[adaptation].trained else []
-    return [probe_stage(adaptation), *trained, synthesis_stage(adaptation, seed)]
+    return [probe_stage(adaptation), *warmed, *trained, synthesis_stage(adaptation, seed)]
 
 
 def probe(job: Job, adaptation: str) -> None:
@@ -76,6 +81,43 @@ def _reward(job: Job, adaptation: str):
     rows, references, thresholds = load_probe(job.run.stage_folder(probe_stage(adaptation)))
     target, renderer = models.target_engine, models.renderer
     return rows, build_reward(config.reward, target, renderer, job.checker, thresholds, references)
+
+
+def warm_up(job: Job, adaptation: str) -> None:
+    """Teach the mapper's start the form of a rewrite, once for all adaptations that start from it."""
+    from dartune.stages.format_warmup import warm_up
+
+    config, models = job.view(adaptation)
+    name = warmup_stage(adaptation)
+    if not config.mapper.format_steps or models.mapper_path == str(job.run.stage_folder(name) / "model"):
+        return
+    stage_inputs = {
+        "probe": job.run.key(probe_stage(adaptation)),
+        "sft": config.sft.model_dump(),
+        "mapper": config.mapper.model_dump(include={"prompt", "group_size", "max_new_tokens", "temperature"}),
+        "format_steps": config.mapper.format_steps,
+        "start": models.mapper_fingerprint,
+    }
+
+    def work(out: Path) -> Cost:
+        probed, reward = _reward(job, adaptation)
+        meter = Meter(models.start_engine, models.target_engine)
+        model, cost = warm_up(
+            models.to_train(models.mapper_path, config.sft),
+            job.data.train,
+            probed,
+            models.start_engine,
+            reward,
+            models.renderer,
+            config.mapper,
+            config.sft,
+            out,
+        )
+        models.keep(model, out)
+        return cost + meter.cost()
+
+    folder = job.run.stage(name, stage_inputs, work)
+    models.start_from(folder / "model", job.run.key(name))
 
 
 def train_mapper(job: Job, adaptation: str, seed: int) -> None:

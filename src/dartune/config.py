@@ -111,6 +111,9 @@ class MapperConfig(Adapter):
         "grpo", description="grpo seeks the best paid rewrites; vargrad the target's own spread over those that pass"
     )
     steps: Count = Field(100, description="steps of reinforcement learning; 0 keeps the mapper untrained")
+    format_steps: Count = Field(
+        0, description="steps of fine-tuning on rewrites that passed, before all else; for a start that seldom passes"
+    )
     probe_every: Count = Field(
         0, description="steps between gold probes, which stop a reward that rises while the target falls; 0 is never"
     )

@@ -67,7 +67,7 @@ def _charged(job: Job, arm: str) -> dict[str, list[str]]:
     seeds, spec = job.config.seeds, ARMS[arm]
     prepare: list[str] = []
     if spec.rows in ADAPTATIONS:
-        prepare += [stage for seed in seeds for stage in preparing(spec.rows, seed)]
+        prepare += [stage for seed in seeds for stage in preparing(job, spec.rows, seed)]
     if spec.rows == "own":
         prepare.append(probe_stage("dart"))
     if spec.start:

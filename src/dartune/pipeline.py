@@ -50,6 +50,7 @@ def run(config: Config) -> str:
             adapt.probe(job, "dart")
         for adaptation in adaptations(config.arms):
             adapt.probe(job, adaptation)
+            adapt.warm_up(job, adaptation)
             for seed in config.seeds:
                 adapt.train_mapper(job, adaptation, seed)
                 adapt.synthesise(job, adaptation, seed)

@@ -100,6 +100,11 @@ class Roster:
         """Tokens the target reads at once."""
         return context_length(self.target_engine.model)
 
+    def start_from(self, folder: Path, identity: str) -> None:
+        """Take another model for the mapper's start from now on."""
+        self.mapper_path, self.mapper_fingerprint = str(folder), identity
+        vars(self).pop("start_engine", None)
+
     def to_train(self, path: str, settings: Adapter):
         """A copy of a model to train by `settings`; weights that are trained are float32."""
         if settings.adapter == "lora":

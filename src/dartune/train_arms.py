@@ -172,7 +172,7 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
 
 def dart_cost(job: Job, seed: int) -> Cost:
     """What making the data of `dart` and fine-tuning on it (once) took."""
-    stages = [*preparing("dart", seed), train_stage("dart", seed, chosen_rate(job, "dart", seed)[0])]
+    stages = [*preparing(job, "dart", seed), train_stage("dart", seed, chosen_rate(job, "dart", seed)[0])]
     total = Cost()
     for stage in stages:
         total = total + job.run.cost(stage)

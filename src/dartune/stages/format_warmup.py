@@ -1,0 +1,79 @@
+"""Format warm-up: a mapper start that hardly ever passes the gates first learns what a rewrite looks like.
+
+Reinforcement learning needs some rewrites that are paid. The start is fine-tuned on pairs of its own prompt and a
+solution that passed: the target's own right solutions, and those of its own rewrites that do pass. Where there are
+hardly any, the demonstrations themselves show the form at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dartune.config import MapperConfig, SFTConfig
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.models.engine import Engine, SampleSpec
+from dartune.rewards.reward import Reward
+from dartune.run import Cost, atomic_write_json
+from dartune.train.mapper import mapper_prompt
+from dartune.train.sft import fine_tune
+
+MOST_ROWS = 512
+"""Demonstrations that the start is tried on."""
+
+
+def examples(
+    demonstrations: Sequence[Demonstration],
+    probed: Sequence[dict[str, Any]],
+    start: Engine,
+    reward: Reward,
+    renderer: Renderer,
+    config: MapperConfig,
+    enough: int,
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(prompt, solution) pairs that show the format, and how many there are of each kind.
+
+    Args:
+        probed: the probe's rows, with the target's own verified solutions.
+        enough: with fewer accepted solutions than this, demonstrations are taken as well.
+    """
+    rows = demonstrations[:MOST_ROWS]
+    prompts = [mapper_prompt(config.prompt, row) for row in rows]
+    own = [
+        (prompt, one["text"]) for prompt, known in zip(prompts, probed[:MOST_ROWS], strict=True) for one in known["own"]
+    ]
+    spec = SampleSpec(config.group_size, config.max_new_tokens, config.temperature, (renderer.end_id,), 0)
+    scored = reward(rows, start.generate([renderer.prompt_ids(prompt) for prompt in prompts], spec))
+    passed = [
+        (prompt, one.text) for prompt, group in zip(prompts, scored, strict=True) for one in group if one.accepted
+    ]
+    found = list(dict.fromkeys([*own, *passed]))
+    copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if len(found) < enough else []
+    tried = len(rows) * config.group_size
+    return [*found, *copies], {"own": len(own), "passed": len(passed), "tried": tried, "demonstrations": len(copies)}
+
+
+def warm_up(
+    model: torch.nn.Module,
+    demonstrations: Sequence[Demonstration],
+    probed: Sequence[dict[str, Any]],
+    start: Engine,
+    reward: Reward,
+    renderer: Renderer,
+    mapper: MapperConfig,
+    sft: SFTConfig,
+    folder: Path,
+) -> tuple[torch.nn.Module, Cost]:
+    """Fine-tune `model`, a copy of the mapper's start, for `mapper.format_steps`; `examples.json` says on what.
+
+    Settings other than the steps are those of fine-tuning the target, at the middle one of its learning rates.
+    """
+    pairs, kinds = examples(demonstrations, probed, start, reward, renderer, mapper, sft.batch_size)
+    atomic_write_json(folder / "examples.json", kinds)
+    rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
+    settings = sft.model_copy(update={"steps": mapper.format_steps})
+    return fine_tune(model, pairs, renderer, settings, rate, 0, folder)
