@@ -252,3 +252,9 @@ def test_every_recipe_is_valid_but_for_the_reader_s_own_paths(path):
     values = yaml.safe_load(path.read_text())
     own = {key: "lab:x" for key in ("data", "target") if not values[key]["path"].startswith(("lab:", "hub:"))}
     load_config(path, own)
+
+
+def test_keys_that_do_not_go_together_are_told_without_the_whole_section(tmp_path):
+    path = recipe(tmp_path, "data: lab:values\ntarget: lab:equations\nsft:\n  adapter: lora\n  sharding: fsdp2\n")
+    (found,) = problems(path)
+    assert found.startswith(f"{path}:3 sft: sharding: fsdp2") and "adapter" in found and "steps" not in found

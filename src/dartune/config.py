@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dartune.arms import ARMS
 from dartune.errors import InputError
@@ -93,6 +93,12 @@ class Adapter(Section):
     checkpoint_every: Positive = Field(
         10, description="steps between checkpoints, which is what a killed run repeats at most"
     )
+
+    @model_validator(mode="after")
+    def _can_be_spread(self) -> Self:
+        if self.sharding == "fsdp2" and self.adapter == "lora":
+            raise ValueError("sharding: fsdp2 spreads weights that are trained; an adapter goes with sharding: ddp")
+        return self
 
 
 class MapperConfig(Adapter):

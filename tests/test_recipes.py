@@ -1,0 +1,71 @@
+"""Every recipe for real models runs as it is, but for data and target of the same layout and kind, and its size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dartune.cli import main
+from dartune.models.loading import save_model
+from dartune.run import read_jsonl
+from fixtures_models import tiny_model
+from fixtures_templates import family_tokenizer
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+STAND_INS = {  # recipe -> architecture, chat template, a row of its data set's layout
+    "gsm8k-qwen3-0.6b": ("qwen3", "chatml", lambda q, steps, a: {"question": q, "answer": f"{steps}\n#### {a}"}),
+    "math-llama3-8b-lora": (
+        "llama",
+        "llama3",
+        lambda q, steps, a: {"problem": q, "solution": f"{steps} So it is $\\boxed{{{a}}}$.", "answer": str(a)},
+    ),
+}
+SMALLER = [
+    "--mapper.steps=5",
+    "--mapper.questions_per_step=2",
+    "--mapper.group_size=2",
+    "--mapper.max_new_tokens=16",
+    "--mapper.lora_rank=2",
+    "--reward.own_samples=1",
+    "--synthesise.samples=1",
+    "--sft.steps=5",
+    "--sft.batch_size=4",
+    "--evaluate.max_new_tokens=12",
+]
+
+
+def stand_in(name, folder):
+    """A tiny model and a small file such as the recipe's own."""
+    architecture, template, row = STAND_INS[name]
+    tokenizer = family_tokenizer(template)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model = tiny_model(architecture, len(tokenizer), pad=0, eos=end, bos=tokenizer.bos_token_id, context=4096)
+    save_model(model, tokenizer, folder / "target")
+    data = folder / "data.jsonl"
+    with data.open("w") as stream:
+        for i in range(2, 32):
+            steps = f"Each of the {i} boxes holds 3 pens, that is {i} * 3 = {3 * i} pens."
+            stream.write(json.dumps(row(f"{i} boxes hold 3 pens each. How many pens?", steps, 3 * i)) + "\n")
+    return ["--data.path", str(data), "--target.path", str(folder / "target"), "--output", str(folder / "run")]
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_recipe_is_checked_and_takes_five_steps(name, tmp_path, capsys):
+    recipe, places = str(RECIPES / f"{name}.yaml"), stand_in(name, tmp_path)
+    assert main(["check", recipe, *places[:4]]) == 0
+    said = capsys.readouterr().out
+    assert "have a checkable answer" in said and "mapper: about" in said
+    assert main(["run", recipe, *places, *SMALLER]) == 0
+    stages = tmp_path / "run" / "stages"
+    assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 5
+    assert (stages / "mapper-s0" / "model" / "adapter_model.safetensors").exists()
+    results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    assert results["arms"] == ["base", "sft", "best_of_k", "dart"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_says_its_hardware_and_how_long_it_takes(path):
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert "Hardware:" in header and yaml.safe_load(path.read_text())["name"] == path.stem
+    assert any(word in header.lower() for word in ("hour", "minute"))
