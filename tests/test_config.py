@@ -255,6 +255,7 @@ def test_every_recipe_is_valid_but_for_the_reader_s_own_paths(path):
 
 
 def test_keys_that_do_not_go_together_are_told_without_the_whole_section(tmp_path):
-    path = recipe(tmp_path, "data: lab:values\ntarget: lab:equations\nsft:\n  adapter: lora\n  sharding: fsdp2\n")
+    text = "data: {path: lab:values}\ntarget: {path: lab:equations}\nsft:\n  adapter: lora\n  sharding: fsdp2\n"
+    path = recipe(tmp_path, text)
     (found,) = problems(path)
     assert found.startswith(f"{path}:3 sft: sharding: fsdp2") and "adapter" in found and "steps" not in found

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dartune.config import MapperConfig, SFTConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
@@ -58,7 +56,7 @@ def examples(
 
 
 def warm_up(
-    model: torch.nn.Module,
+    model: Any,
     demonstrations: Sequence[Demonstration],
     probed: Sequence[dict[str, Any]],
     start: Engine,
@@ -67,7 +65,7 @@ def warm_up(
     mapper: MapperConfig,
     sft: SFTConfig,
     folder: Path,
-) -> tuple[torch.nn.Module, Cost]:
+) -> tuple[Any, Cost]:
     """Fine-tune `model`, a copy of the mapper's start, for `mapper.format_steps`; `examples.json` says on what.
 
     Settings other than the steps are those of fine-tuning the target, at the middle one of its learning rates.
