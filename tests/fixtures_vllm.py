@@ -1,63 +1,137 @@
-"""A server with the part of vLLM's HTTP API that dartune uses, on the Hugging Face engine."""
+"""A server with the part of vLLM's HTTP API that dartune uses, on the Hugging Face engine.
+
+What it answers, refuses and cuts short in silence is what a vLLM 0.32.0 server did (docs/engines.md).
+"""
 
 import json
 import threading
+import warnings
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import torch
 
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
+
+BASE = "tiny"
+UNTRUNCATED = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+
+
+class Refused(Exception):
+    """Carries the status and the words of an error."""
 
 
 class Stub:
     """What the server has and what happened to it.
 
-    `faults`: statuses to answer with before anything else, one per request. `processed`: whether log-probabilities
-    are those after temperature.
+    Args:
+        model: a Hugging Face model.
+        processed: whether log-probabilities are those after temperature.
+        longest: tokens after which the server ends every sample; None for its context alone.
+
+    `faults`: statuses to answer with before anything else, one per request.
     """
 
-    def __init__(self, model, *, context=None, processed=True, adapters=None):
-        self.engine, self.processed, self.adapters = HFEngine(model), processed, adapters or {}
-        self.context = context or self.engine.context
-        self.names, self.faults, self.requests, self.lock = {"tiny": self.engine}, [], [], threading.Lock()
+    def __init__(self, model, *, processed=True, longest=None):
+        self.engine, self.processed, self.longest = HFEngine(model), processed, longest
+        self.names, self.faults, self.requests, self.lock = {BASE: self.engine}, [], [], threading.Lock()
 
     def answer(self, path, body):
+        """Status and JSON of an answer; None where it has none."""
         self.requests.append((path, body))
-        if path == "/v1/models":
-            return 200, {"data": [{"id": name, "max_model_len": self.context} for name in self.names]}
-        if path == "/v1/load_lora_adapter":
-            if body["lora_path"] not in self.adapters:
-                return 404, {"error": {"message": f"no adapter in {body['lora_path']}"}}
-            self.names[body["lora_name"]] = HFEngine(self.adapters[body["lora_path"]])
-            return 200, {}
-        if path == "/v1/unload_lora_adapter":
-            del self.names[body["lora_name"]]
-            return 200, {}
+        routes = {
+            "/v1/models": lambda body: {"object": "list", "data": [self.card(name) for name in self.names]},
+            "/v1/load_lora_adapter": self.load,
+            "/v1/unload_lora_adapter": self.unload,
+            "/v1/completions": self.complete,
+        }
+        try:
+            return 200, routes[path](body)
+        except Refused as refused:
+            status, message = refused.args
+            return status, {"error": {"message": message, "type": "Error", "param": None, "code": status}}
+
+    def card(self, name):
+        own = name == BASE
+        length = self.engine.context if own else None
+        return {"id": name, "object": "model", "parent": None if own else BASE, "max_model_len": length}
+
+    def load(self, body):
+        from peft import PeftModel
+
+        folder, name = Path(body["lora_path"]), body["lora_name"]
+        if name in self.names:
+            raise Refused(400, f"The lora adapter '{name}' has already been loaded.")
+        if not (folder / "adapter_config.json").exists():
+            raise Refused(404, f"Loading lora {name} failed: No adapter found for {folder}")
+        if "lora_" not in (folder / "adapter_config.json").read_text():
+            raise Refused(500, "Call to add_lora method failed: Worker failed")
+        base = type(self.engine.model)(self.engine.model.config)
+        base.load_state_dict(self.engine.model.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about deprecations between the libraries
+            self.names[name] = HFEngine(PeftModel.from_pretrained(base, folder).eval())
+
+    def unload(self, body):
+        if body["lora_name"] not in self.names:
+            raise Refused(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
+        del self.names[body["lora_name"]]
+
+    def complete(self, body):
+        engine = self.engine_for(body)
+        assert body.items() >= UNTRUNCATED.items()  # else a model's own settings hold
+        assert body["max_tokens"] == 1 or body["ignore_eos"]
+        limit = self.engine.context - len(body["prompt"])
+        longest = min(value for value in (body["max_tokens"], self.longest, limit) if value is not None)
+        stops = tuple(body.get("stop_token_ids", ()))
+        spec = SampleSpec(body.get("n", 1), longest, body["temperature"], stops, body.get("seed", 0))
+        (group,) = engine.generate([body["prompt"]], spec)
+        choices = [self.choice(engine, body, index, sample) for index, sample in enumerate(group)]
+        return {"object": "text_completion", "choices": choices[::-1]}  # their order is the server's
+
+    def engine_for(self, body):
+        """The model asked for; what vLLM refuses to read is refused."""
         if body["model"] not in self.names:
-            return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
-        engine = self.names[body["model"]]
-        return 200, scored(engine, body) if "prompt_logprobs" in body else sampled(engine, body, self.processed)
+            raise Refused(404, f"The model `{body['model']}` does not exist. Valid aliases: {BASE}.")
+        engine, prompt = self.names[body["model"]], body["prompt"]
+        if not prompt:
+            raise Refused(400, "You must pass at least one prompt")
+        if max(prompt) >= engine.vocabulary:
+            raise Refused(400, f"Token id {max(prompt)} is out of vocabulary")
+        if len(prompt) >= self.engine.context:
+            raise Refused(400, "max_tokens must be at least 1, got 0.")
+        if not 0 <= body["temperature"] <= 2:
+            raise Refused(400, f"temperature must be in [0, 2], got {body['temperature']}.")
+        if body["temperature"] == 0 and body.get("n", 1) > 1:
+            raise Refused(400, f"n must be 1 when using greedy sampling, got {body['n']}.")
+        if not -(2**63) <= body.get("seed", 0) < 2**63:
+            raise Refused(400, "body.seed: Input should be less than or equal to 9223372036854775807")
+        return engine
 
-
-def scored(engine, body):
-    first, *rest = body["prompt"]
-    (values,) = engine.score([([first], rest)])
-    rows = [{str(token): {"logprob": value, "rank": 1}} for token, value in zip(rest, values, strict=True)]
-    return {"choices": [{"index": 0, "prompt_logprobs": [None, *rows]}]}
-
-
-def sampled(engine, body, processed):
-    assert body["ignore_eos"] and (body["top_p"], body["top_k"], body["repetition_penalty"]) == (1, 0, 1)
-    spec = SampleSpec(body["n"], body["max_tokens"], body["temperature"], tuple(body["stop_token_ids"]), body["seed"])
-    (group,) = engine.generate([body["prompt"]], spec)
-    values = [sample.logprobs for sample in group]
-    if not processed:
-        values = engine.score([(body["prompt"], sample.ids) for sample in group])
-    choices = [
-        {"index": index, "token_ids": list(sample.ids), "logprobs": {"token_logprobs": list(row)}, "text": "-"}
-        for index, (sample, row) in enumerate(zip(group, values, strict=True))
-    ]
-    return {"choices": choices[::-1]}  # their order is the server's
+    def choice(self, engine, body, index, sample):
+        prompt, asked = body["prompt"], body.get("logprobs")
+        temperature = body["temperature"] if self.processed and body["temperature"] else 1
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([[*prompt, *sample.ids]])).logits[0]
+        plain = logits[: len(prompt) - 1].log_softmax(dim=-1)
+        rows = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(dim=-1)
+        chosen = rows.gather(1, torch.tensor(sample.ids)[:, None])[:, 0].tolist()
+        likeliest = [
+            {f"token_id:{token}": value} | {f"token_id:{other}": row[other].item() for other in row.topk(asked).indices}
+            for token, value, row in zip(sample.ids, chosen, rows, strict=True)
+            if asked is not None
+        ]
+        before = [{str(t): {"logprob": row[t].item(), "rank": 1}} for t, row in zip(prompt[1:], plain, strict=True)]
+        return {
+            "index": index,
+            "text": "-",
+            "finish_reason": sample.finish,
+            "token_ids": list(sample.ids) if body.get("return_token_ids") else None,
+            "logprobs": None if asked is None else {"token_logprobs": chosen, "top_logprobs": likeliest},
+            "prompt_logprobs": [None, *before] if "prompt_logprobs" in body else None,
+        }
 
 
 @contextmanager
@@ -74,9 +148,10 @@ def serving(stub):
         def reply(self, body):
             with stub.lock:
                 status, found = (stub.faults.pop(0), {}) if stub.faults else stub.answer(self.path, body)
-            text = json.dumps(found).encode()
+            text = b"Success" if found is None else json.dumps(found).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            if found is not None:
+                self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

@@ -1,16 +1,17 @@
 """Engine on a vLLM server, over its HTTP API: token ids in, token ids and log-probabilities out.
 
-vLLM runs in an environment of its own and is never imported (its releases ask for other versions of transformers):
+vLLM runs in an environment of its own and is never imported: its releases ask for other versions of torch and
+transformers. docs/engines.md has the command that starts it, what was run against it, and where it differs.
 
-    vllm serve path/to/model --port 8000        # 0.10.2 or later, for `return_token_ids`
-
-The untruncated distribution is asked for whatever the model's own generation config says. A server's
-log-probabilities differ from those of the training forward by its kernels' rounding.
+The untruncated distribution is asked for whatever the model's own generation config says. What would pass for a
+sample without being one (cut short by a limit of the server, log-probabilities of another distribution) is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 import time
 from array import array
 from collections import Counter
@@ -33,7 +34,8 @@ TRIES = 5
 FIRST_WAIT = 1.0  # seconds before the second try; doubled each time
 TIMEOUT = 600.0  # seconds
 AT_ONCE = 64  # requests under way; the server batches them
-SAME = 1e-3  # nats; log-probabilities closer than this are taken to be of one distribution
+PASSING = frozenset({429, 500, 502, 503, 504})  # statuses that a later try may be spared
+LIKELIEST = 5  # tokens whose log-probabilities tell the temperature they are of
 
 
 class VLLMEngine:
@@ -73,23 +75,29 @@ class VLLMEngine:
         if model is not None and model not in served:
             raise InputError(f"{self.url} does not serve {model!r}: it serves {', '.join(served) or 'nothing'}")
         self.model = model or next(iter(served))
-        self.context: int | None = served[self.model].get("max_model_len")
+        base = served.get(served[self.model].get("parent"), served[self.model])  # an adapter's limits are its base's
+        self.context: int | None = base.get("max_model_len")
         self.generated_tokens = 0
         self.scored_tokens = 0
         self.flops = 0.0
         self._flops_per_token = flops_per_token
+        self._adapter: str | None = None
+        self._after_temperature: bool | None = None  # not known yet
         self.version = 0
 
     def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
         """See `Engine.generate`; a prompt given twice is sampled twice, with different random numbers.
 
         Raises:
-            InputError: also where the temperature is neither 0 nor 1 and the server reports log-probabilities as
-                they are before temperature.
+            InputError: also where the server ends samples by limits of its own, and where the temperature is
+                neither 0 nor 1 and it reports log-probabilities as they are before temperature.
         """
         self._check([(prompt, ()) for prompt in prompts], spec.max_new_tokens)
+        if prompts and spec.temperature not in (0.0, 1.0):
+            self._check_temperature(prompts[0], spec.temperature)
+        drawn = spec.n if spec.temperature else 1  # more than one greedy sample is refused: they are all the same
         asked = {
-            "n": spec.n,
+            "n": drawn,
             "max_tokens": spec.max_new_tokens,
             "temperature": spec.temperature,
             "stop_token_ids": list(spec.stop_ids),
@@ -99,68 +107,77 @@ class VLLMEngine:
         }
         seeded = zip(prompts, seeds(prompts, spec.seed), strict=True)
         requests = [asked | {"prompt": list(p), "seed": seed} for p, seed in seeded]
-        groups = [_samples(answer, spec) for answer in self._pool.map(self._complete, requests)]
+        groups = [
+            _samples(answer, spec, drawn) * (spec.n // drawn) for answer in self._pool.map(self._complete, requests)
+        ]
         generated = sum(len(sample.ids) for group in groups for sample in group)
         self.generated_tokens += generated
         self.flops += self._flops_per_token * (generated + sum(map(len, prompts)))
-        if spec.temperature not in (0.0, 1.0):
-            self._check_temperature(prompts, groups, spec)
         return groups
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
         """See `Engine.score`; equal pairs are scored once."""
         self._check(pairs, room=1)  # the server always samples a token
-        scores = self._score(pairs)
-        scored = sum(len(completion) for _, completion in scores)
-        self.scored_tokens += scored
-        self.flops += self._flops_per_token * sum(len(prompt) + len(completion) for prompt, completion in scores)
-        return [scores[tuple(prompt), tuple(completion)] for prompt, completion in pairs]
-
-    def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
-        """A server's own weights stay what they are: see `load_adapter`."""
-        raise InputError(
-            f"the weights of {self.url} cannot be exchanged over HTTP; train an adapter (adapter: lora) and serve with "
-            "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-        )
-
-    def load_adapter(self, folder: str, version: int) -> None:
-        """Sample from and score with a LoRA adapter from now on, in place of the one loaded before.
-
-        Args:
-            folder: of the adapter as PEFT saves it, on a disk that the server reads as well.
-            version: becomes a part of its served name.
-
-        Raises:
-            InputError: the server refuses, and why.
-        """
-        before, name = self.model, f"dartune-{version}"
-        self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
-        self.model, self.version = name, version
-        if before.startswith("dartune-"):
-            self._call("POST", "/v1/unload_lora_adapter", {"lora_name": before})
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        self._client.close()
-
-    def _score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> dict[tuple[TokenIds, TokenIds], list[float]]:
         unique = dict.fromkeys((tuple(prompt), tuple(completion)) for prompt, completion in pairs)
         asked = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         wanted = [pair for pair in unique if pair[1]]
         requests = [asked | {"prompt": [*prompt, *completion]} for prompt, completion in wanted]
         answers = self._pool.map(self._complete, requests)
         found = {pair: _prompt_scores(answer, *pair) for pair, answer in zip(wanted, answers, strict=True)}
-        return {pair: found.get(pair, []) for pair in unique}
+        self.scored_tokens += sum(len(completion) for _, completion in wanted)
+        self.flops += self._flops_per_token * sum(len(prompt) + len(completion) for prompt, completion in wanted)
+        return [found.get((tuple(prompt), tuple(completion)), []) for prompt, completion in pairs]
 
-    def _check_temperature(self, prompts: Sequence[TokenIds], groups: list[list[Sample]], spec: SampleSpec) -> None:
-        """Refuse log-probabilities from before temperature: as importance ratios they would be wrong, silently."""
-        rows = [(prompt, sample) for prompt, group in zip(prompts, groups, strict=True) for sample in group]
-        prompt, sample = min(rows, key=lambda row: min(row[1].logprobs))
-        plain = self._score([(prompt, sample.ids)])[tuple(prompt), sample.ids]
-        if min(plain) < -SAME and all(abs(a - b) < SAME for a, b in zip(plain, sample.logprobs, strict=True)):
+    def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
+        """A server's own weights stay what they are: see `load_adapter`."""
+        raise InputError(
+            f"the weights of {self.url} are not exchanged; train an adapter (adapter: lora) and serve with "
+            "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+        )
+
+    def load_adapter(self, folder: str | os.PathLike[str], version: int) -> None:
+        """Sample from and score with a LoRA adapter from now on, in place of the one loaded before.
+
+        Args:
+            folder: of the adapter as PEFT saves it, on a disk that the server reads under the same path.
+            version: becomes a part of its served name.
+
+        Raises:
+            InputError: the server refuses, and why.
+        """
+        # Never a name used before: the server keeps what it has read by name.
+        before, name = self._adapter, f"dartune-{version}-{secrets.token_hex(4)}"
+        path = os.path.abspath(folder)  # a relative one would be the server's, or a name on the hub
+        try:
+            # An adapter that it cannot use is a fault of the server (500) in its own eyes.
+            self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, PASSING - {500})
+        except InputError as error:
+            raise InputError(
+                f"{self.url} does not load the adapter in {path}; it has to be started with --enable-lora, a "
+                "--max-lora-rank of at least the adapter's, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+                [error.message],
+            ) from error
+        self.model, self.version, self._adapter = name, version, name
+        if before:
+            self._call("POST", "/v1/unload_lora_adapter", {"lora_name": before})
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def _check_temperature(self, prompt: TokenIds, temperature: float) -> None:
+        """Refuse log-probabilities from before temperature: as importance ratios they would be wrong, silently.
+
+        At a tenth of the temperature, those from after it lie ten times as far apart.
+        """
+        if self._after_temperature is None:
+            asked = {"prompt": list(prompt), "max_tokens": 1, "logprobs": LIKELIEST, "return_tokens_as_token_ids": True}
+            plain, cold = (_spread(self._complete(asked | {"temperature": t, "seed": 0})) for t in (0.0, 0.1))
+            self._after_temperature = cold > 3 * plain
+        if not self._after_temperature:
             raise InputError(
                 f"{self.url} reports log-probabilities before temperature: to sample at temperature "
-                f"{spec.temperature:g}, start it with --logprobs-mode processed_logprobs, or sample at 1"
+                f"{temperature:g}, start it with --logprobs-mode processed_logprobs, or sample at 1"
             )
 
     def _check(self, pairs: Sequence[tuple[TokenIds, TokenIds]], room: int) -> None:
@@ -179,7 +196,9 @@ class VLLMEngine:
     def _complete(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._call("POST", "/v1/completions", UNTRUNCATED | asked | {"model": self.model})
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, passing: frozenset[int] = PASSING
+    ) -> dict[str, Any]:
         """The server's answer. What may pass (no connection, overload, a fault of the server) is tried again.
 
         Raises:
@@ -198,7 +217,7 @@ class VLLMEngine:
             if answer.status_code < 400:
                 return answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
             why = f"HTTP {answer.status_code}: {answer.text[:300]}"
-            if answer.status_code < 500 and answer.status_code != 429:
+            if answer.status_code not in passing:
                 raise InputError(f"{self.url}{path} refuses: {why}")
         raise MachineError(
             f"{self.url}{path} does not answer ({why}, {TRIES} tries); start it again and repeat the command"
@@ -217,17 +236,30 @@ def seeds(prompts: Sequence[TokenIds], seed: int) -> list[int]:
     return found
 
 
-def _samples(answer: Mapping[str, Any], spec: SampleSpec) -> list[Sample]:
+def _samples(answer: Mapping[str, Any], spec: SampleSpec, drawn: int) -> list[Sample]:
     found = []
     for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
         ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-        if ids is None or logprobs is None or len(ids) != len(logprobs):
+        if ids is None or logprobs is None or len(ids) != len(logprobs) or None in logprobs:
             raise InputError("the server does not return token ids with log-probabilities: use vLLM 0.10.2 or later")
+        # By the token, not by `finish_reason`: older servers call a stop token in the last place "length".
         ended = bool(ids) and ids[-1] in spec.stop_ids
+        if not ended and len(ids) < spec.max_new_tokens:
+            raise InputError(
+                f"the server ended a sample by itself ({choice.get('finish_reason')}, {len(ids)} tokens of "
+                f"{spec.max_new_tokens}): start it with --generation-config vllm and no limit below max_new_tokens"
+            )
         found.append(Sample(tuple(ids), tuple(logprobs), "stop" if ended else "length"))
-    if len(found) != spec.n:
-        raise InputError(f"the server returned {len(found)} samples where {spec.n} were asked for")
+    if len(found) != drawn:
+        raise InputError(f"the server returned {len(found)} samples where {drawn} were asked for")
     return found
+
+
+def _spread(answer: Mapping[str, Any]) -> float:
+    """How far the likeliest tokens at the first place lie apart, nats; the token drawn there may be one more."""
+    (choice,) = answer["choices"]
+    values = sorted(choice["logprobs"]["top_logprobs"][0].values())[-LIKELIEST:]
+    return values[-1] - values[0]
 
 
 def _prompt_scores(answer: Mapping[str, Any], prompt: TokenIds, completion: TokenIds) -> list[float]:

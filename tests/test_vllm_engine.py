@@ -1,0 +1,100 @@
+"""What a server may not get away with, and what a client has to outlast."""
+
+import pytest
+
+from dartune.errors import InputError, MachineError
+from dartune.models import vllm_engine
+from dartune.models.vllm_engine import VLLMEngine
+from fixtures_vllm import Stub, serving
+from test_engine_contract import PROMPTS, adapted, spec
+from test_shared_prefix import make
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(vllm_engine, "FIRST_WAIT", 0.001)
+    return Stub(make("llama"))
+
+
+@pytest.fixture
+def server(stub):
+    with serving(stub) as url:
+        engine = VLLMEngine(url)
+        yield engine
+        engine.close()
+
+
+@pytest.mark.parametrize("faults", [[503], [500, 429, 502]])
+def test_passing_faults_of_the_server_are_outlasted(stub, server, faults):
+    before = server.score([([5], (6, 7))])
+    stub.faults = faults
+    assert server.score([([5], (6, 7))]) == before
+
+
+def test_a_dead_server_is_said_to_be_dead(stub):
+    with serving(stub) as url:
+        engine = VLLMEngine(url)
+    with pytest.raises(MachineError, match=r"does not answer \(ConnectError"):
+        engine.score([([5], (6,))])
+    with pytest.raises(MachineError, match="does not answer"):
+        VLLMEngine(url)
+
+
+def test_a_refusal_is_passed_on_at_once(stub, server):
+    asked = len(stub.requests)
+    server.model = "gone"
+    with pytest.raises(InputError, match="The model `gone` does not exist"):
+        server.score([([5], (6,))])
+    assert len(stub.requests) == asked + 1
+    with pytest.raises(InputError, match="does not serve 'other': it serves tiny"):
+        VLLMEngine(server.url, model="other")
+
+
+def test_logprobs_from_before_temperature_are_refused(stub, server):
+    stub.processed = False
+    for _ in range(2):
+        with pytest.raises(InputError, match="processed_logprobs"):
+            server.generate(PROMPTS, spec(temperature=0.7))
+    assert server.generate(PROMPTS, spec(temperature=1.0))
+    assert server.generate(PROMPTS, spec(temperature=0.0))
+
+
+def test_samples_that_the_server_cut_short_are_refused(stub, server):
+    stub.longest = 5
+    assert server.generate([[5]], spec(max_new_tokens=5))
+    with pytest.raises(InputError, match=r"ended a sample by itself \(length, 5 tokens of 12\)"):
+        server.generate([[5]], spec(stop_ids=()))
+
+
+def test_answers_without_token_ids_are_refused(stub, server, monkeypatch):
+    monkeypatch.setattr(stub, "answer", lambda path, body: (200, {"choices": [{"index": 0, "text": "hello"}]}))
+    with pytest.raises(InputError, match="does not return token ids"):
+        server.generate([[5]], spec(n=1))
+    with pytest.raises(InputError, match="does not return prompt_logprobs"):
+        server.score([([5], (6,))])
+
+
+def test_adapters_that_do_not_load_are_refused_at_once_and_change_nothing(stub, server, tmp_path):
+    asked = len(stub.requests)
+    with pytest.raises(InputError, match="--max-lora-rank") as error:
+        server.load_adapter(tmp_path, 1)
+    assert "No adapter found" in error.value.problems[0]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="--enable-lora") as error:
+        server.load_adapter(tmp_path, 1)
+    assert "add_lora method failed" in error.value.problems[0]
+    assert len(stub.requests) == asked + 2 and (server.model, server.version) == ("tiny", 0)
+    with pytest.raises(InputError, match="adapter: lora"):
+        server.sync({}, 4)
+
+
+def test_a_second_run_loads_adapters_beside_those_of_the_first(stub, server, tmp_path, monkeypatch):
+    adapted(stub.engine.model, tmp_path / "adapter", seed=1)
+    monkeypatch.chdir(tmp_path)
+    server.load_adapter("adapter", 1)  # a path from here, not from where the server runs
+    assert stub.requests[-1][1]["lora_path"] == str(tmp_path / "adapter")
+    again = VLLMEngine(server.url, model=server.model)
+    assert again.context == server.context  # an adapter's card tells no length
+    again.load_adapter("adapter", 1)
+    assert again.model != server.model and {again.model, server.model} < set(stub.names)
+    again.close()
