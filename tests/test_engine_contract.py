@@ -13,9 +13,9 @@ import torch
 from scipy.stats import chisquare
 
 from dartune.errors import InputError
+from dartune.models.adapter import add_lora
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import add_lora
 from dartune.models.vllm_engine import VLLMEngine
 from fixtures_vllm import Stub, serving
 from test_shared_prefix import make

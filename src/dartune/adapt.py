@@ -154,6 +154,7 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
                 out,
                 describe=job.describe,
                 probe=probe,
+                policy=partial(models.policy, stage_folder=out),
                 on_step=follow(progress, "reward", "gate_pass", "alignment_after"),
             )
         models.keep(model, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dartune.arms import ADAPTATIONS, ARMS
+from dartune.arms import ADAPTATIONS, ARMS, adaptations
 from dartune.config import Config
 
 LOW_RATES = 0.1
@@ -20,6 +20,7 @@ def adapted_config(config: Config, adaptation: str, rows: int) -> Config:
         changes["reward"] = config.reward.model_copy(update=dict(how.reward))
     if how.other_target:
         changes["target"] = config.target.model_copy(update={"path": config.target.other})
+        changes["server"] = config.server.model_copy(update={"url": None})  # it serves the target
     if how.matched:
         samples = rollouts(config, rows)
         changes["synthesise"] = config.synthesise.model_copy(update={"samples": samples})
@@ -48,4 +49,17 @@ def problems(config: Config, *, in_lab: bool) -> list[str]:
         found.append("arms: gold needs the lab's worlds (data.path lab:...); take it out for data of your own")
     if "wrong_target" in config.arms and not config.target.other:
         found.append("arms: wrong_target needs target.other, a model that the data are adapted for instead")
+    if config.server.url:
+        found += _server_problems(config)
+    return found
+
+
+def _server_problems(config: Config) -> list[str]:
+    """What a server that serves the target and its adapters cannot do."""
+    found = []
+    if config.mapper.path or config.mapper.format_steps:
+        found.append("server.url: the mapper must start from the served target: no mapper.path, no mapper.format_steps")
+    trained = any(ADAPTATIONS[name].trained for name in adaptations(config.arms))
+    if trained and config.mapper.adapter != "lora":
+        found.append("server.url: a server takes over adapters, not whole models; set mapper.adapter: lora")
     return found

@@ -74,6 +74,15 @@ class TargetConfig(Section):
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
 
 
+class ServerConfig(Section):
+    """A vLLM server that samples from target and mapper in place of this process (docs/engines.md)."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
+        None, description="its address, as in http://localhost:8000; needs mapper.adapter: lora and mapper.path: null"
+    )
+    model: Text | None = Field(None, description="the name it serves the target by; null is the first that it lists")
+
+
 class Adapter(Section):
     """How weights are trained."""
 
@@ -252,6 +261,7 @@ class Config(Section):
     )
     data: DataConfig
     target: TargetConfig
+    server: ServerConfig = Field(default_factory=ServerConfig)
     mapper: MapperConfig = Field(default_factory=MapperConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     synthesise: SynthesiseConfig = Field(default_factory=SynthesiseConfig)

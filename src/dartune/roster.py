@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,20 @@ from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.lab import source as lab
 from dartune.models.adapter import is_adapter, load_adapter, remove_lora
+from dartune.models.flops import FORWARD, multiplied_weights
+from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
 from dartune.models.memory import Footprint, footprint, weight_bytes
-from dartune.models.parallel_engine import LocalEngine, engine_on
+from dartune.models.parallel_engine import LocalEngine, engine_on, shared
 from dartune.models.precision import compute_in, rounded
+from dartune.models.served_engine import ServedEngine
+from dartune.models.vllm_engine import VLLMEngine
 from dartune.rewards.reward import reward_parts
 from dartune.run import Cost
+
+API_KEY = "DARTUNE_VLLM_API_KEY"
+"""Environment variable with the server's key, if it wants one."""
+HANDOVER = "handover"
 
 
 class Meter:
@@ -86,7 +95,7 @@ class Roster:
     @cached_property
     def target_engine(self) -> LocalEngine:
         """The frozen target."""
-        return engine_on(self._load(self.target_path), adapter=False)
+        return self._served(HFEngine(self._load(self.target_path), adapter=False))
 
     @cached_property
     def start_engine(self) -> LocalEngine:
@@ -116,6 +125,26 @@ class Roster:
         mapper = self.config.mapper
         return self.start_engine.model if mapper.adapter == "lora" else self.to_train(self.mapper_path, mapper)
 
+    def policy(self, model, stage_folder: Path) -> LocalEngine:
+        """An engine on a mapper that is being trained."""
+        return self._served(HFEngine(model), handover=stage_folder / HANDOVER)
+
+    def _served(self, engine: HFEngine, *, adapter: Path | None = None, handover: Path | None = None) -> LocalEngine:
+        """The engine, sampling from the server where the config names one."""
+        config = self.config.server
+        if not config.url:
+            return shared(engine)
+        server = VLLMEngine(
+            config.url,
+            model=config.model,
+            api_key=os.environ.get(API_KEY),
+            flops_per_token=FORWARD * multiplied_weights(engine.model),
+        )
+        served = ServedEngine(engine, server, handover)
+        if adapter is not None:
+            served.use_adapter(adapter)
+        return shared(served)
+
     @contextmanager
     def mapper(self, folder: Path) -> Iterator[LocalEngine]:
         """The trained mapper that a stage kept: a model of its own, or the start with its adapter on for as long."""
@@ -124,7 +153,7 @@ class Roster:
             return
         model = load_adapter(self.start_engine.model, folder)
         try:
-            yield engine_on(model)
+            yield self._served(HFEngine(model), adapter=folder)
         finally:
             remove_lora(model)
 
@@ -147,7 +176,8 @@ class Roster:
         save_model(rounded(model), self.tokenizer, stage_folder / "model")
         remove_lora(model)
         if processes.is_first():
-            shutil.rmtree(stage_folder / "checkpoints", ignore_errors=True)
+            for left in ("checkpoints", HANDOVER):
+                shutil.rmtree(stage_folder / left, ignore_errors=True)
 
     def _load(self, path: str, dtype: str | None = None):
         target = self.config.target

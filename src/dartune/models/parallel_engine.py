@@ -10,6 +10,7 @@ from torch import nn
 from dartune import processes
 from dartune.models.engine import Sample, SampleSpec, TokenIds, TokenStats
 from dartune.models.hf_engine import HFEngine
+from dartune.models.served_engine import ServedEngine
 
 T = TypeVar("T")
 Pair = tuple[TokenIds, TokenIds]
@@ -17,7 +18,11 @@ Pair = tuple[TokenIds, TokenIds]
 
 def engine_on(model: nn.Module, *, adapter: bool = True) -> LocalEngine:
     """An engine on a model in this process, which works together with those on its copies in the others."""
-    engine = HFEngine(model, adapter=adapter)
+    return shared(HFEngine(model, adapter=adapter))
+
+
+def shared(engine: HFEngine | ServedEngine) -> LocalEngine:
+    """The engine, working together with those of the other processes, if any."""
     return ParallelEngine(engine) if processes.count() > 1 else engine
 
 
@@ -28,7 +33,7 @@ class ParallelEngine:
     given several times stays with one process, which draws different random numbers each time.
     """
 
-    def __init__(self, engine: HFEngine) -> None:
+    def __init__(self, engine: HFEngine | ServedEngine) -> None:
         self.engine, self.model = engine, engine.model
         self.generated_tokens, self.scored_tokens, self.flops = 0, 0, 0.0
 
@@ -73,5 +78,5 @@ class ParallelEngine:
         return [found[place] for place in range(len(items))]
 
 
-LocalEngine = HFEngine | ParallelEngine
+LocalEngine = HFEngine | ServedEngine | ParallelEngine
 """An engine whose model is in this process."""

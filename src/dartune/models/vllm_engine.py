@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dartune.errors import InputError, MachineError
-from dartune.models.engine import Sample, SampleSpec, TokenIds
+from dartune.models.engine import Sample, SampleSpec, TokenIds, TokenStats
 
 UNTRUNCATED = {
     "top_p": 1.0,
@@ -127,6 +127,10 @@ class VLLMEngine:
         self.scored_tokens += sum(len(completion) for _, completion in wanted)
         self.flops += self._flops_per_token * sum(len(prompt) + len(completion) for prompt, completion in wanted)
         return [found.get((tuple(prompt), tuple(completion)), []) for prompt, completion in pairs]
+
+    def token_stats(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
+        """A server tells the likeliest tokens, not whole distributions."""
+        raise InputError(f"{self.url} does not tell the entropy of its distributions; score in this process")
 
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
         """A server's own weights stay what they are: see `load_adapter`."""

@@ -14,7 +14,7 @@ from dartune.config import MapperConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample
-from dartune.models.parallel_engine import engine_on
+from dartune.models.parallel_engine import LocalEngine, engine_on
 from dartune.rewards.hacks import HACKS
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text, skeleton
@@ -186,9 +186,12 @@ def train_mapper(
     *,
     describe: Callable[[Demonstration, str], str | None] | None = None,
     probe: Callable[[Engine], list[bool]] | None = None,
+    policy: Callable[[torch.nn.Module], LocalEngine] = engine_on,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
-    """Train `model` to rewrite, fully or by LoRA (merged at the end); `samples.jsonl` keeps what it wrote.
+    """Train `model` to rewrite, fully or by LoRA (which stays on); `samples.jsonl` keeps what it wrote.
+
+    `policy` makes the engine that samples from the model that is trained.
 
     Ends early where the gold probe says that more reward buys a worse target (`reason_to_stop`).
 
@@ -198,7 +201,7 @@ def train_mapper(
     def objective(trained: torch.nn.Module) -> MapperObjective:
         return MapperObjective(
             demonstrations,
-            engine_on(trained),
+            policy(trained),
             start,
             renderer,
             config,

@@ -1,0 +1,53 @@
+"""With a server in the config it samples, from the target and from the mapper as it is trained; scores stay here."""
+
+import json
+
+import pytest
+
+from dartune.cli import main
+from dartune.models.loading import load_model
+from dartune.run import read_jsonl
+from fixtures_models import save_tiny
+from fixtures_vllm import Stub, serving
+from test_pipeline import arguments, word_problems
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    target = save_tiny(folder / "target", "llama", context=2048)
+    return word_problems(folder / "problems.jsonl", 30), target
+
+
+LORA = ["--mapper.adapter=lora", "--mapper.lora_rank=2", "--arms=[dart, best_of_k]"]
+
+
+def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_path):
+    problems, target = parts
+    stub = Stub(load_model(target))
+    with serving(stub) as url:
+        command = arguments(problems, target, tmp_path / "run", "--server.url", url, *LORA)
+        assert main(command) == 0
+    asked = [(path.rpartition("/")[2], body["model"]) for path, body in stub.requests if path.endswith("completions")]
+    adapters = [body["lora_name"] for path, body in stub.requests if path.endswith("load_lora_adapter")]
+    assert len(set(adapters)) == len(adapters) == 3  # two steps of training, and synthesis
+    assert {model for _, model in asked} == {"tiny", *adapters}
+    assert all("prompt_logprobs" not in (body or {}) for _, body in stub.requests)
+    stages = tmp_path / "run" / "stages"
+    assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 2
+    assert not (stages / "mapper-s0" / "handover").exists()
+    results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
+    spent = results["costs"]["stages"]["mapper-s0"]
+    assert spent["generated_tokens"] > 0 and spent["flops"] > 0
+    rows = read_jsonl(stages / "synthesise-s0" / "rows.jsonl")
+    assert [row["id"] for row in rows] == [row["id"] for row in read_jsonl(stages / "data" / "train.jsonl")]
+
+
+def test_what_a_server_cannot_do_is_told_at_once(parts, tmp_path, capsys):
+    problems, target = parts
+    command = arguments(problems, target, tmp_path / "run", "--server.url", "http://localhost:1")
+    assert main([*command, "--mapper.path", str(target)]) == 2
+    said = capsys.readouterr().err
+    assert "no mapper.path" in said and "set mapper.adapter: lora" in said
+    assert main([*arguments(problems, target, tmp_path / "run"), "--server.url", "localhost:8000"]) == 2
+    assert "server.url" in capsys.readouterr().err
