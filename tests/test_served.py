@@ -29,10 +29,11 @@ def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_p
         command = arguments(problems, target, tmp_path / "run", "--server.url", url, *LORA)
         assert main(command) == 0
     asked = [(path.rpartition("/")[2], body["model"]) for path, body in stub.requests if path.endswith("completions")]
-    adapters = [body["lora_name"] for path, body in stub.requests if path.endswith("load_lora_adapter")]
+    adapters = [body["lora_name"] for path, body in stub.requests if path == "/v1/load_lora_adapter"]
     assert len(set(adapters)) == len(adapters) == 3  # two steps of training, and synthesis
     assert {model for _, model in asked} == {"tiny", *adapters}
     assert all("prompt_logprobs" not in (body or {}) for _, body in stub.requests)
+    assert set(stub.names) == {"tiny"}  # nothing is left on the server
     stages = tmp_path / "run" / "stages"
     assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 2
     assert not (stages / "mapper-s0" / "handover").exists()

@@ -65,6 +65,7 @@ class Roster:
             InputError: an address the lab does not have; all are listed.
         """
         self.config = config
+        self._servers: list[VLLMEngine] = []
         addresses = [config.target.path, config.mapper.path or config.target.path, config.target.other]
         paths, problems = {}, []
         for address in dict.fromkeys(address for address in addresses if address):
@@ -143,7 +144,14 @@ class Roster:
         served = ServedEngine(engine, server, handover)
         if adapter is not None:
             served.use_adapter(adapter)
+        if engine.adapter:
+            self._servers.append(server)
         return shared(served)
+
+    def _close_servers(self) -> None:
+        """End the connections that sampled with an adapter."""
+        while self._servers:
+            self._servers.pop().close()
 
     @contextmanager
     def mapper(self, folder: Path) -> Iterator[LocalEngine]:
@@ -155,6 +163,7 @@ class Roster:
         try:
             yield self._served(HFEngine(model), adapter=folder)
         finally:
+            self._close_servers()
             remove_lora(model)
 
     def frozen(self, path: str) -> LocalEngine:
@@ -175,6 +184,7 @@ class Roster:
         """
         save_model(rounded(model), self.tokenizer, stage_folder / "model")
         remove_lora(model)
+        self._close_servers()
         if processes.is_first():
             for left in ("checkpoints", HANDOVER):
                 shutil.rmtree(stage_folder / left, ignore_errors=True)

@@ -17,6 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from dartune.errors import InputError, MachineError
@@ -166,6 +167,10 @@ class VLLMEngine:
             self._call("POST", "/v1/unload_lora_adapter", {"lora_name": before})
 
     def close(self) -> None:
+        """Take the adapter, if any, off the server again, and end the connection."""
+        if self._adapter:
+            with suppress(InputError, MachineError):
+                self._call("POST", "/v1/unload_lora_adapter", {"lora_name": self._adapter})
         self._pool.shutdown(cancel_futures=True)
         self._client.close()
 
