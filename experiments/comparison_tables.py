@@ -43,8 +43,8 @@ def _needed(part: str) -> str:
 
 
 def _default(name: str, found: Mapping[str, Mapping[str, Results]]) -> dict[str, Results]:
-    """The cell that the dials depart from, under the name it has among them."""
-    return {name: found["matrix"][ALL_ARMS_CELL]}
+    """The cell that the dials depart from, of one seed like theirs, under the name it has among them."""
+    return {name: found["arms"][ALL_ARMS_CELL]}
 
 
 def _of_target(cells: Mapping[str, Results], target: str) -> dict[str, Results]:
