@@ -71,6 +71,9 @@ class TargetConfig(Section):
         "auto", description="what is computed in; auto is bfloat16 on a GPU that has it, else float32"
     )
     system_prompt: str | None = Field(None, description="put before every question, always")
+    thinking: bool = Field(
+        False, description="the solutions think in a <think> block of their own, and so shall the rewrites"
+    )
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
 
 

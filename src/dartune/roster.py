@@ -83,7 +83,8 @@ class Roster:
 
     @cached_property
     def renderer(self) -> Renderer:
-        return Renderer(self.tokenizer, self.config.target.system_prompt)
+        target = self.config.target
+        return Renderer(self.tokenizer, target.system_prompt, thinking=target.thinking)
 
     @cached_property
     def target_fingerprint(self) -> str:

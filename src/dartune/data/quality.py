@@ -78,7 +78,7 @@ class QualityReport:
         if self.thinking:
             found.append(
                 f"{self.thinking} solutions carry a <think> block, but the chat template closes one before "
-                "the response; render with thinking=True or remove the blocks"
+                "the response; set target.thinking: true or remove the blocks"
             )
         return found
 

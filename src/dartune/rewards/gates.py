@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dartune.rewards.answers import answer_pairs, correct_answer, one_answer
 from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leaks
 from dartune.rewards.text import (
+    aloud,
     borrowed,
     entities,
     lcs_fraction,
@@ -27,6 +29,7 @@ from dartune.rewards.text import (
     spelled_numbers,
     stated_answers,
     tandem_repeats,
+    thoughts,
     words,
 )
 from dartune.rewards.verify import AnswerChecker
@@ -42,13 +45,14 @@ _CALCULATION = re.compile(r"[=+*/×÷]|\d\s?-\s?\d|\\(?:frac|times|cdot|div)")
 
 
 def finished(item: GateInput, thresholds: GateThresholds) -> bool:
-    """The rewrite says something and ends by itself.
+    """The rewrite says something and ends by itself; it thinks in a block of its own just where the source does.
 
     Stops: text cut at the token limit (its likely first part would score well), and empty text, which
-    is short and therefore likely. Costs nothing. False positives: none; raise `max_new_tokens` where
-    honest rewrites are cut.
+    is short and therefore likely; thinking that never ends, or that is left out. Costs nothing. False
+    positives: none; raise `max_new_tokens` where honest rewrites are cut.
     """
-    return item.finish == "stop" and bool(item.rewrite.strip())
+    said = bool(aloud(item.rewrite).strip()) and thoughts(item.rewrite) == thoughts(item.solution)
+    return item.finish == "stop" and said
 
 
 def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
@@ -264,17 +268,26 @@ def _verdicts(items: Sequence[GateInput], checker: AnswerChecker) -> dict[tuple[
 
 
 def run_gates(inputs: Sequence[GateInput], thresholds: GateThresholds, checker: AnswerChecker) -> list[dict[str, bool]]:
-    """Every gate's verdict by name for each row, in the order given; rows do not influence each other."""
-    verdicts = _verdicts(inputs, checker)
+    """Every gate's verdict by name for each row, in the order given; rows do not influence each other.
+
+    The gates on the answer read what comes after a block of thinking, in which answers may be tried.
+    """
+    said = [_aloud(item) for item in inputs]
+    verdicts = _verdicts(said, checker)
     return [
-        {name: gate(item, verdicts) for name, gate in ANSWER_GATES.items()}
+        {name: gate(spoken, verdicts) for name, gate in ANSWER_GATES.items()}
         | {name: gate(item, thresholds) for name, gate in PLAIN_GATES.items()}
-        for item in inputs
+        for item, spoken in zip(inputs, said, strict=True)
     ]
+
+
+def _aloud(item: GateInput) -> GateInput:
+    return replace(item, solution=aloud(item.solution), rewrite=aloud(item.rewrite))
 
 
 def unjudged(inputs: Sequence[GateInput], checker: AnswerChecker) -> list[bool]:
     """Rows whose answer the checker failed on (time-out, crash): `correct_answer` says no, but nobody knows."""
+    inputs = [_aloud(item) for item in inputs]
     verdicts = _verdicts(inputs, checker)
     return [
         bool(pairs) and not any(verdicts[pair] for pair in pairs) and any(verdicts[pair] is None for pair in pairs)

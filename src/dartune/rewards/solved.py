@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
-from dartune.rewards.text import numbers
+from dartune.rewards.text import aloud, numbers
 from dartune.rewards.verify import AnswerChecker, final_answers
 
 
 def stated_answer(text: str, plain_number: bool) -> str:
-    """The last final answer of a solution; without any, the last number where `plain_number` allows it."""
+    """The last final answer of a solution, said after its thinking; without any, the last number where
+    `plain_number` allows it."""
+    text = aloud(text)
     stated = final_answers(text)
     if stated:
         return stated[-1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 
+THOUGHT_END = "</think>"
 _WORD = re.compile(r"\w+|[^\w\s]")
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 _LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[*#]+[ \t]*)?(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+(?=\S)")
@@ -272,6 +273,16 @@ _AFTER = " \t\n*_\"'“”.,;:!?"
 
 
 @lru_cache(maxsize=4096)
+def thoughts(text: str) -> int:
+    """Blocks of thinking that a text ends (`</think>`)."""
+    return text.count(THOUGHT_END)
+
+
+def aloud(text: str) -> str:
+    """What is said after the last block of thinking; all of a text without one."""
+    return text.rpartition(THOUGHT_END)[2]
+
+
 def stated_answers(text: str) -> tuple[StatedAnswer, ...]:
     """Every final answer stated in `text`, in order; `The answer is \\boxed{42}` is one answer.
 
