@@ -23,6 +23,7 @@ ORDER = (
     "environment",
     "run",
     "progress",
+    "tracking",
     "data",
     "models",
     "rewards",

@@ -155,7 +155,7 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
                 describe=job.describe,
                 probe=probe,
                 policy=partial(models.policy, stage_folder=out),
-                on_step=follow(progress, "reward", "gate_pass", "alignment_after"),
+                on_step=job.tracking.follow(name, out, follow(progress, "reward", "gate_pass", "alignment_after")),
             )
         models.keep(model, out)
         return cost

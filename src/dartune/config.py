@@ -258,6 +258,9 @@ class Config(Section):
         min_length=1,
         description="what to compare; listed below",
     )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], EachOnce] = Field(
+        (), strict=False, description="experiment trackers that get the metrics beside the files"
+    )
     matrix: dict[Text, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = Field(
         default_factory=dict,
         description="key -> values: every combination is a run in a folder of its own: {data.path: [a.jsonl, b.jsonl]}",

@@ -16,6 +16,7 @@ from dartune.rewards.verify import AnswerChecker
 from dartune.roster import Roster
 from dartune.run import Run
 from dartune.stages.evaluate import StepJudge
+from dartune.tracking import Tracking
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Job:
     checker: AnswerChecker
     data: Data
     models: Roster
+    tracking: Tracking = field(default_factory=Tracking)
     _views: dict[str, tuple[Config, Roster]] = field(default_factory=dict)
 
     @property

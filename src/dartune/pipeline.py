@@ -27,6 +27,7 @@ from dartune.report.summary import summarise
 from dartune.rewards.verify import AnswerChecker
 from dartune.roster import prepared
 from dartune.run import Run, write_jsonl
+from dartune.tracking import tracking
 
 SHOWN_ROWS = 3
 
@@ -46,19 +47,26 @@ def run(config: Config) -> str:
         return "\n".join([*summaries, compare([Path(cell.output) for _, cell in made])] if len(made) > 1 else summaries)
     with processes.joined(), Run(Path(config.output), config=config) as folder, AnswerChecker() as checker:
         job = started(config, folder, checker)
-        if any(ARMS[arm].rows == "own" for arm in config.arms):
-            adapt.probe(job, "dart")
-        for adaptation in adaptations(config.arms):
-            adapt.probe(job, adaptation)
-            adapt.warm_up(job, adaptation)
-            for seed in config.seeds:
-                adapt.train_mapper(job, adaptation, seed)
-                adapt.synthesise(job, adaptation, seed)
+        with tracking(config, folder.folder, folder.log) as job.tracking:
+            return work(job)
+
+
+def work(job: Job) -> str:
+    """Every stage of a job that was started; returns the summary."""
+    config = job.config
+    if any(ARMS[arm].rows == "own" for arm in config.arms):
+        adapt.probe(job, "dart")
+    for adaptation in adaptations(config.arms):
+        adapt.probe(job, adaptation)
+        adapt.warm_up(job, adaptation)
         for seed in config.seeds:
-            for arm in in_order(config.arms):
-                train_arms.train_arm(job, arm, seed)
-                train_arms.evaluate_arm(job, arm, seed)
-        return written_report(job) if processes.is_first() else ""
+            adapt.train_mapper(job, adaptation, seed)
+            adapt.synthesise(job, adaptation, seed)
+    for seed in config.seeds:
+        for arm in in_order(config.arms):
+            train_arms.train_arm(job, arm, seed)
+            train_arms.evaluate_arm(job, arm, seed)
+    return written_report(job) if processes.is_first() else ""
 
 
 def started(config: Config, folder: Run, checker: AnswerChecker) -> Job:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from dartune import arm_settings, inputs, processes
+from dartune import arm_settings, inputs, processes, tracking
 from dartune.arms import ADAPTATIONS, ARMS, adaptations
 from dartune.config import Adapter, Config
 from dartune.data.render import Renderer
@@ -241,6 +241,7 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         other = lab.other_target(config.target.path)
         config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
     problems = arm_settings.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
+    problems += tracking.problems(config.trackers)
     data = models = None
     try:
         data = inputs.load(config)

@@ -115,7 +115,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
                     out,
                     loss=ARMS[arm].loss,
                     anchor=job.models.target_engine.model if ARMS[arm].loss == "asft" else None,
-                    on_step=follow(progress, "loss"),
+                    on_step=job.tracking.follow(name, out, follow(progress, "loss")),
                 )
             return cost + _keep(job, model, out)
 
@@ -150,6 +150,12 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
 
         def work(out: Path, name: str = name, rate: float = rate) -> Cost:
             with job.progress(round(limit), name) as progress:
+
+                def spent(step: int, row: dict[str, Any]) -> None:
+                    progress.advance_to(
+                        round(row["spent_tokens"] if tokens else row["spent_seconds"]), reward=row["reward"]
+                    )
+
                 model, cost = train_directly(
                     job.models.to_train(start, config),
                     job.data.train,
@@ -161,9 +167,7 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
                     budget,
                     seed,
                     out,
-                    on_step=lambda step, row: progress.advance_to(
-                        round(row["spent_tokens"] if tokens else row["spent_seconds"]), reward=row["reward"]
-                    ),
+                    on_step=job.tracking.follow(name, out, spent),
                 )
             return cost + _keep(job, model, out)
 
