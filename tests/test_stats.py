@@ -14,15 +14,23 @@ def whole(values):
 
 
 @pytest.mark.parametrize(
-    ("n", "wins", "losses"),
-    [(15, 0.3, 0.1), (60, 0.3, 0.1), (60, 0.8, 0.02), (60, 0.05, 0.05), (128, 0.4, 0.2)],
+    ("suites", "n", "wins", "losses"),
+    [
+        (1, 15, 0.3, 0.1),
+        (1, 60, 0.3, 0.1),
+        (1, 60, 0.8, 0.02),
+        (1, 60, 0.05, 0.05),
+        (1, 128, 0.4, 0.2),
+        (12, 128, 0.89, 0.02),
+        (24, 64, 0.6, 0.05),
+    ],
 )
-def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(n, wins, losses):
+def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(suites, n, wins, losses):
     rng = random.Random(n)
     covered, trials = 0, 300
     for _ in range(trials):
-        differences = rng.choices([1.0, -1.0, 0.0], [wins, losses, 1 - wins - losses], k=n)
-        interval = stats.difference_interval(whole(differences), resamples=300)
+        drawn = [rng.choices([1.0, -1.0, 0.0], [wins, losses, 1 - wins - losses], k=n) for _ in range(suites)]
+        interval = stats.difference_interval(stats.pool([whole(values) for values in drawn]), resamples=300)
         covered += interval.low <= wins - losses <= interval.high
     # 0.95 of 300 has a standard error of 0.013; small samples may be conservative, never much too narrow.
     assert covered / trials > 0.91
