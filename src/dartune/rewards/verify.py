@@ -9,24 +9,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import re
-import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
 from typing import Protocol, Self
 
-from dartune.errors import MachineError
 from dartune.rewards.text import stated_answers
+from dartune.rewards.workers import Workers
 
 MAX_ANSWER_CHARS = 256
 """Longer answers are never parsed as mathematics."""
-STARTUP_S = 120.0
+NOT_STARTED = "the answer checker's process did not start: run `python -c 'import math_verify'` to see why"
 CACHE_ENTRIES = 100_000
 MEMORY_BYTES = 4 * 2**30
 """Address space of one worker: a hostile power such as 9^9^9 runs into this wall, not into the machine's."""
@@ -222,63 +218,6 @@ def _same_maths(predicted: str, gold: str) -> bool | str:
         return "unreadable"
 
 
-class _Worker:
-    """One process that compares pairs; it is killed when it takes too long."""
-
-    def __init__(self) -> None:
-        self.expired = False
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from dartune.rewards.verify import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-        if self._reply(STARTUP_S) != "ready":
-            self.close()
-            raise MachineError(
-                "the answer checker's process did not start: run `python -c 'import math_verify'` to see why"
-            )
-
-    def ask(self, predicted: str, gold: str, timeout_s: float) -> object:
-        """True, False or "unreadable"; None where the process died or had to be killed."""
-        try:
-            self.process.stdin.write(json.dumps([predicted, gold, timeout_s]) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            return None
-        return self._reply(timeout_s)
-
-    def _reply(self, timeout_s: float) -> object:
-        # The timer's kill ends the blocking read: this needs no select, so it is the same on every system.
-        timer = threading.Timer(timeout_s, self._expire)
-        timer.start()
-        try:
-            return json.loads(self.process.stdout.readline() or "null")
-        except ValueError:
-            return None
-        finally:
-            timer.cancel()
-            timer.join()
-
-    def _expire(self) -> None:
-        self.expired = True
-        self.process.kill()
-
-    @property
-    def alive(self) -> bool:
-        return not self.expired and self.process.poll() is None
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-
 class AnswerChecker:
     """Decides whether answers are right; nothing it is given can stall it.
 
@@ -289,10 +228,7 @@ class AnswerChecker:
 
     def __init__(self, workers: int = 1, timeout_s: float = 5.0) -> None:
         self.timeout_s = timeout_s
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(max(1, workers)):
-            self._idle.put(None)
-        self._threads = max(1, workers)
+        self._workers = Workers(max(1, workers), "dartune.rewards.verify:serve", NOT_STARTED)
         self._cache: dict[tuple[str, str], bool | None] = {}
 
     def __enter__(self) -> Self:
@@ -316,8 +252,11 @@ class AnswerChecker:
             if len(self._cache) + len(todo) > CACHE_ENTRIES:
                 self._cache.clear()
                 todo = open_pairs
-            with ThreadPoolExecutor(self._threads) as pool:
-                self._cache.update(zip(todo, pool.map(self._ask, todo), strict=True))
+            questions = [(*pair, self.timeout_s) for pair in todo]
+            answers = self._workers.ask(questions, self.timeout_s)
+            self._cache.update(
+                (pair, answer if isinstance(answer, bool) else None) for pair, answer in zip(todo, answers, strict=True)
+            )
         verdicts.update((pair, self._cache[pair]) for pair in open_pairs)
         return [verdicts[tuple(pair)] for pair in pairs]
 
@@ -334,35 +273,8 @@ class AnswerChecker:
     @property
     def pids(self) -> list[int]:
         """Process ids of the idle workers."""
-        return [worker.process.pid for worker in list(self._idle.queue) if worker is not None]
-
-    def _ask(self, pair: tuple[str, str]) -> bool | None:
-        worker = self._idle.get()
-        try:
-            for _ in range(2):  # a process that dies of something else than this pair's time gets a second try
-                if worker is None or not worker.alive:
-                    worker = self._replaced(worker)
-                verdict = worker.ask(*pair, self.timeout_s)
-                if verdict is not None or worker.expired:
-                    return verdict if isinstance(verdict, bool) else None
-                worker = self._replaced(worker)
-            return None
-        except MachineError:
-            worker = None
-            raise
-        finally:
-            self._idle.put(worker)
-
-    @staticmethod
-    def _replaced(worker: _Worker | None) -> _Worker:
-        if worker is not None:
-            worker.close()
-        return _Worker()
+        return self._workers.pids
 
     def close(self) -> None:
         """End all processes; the checker may be used again and then starts new ones."""
-        for _ in range(self._threads):
-            worker = self._idle.get()
-            if worker is not None:
-                worker.close()
-            self._idle.put(None)
+        self._workers.close()
