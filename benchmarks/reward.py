@@ -32,7 +32,7 @@ from dartune.rewards.penalties import PENALTIES, Rewritten
 from dartune.rewards.reward import GatedReward, source_references
 from dartune.rewards.signs import committed
 from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.run import atomic_write_json
 from dartune.train.mapper import mapper_prompt
 

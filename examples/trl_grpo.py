@@ -22,7 +22,7 @@ from dartune.models.loading import load_model, load_tokenizer
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, source_references
 from dartune.rewards.trl import as_reward_func
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 
 
 def train(steps: int, target: str = "lab:backward", rows: int = 64) -> list[float]:

@@ -34,7 +34,7 @@ from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import load_model, load_tokenizer
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, source_references
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.train.mapper import mapper_prompt
 
 

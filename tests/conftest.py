@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_a_probe_fine_tunes_a_copy_on_what_the_mapper_writes(tmp_path):
     from dartune.rewards.alignment import Reference
     from dartune.rewards.items import GateThresholds
     from dartune.rewards.reward import GatedReward
-    from dartune.rewards.verify import AnswerChecker
+    from dartune.rewards.checker import AnswerChecker
     from dartune.roster import Roster
     from dartune.stages.gold_probe import GoldProbe
 

@@ -13,6 +13,7 @@ ORDER = (
     "__init__",
     "errors",
     "arms",
+    "families",
     "recipe",
     "config",
     "arm_settings",

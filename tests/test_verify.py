@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from dartune.data.records import Demonstration
 from dartune.errors import MachineError
-from dartune.rewards import verify
+from dartune.rewards import workers
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.verify import (
-    AnswerChecker,
     answer_span,
     final_answers,
     parse_number,
@@ -252,7 +252,7 @@ def test_leaving_the_context_ends_the_processes() -> None:
 
 
 def test_a_process_that_cannot_start_is_a_machine_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify.sys, "executable", "/bin/false")
+    monkeypatch.setattr(workers.sys, "executable", "/bin/false")
     with AnswerChecker() as one, pytest.raises(MachineError, match="math_verify"):
         one.check([SURD])
 

@@ -22,7 +22,7 @@ from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import alignment_score, build_reward, source_references
 from dartune.rewards.text import known_names
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 
 LAB_QUESTIONS = 64
 

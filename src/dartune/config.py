@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dartune.arms import ARMS
 from dartune.errors import InputError
+from dartune.families import GYM, REQUESTS, family
 from dartune.recipe import Recipe, dump, explain, place_override, read_recipe
 
 ArmName = Literal[tuple(ARMS)]
@@ -50,7 +51,12 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The demonstrations."""
 
-    path: Text = Field(description="lab:<expert>, a .jsonl/.json/.csv/.parquet file, a folder, or hub:<owner>/<name>")
+    path: Text = Field(
+        description="lab:<expert>, a .jsonl/.json/.csv/.parquet file, a folder, hub:<owner>/<name>, or gym:<task>"
+    )
+    task: Literal["math", "numeric", "exact", "choice", "code"] = Field(
+        "math", description="what kind of answer it has; gym: brings its own (docs/tasks.md)"
+    )
     split: Text = Field("train", description="which split of a folder or Hub data set")
     columns: dict[str, str] = Field(
         default_factory=dict,
@@ -120,10 +126,8 @@ class MapperConfig(Adapter):
         None, description="the model to start from, of the target's tokenizer; null is a copy of the target"
     )
     prompt: Text = Field(
-        "{question}\n\nHere is a correct solution:\n\n{solution}\n\n"
-        "Solve the problem in your own words, step by step, keeping every intermediate result. Do not "
-        "mention the solution above. End with the final answer in the form it has there.",
-        description="the request for a rewrite, with the fields {question} and {solution}",
+        REQUESTS["math"],
+        description="the request for a rewrite, with the fields {question} and {solution}; other tasks have their own",
     )
     objective: Literal["grpo", "vargrad"] = Field(
         "grpo", description="grpo seeks the best paid rewrites; vargrad the target's own spread over those that pass"
@@ -237,7 +241,7 @@ class EvaluateConfig(Section):
     """Testing every arm on the same questions."""
 
     suites: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Text] = Field(
-        default_factory=dict, description="your own test sets, name -> file, read like data.path"
+        default_factory=dict, description="your own test sets, name -> file or gym:<task>, read like data.path"
     )
     questions: Positive = Field(128, description="questions per suite of the lab")
     max_new_tokens: Positive = Field(512, description="most tokens of a solution; a longer one is cut")
@@ -274,6 +278,16 @@ class Config(Section):
     sft: SFTConfig = Field(default_factory=SFTConfig)
     direct_rl: DirectRLConfig = Field(default_factory=DirectRLConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_for_its_task(cls, values: Any) -> Any:
+        """Where no prompt is given, the mapper is asked in the words of the data's task family."""
+        data, mapper = (values.get(name) or {} for name in ("data", "mapper")) if isinstance(values, dict) else ({}, {})
+        if not isinstance(data, dict) or not isinstance(mapper, dict) or "prompt" in mapper:
+            return values
+        request = REQUESTS.get(family(str(data.get("path", "")), str(data.get("task", "math"))))
+        return {**values, "mapper": {**mapper, "prompt": request}} if request else values
 
     def resolved_yaml(self) -> str:
         """Every key with its value, as YAML that `load_config` reads back to an equal config."""
@@ -313,7 +327,7 @@ def missing_paths(config: Config, recipe: Recipe) -> list[str]:
     suites = {f"evaluate.suites.{name}": file for name, file in config.evaluate.suites.items()}
     problems = []
     for key, text in {"data.path": config.data.path, **models, **suites}.items():
-        if text is None or text.startswith(("lab:", "hub:")) or Path(text).expanduser().exists():
+        if text is None or text.startswith(("lab:", "hub:", GYM)) or Path(text).expanduser().exists():
             continue
         if key in models and HUB_ID.fullmatch(text):
             continue

@@ -13,8 +13,10 @@ from dartune.config import Config
 from dartune.data.load import load_demonstrations
 from dartune.data.records import Demonstration
 from dartune.errors import InputError
+from dartune.families import GYM
 from dartune.lab import source as lab
-from dartune.rewards.verify import resolve_answer
+from dartune.rewards import gym
+from dartune.rewards.tasks import TASKS
 
 SPLIT_SEED = 0
 HELD_OUT_SHARE = 0.1
@@ -67,8 +69,8 @@ def load(config: Config) -> Data:
     problems: list[str] = []
     rows = _loaded(lambda: _read(config.data.path, config), problems)
     suites = {
-        name: _loaded(lambda path=path: _read(path, config), problems) or []
-        for name, path in config.evaluate.suites.items()
+        name: _loaded(lambda path=path, part=part: _read(path, config, part), problems) or []
+        for part, (name, path) in enumerate(config.evaluate.suites.items(), start=1)
     }
     if problems:
         raise InputError("the data cannot be used", problems)
@@ -83,9 +85,20 @@ def _loaded(read: Callable[[], list[Demonstration]], problems: list[str]) -> lis
         return None
 
 
-def _read(path: str, config: Config) -> list[Demonstration]:
+def _read(path: str, config: Config, part: int = 0) -> list[Demonstration]:
+    """Rows of the data (part 0) or of a suite, each with its gold answer.
+
+    Raises:
+        InputError: everything that is wrong with them.
+    """
+    if path.startswith(GYM):
+        return gym.rows(path, part, to_learn=part == 0)
+    task = TASKS[config.data.task]
     rows = load_demonstrations(path, split=config.data.split, columns=config.data.columns)
-    return [replace(row, answer=resolve_answer(row)) for row in rows]
+    troubles = [(row.id, task.trouble(row)) for row in rows]
+    if problems := [f"{path}: row {name}: {trouble}" for name, trouble in troubles if trouble]:
+        raise InputError(f"{path}: {len(problems)} of {len(rows)} rows are no data.task: {task.name}", problems)
+    return [replace(row, answer=task.gold(row), task=task.name) for row in rows]
 
 
 def _split(config: Config, rows: list[Demonstration], suites: dict[str, list[Demonstration]]) -> Data:

@@ -12,7 +12,7 @@ from dartune.data.records import Demonstration
 from dartune.inputs import Data
 from dartune.lab import source as lab
 from dartune.progress import Progress
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.roster import Roster
 from dartune.run import Run
 from dartune.stages.evaluate import StepJudge

@@ -24,7 +24,7 @@ from dartune.report.gather import shown_rewrites
 from dartune.report.page import write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.roster import prepared
 from dartune.run import Run, write_jsonl
 from dartune.tracking import tracking

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from dartune.data.layouts import PublicLayout, recognised
 from dartune.data.readers import RawRow, read_rows
 from dartune.data.records import Demonstration
 from dartune.errors import InputError
@@ -56,13 +57,22 @@ def load_demonstrations(
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
-    names = _names_in(first)
-    if names is None:  # the first row is unreadable: the layout shows in the first readable one
-        rows, names = _skip_unreadable(first, rows)
-    else:
-        rows = chain([first], rows)
-    layout, fields = choose_layout(names, dict(columns or {}), path) if names else (None, {})
+    rows, example = _first_readable(chain([first], rows))  # the layout shows in it
+    public = recognised(example) if example and not columns and not _fitting(set(example)) else None
+    if public:
+        rows = (row._replace(content=_tidied(row.content, public)) for row in rows)
+        return _collect(rows, public.base, {"id": "id", **public.fields}, limit, path)
+    layout, fields = choose_layout(example, dict(columns or {}), path) if example else (None, {})
     return _collect(rows, layout, fields, limit, path)
+
+
+def _tidied(content: dict[str, Any] | str, public: PublicLayout) -> dict[str, Any] | str:
+    complete = not isinstance(content, str) and all(column in content for column in public.fields.values())
+    return public.tidy(content) if complete else content
+
+
+def _fitting(fields: Iterable[str]) -> list[str]:
+    return [layout for layout, needed in LAYOUTS.items() if set(needed) <= set(fields)]
 
 
 def choose_layout(names: Iterable[str], columns: Mapping[str, str], path: str | Path) -> tuple[str, dict[str, str]]:
@@ -88,7 +98,7 @@ def choose_layout(names: Iterable[str], columns: Mapping[str, str], path: str | 
     # Rows may lack the answer or the id, so the first row's columns do not decide about these two.
     fields = {name: name for name in FIELDS if name in (*names, "answer", "id") and name not in given}
     fields |= columns
-    fitting = [layout for layout, needed in LAYOUTS.items() if all(name in fields for name in needed)]
+    fitting = _fitting(fields)
     asked = [layout for layout in fitting if any(name in columns for name in LAYOUTS[layout])]
     if len(asked or fitting) == 1:
         return (asked or fitting)[0], fields
@@ -116,17 +126,14 @@ def _proposal(names: list[str]) -> str:
     return "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in proposal.items()) + "}"
 
 
-def _names_in(row: RawRow) -> list[str] | None:
-    return None if isinstance(row.content, str) else list(row.content)
-
-
-def _skip_unreadable(first: RawRow, rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], list[str] | None]:
-    skipped = [first]
+def _first_readable(rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], dict[str, Any] | None]:
+    """All rows, and the content of the first that can be read."""
+    passed = []
     for row in rows:
-        skipped.append(row)
-        if (names := _names_in(row)) is not None:
-            return chain(skipped, rows), names
-    return iter(skipped), None
+        passed.append(row)
+        if not isinstance(row.content, str):
+            return chain(passed, rows), row.content
+    return iter(passed), None
 
 
 def _collect(

@@ -15,6 +15,7 @@ class Demonstration:
         question: the user's text, exactly as in the data.
         solution: the demonstrated response, exactly as in the data.
         answer: the final answer as text where the data states one; None: it must be read from the solution.
+        task: the family its answer is of: `rewards.tasks.TASKS`.
         meta: whatever else must travel with the row, such as a `system` message.
     """
 
@@ -22,4 +23,5 @@ class Demonstration:
     question: str
     solution: str
     answer: str | None = None
+    task: str = "math"
     meta: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from dartune.rewards.items import GateInput
 from dartune.rewards.text import StatedAnswer, nested_boxes, numbers, results, spaced, stated_answers, words
-from dartune.rewards.verify import normalise, resolve_answer, same_plain
+from dartune.rewards.verify import normalise, same_plain
 
 UNIT_WORDS = 4
 """As many words without a number may follow the answer: `\\boxed{60} dollars in all`."""
@@ -16,21 +16,23 @@ UNIT_WORDS = 4
 
 def checkable(item: GateInput) -> bool:
     """Whether the row has a gold answer at all, stated or explicit."""
-    return resolve_answer(item) is not None
+    return item.task.gold(item) is not None
 
 
 def candidates(item: GateInput) -> list[str]:
     """What may count as the rewrite's answer: the last one it states.
 
-    A source that never announces its answer asks for no announcement: there the last number counts,
+    A source that never announces its answer asks for no announcement: there the last number (label, line) counts,
     and where the source's own last number is not the answer, any number of the closing sentence.
     """
-    stated = stated_answers(item.rewrite)
+    stated = item.task.stated(item.rewrite)
     if stated:
         return [stated[-1].text]
-    if stated_answers(item.solution):
+    if item.task.stated(item.solution):
         return []
-    gold = resolve_answer(item)
+    if not item.task.of_numbers:
+        return [item.task.unannounced(item.rewrite)]
+    gold = item.task.gold(item)
     ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(spaced(normalise(gold)).rstrip())
     found = numbers(item.rewrite)[-1:]
     own = numbers(item.solution)
@@ -77,6 +79,8 @@ def _tells_first(text: str, answer: str, worked_out: Sequence[str]) -> bool:
 
 
 def _at_end(item: GateInput) -> bool:
+    if item.task.blocks:
+        return _one_block(item)
     stated, source = stated_answers(item.rewrite), stated_answers(item.solution)
     if not stated:
         return not source
@@ -86,14 +90,24 @@ def _at_end(item: GateInput) -> bool:
         return False
     if nested_boxes(item.rewrite) and not nested_boxes(item.solution):
         return False
-    return _early(item.solution, source) or not (_early(item.rewrite, stated) or _foretold(item))
+    early = _early(item.rewrite, stated) or (item.task.of_numbers and _foretold(item))
+    return _early(item.solution, source) or not early
+
+
+def _one_block(item: GateInput) -> bool:
+    """One program or tagged answer, or as many as the source has, and no talk behind it that the source has not."""
+    stated, source = item.task.stated(item.rewrite), item.task.stated(item.solution)
+    if not stated:
+        return not source
+    behind = _trailing_words(item.rewrite, stated) <= max(_trailing_words(item.solution, source), UNIT_WORDS)
+    return len(stated) <= max(1, len(source)) and behind
 
 
 def answer_pairs(item: GateInput) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Pairs to compare: earlier stated answers with the last; candidates with the gold answer."""
-    stated = [answer.text for answer in stated_answers(item.rewrite)]
-    gold = resolve_answer(item)
-    own = [(answer, stated[-1]) for answer in dict.fromkeys(stated[:-1])]
+    stated = [answer.text for answer in item.task.stated(item.rewrite)]
+    gold = item.task.gold(item)
+    own = [] if item.task.blocks else [(answer, stated[-1]) for answer in dict.fromkeys(stated[:-1])]
     return own, [] if gold is None else [(candidate, gold) for candidate in candidates(item)]
 
 

@@ -15,6 +15,7 @@ from dartune.rewards.answers import answer_pairs, correct_answer, one_answer
 from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leaks
+from dartune.rewards.tasks import MATH
 from dartune.rewards.text import (
     aloud,
     borrowed,
@@ -32,7 +33,7 @@ from dartune.rewards.text import (
     thoughts,
     words,
 )
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share, same_language
 
 TRIVIAL = ("0", "1", "-1")
@@ -264,11 +265,12 @@ GATE_NAMES = (*ANSWER_GATES, *PLAIN_GATES)
 
 def _verdicts(items: Sequence[GateInput], checker: AnswerChecker) -> dict[tuple[str, str], bool | None]:
     pairs = list(dict.fromkeys(pair for item in items for side in answer_pairs(item) for pair in side))
-    return dict(zip(pairs, checker.check(pairs), strict=True))
+    (task,) = {item.task for item in items} or {MATH}
+    return dict(zip(pairs, checker.check(pairs, task), strict=True))
 
 
 def run_gates(inputs: Sequence[GateInput], thresholds: GateThresholds, checker: AnswerChecker) -> list[dict[str, bool]]:
-    """Every gate's verdict by name for each row, in the order given; rows do not influence each other.
+    """The verdicts by name of the gates that fit the rows' task family, which is one; rows do not influence each other.
 
     The gates on the answer read what comes after a block of thinking, in which answers may be tried.
     """
@@ -276,7 +278,7 @@ def run_gates(inputs: Sequence[GateInput], thresholds: GateThresholds, checker: 
     verdicts = _verdicts(said, checker)
     return [
         {name: gate(spoken, verdicts) for name, gate in ANSWER_GATES.items()}
-        | {name: gate(item, thresholds) for name, gate in PLAIN_GATES.items()}
+        | {name: gate(item, thresholds) for name, gate in PLAIN_GATES.items() if name not in item.task.unfit}
         for item, spoken in zip(inputs, said, strict=True)
     ]
 

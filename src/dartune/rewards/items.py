@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dartune.rewards.tasks import TASKS, Task
+
 
 @dataclass(frozen=True, slots=True)
 class GateInput:
@@ -13,7 +15,7 @@ class GateInput:
     `token_ids` are the sampled response with its end token; `expected_tokens` is the length, in the
     same tokens, that the row's rewrites are compared with (None: not compared). `answer_logprob` is the
     target's summed log-probability in nats of the answer's tokens after the rewrite's own reasoning,
-    without the demonstration in sight (None: not measured).
+    without the demonstration in sight (None: not measured). `family` names the task family of its answer.
     """
 
     question: str
@@ -24,6 +26,11 @@ class GateInput:
     token_ids: Sequence[int] = ()
     expected_tokens: int | None = None
     answer_logprob: float | None = None
+    family: str = "math"
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.family]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ _SOURCE = (
     r"(?:given|provided|original|expert|expert s|experts|sample|example|demonstrated|reference|known|expected|gold|"
     r"official|supplied|stated|existing|aforementioned|teacher s|textbook|published|quoted)"
 )
-_TEXT = r"(?:solution|answer|derivation|explanation|rationale|demonstration|response|working|worked example)"
+_TEXT = (
+    r"(?:solution|answer|derivation|explanation|rationale|demonstration|response|working|worked example|program|code|"
+    r"implementation)"
+)
 _WRITER = (
     r"(?:solution|answer key|reference|expert|demonstration|teacher|author|source|worked example|explanation|answer)"
 )

@@ -24,7 +24,8 @@ from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
 from dartune.rewards.signs import committed
-from dartune.rewards.verify import AnswerChecker, answer_span
+from dartune.rewards.tasks import MATH, TASKS, Task
+from dartune.rewards.checker import AnswerChecker
 
 SMALLEST_STAKE = 1e-3
 
@@ -34,7 +35,7 @@ class Scored:
     """One rewrite and everything the reward knows of it.
 
     `logprobs` are the target's, per response token in nats; `alignment` and `gain` in the score's unit, nats per
-    token of the question's L(x) by default. `gates` has every gate's verdict, `accepted` says that those which
+    token of the question's L(x) by default. `gates` has the verdict of every gate that fits the task, `accepted` says that those which
     count were passed; `hacks` are the catalogue's names for what it does wrong. Not `judged`: the answer checker failed
     (time-out, crash), so the gates say no though nobody knows, and the reward is missing rather than zero.
     """
@@ -60,11 +61,12 @@ class Scored:
         return [name for name, passed in self.gates.items() if not passed]
 
 
-def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer) -> range:
-    """Positions of the tokens that write the last final answer; empty where there is none."""
-    span = answer_span(text)
-    if span is None:
+def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task = MATH) -> range:
+    """Positions of the tokens that write the last final answer; empty where there is none or it is a whole block."""
+    stated = () if task.blocks else task.stated(text)
+    if not stated:
         return range(0)
+    span = stated[-1].start, stated[-1].end
     last = len(ids)
     while last > 0 and len(renderer.decode(ids[: last - 1])) >= span[1]:
         last -= 1
@@ -96,7 +98,7 @@ class GatedReward:
     Args:
         score, form: how alignment is measured, and what it is worth.
         penalties: (name, weight, penalty), deducted from what passed and what failed alike.
-        gates: names of the gates that count; all are measured.
+        gates: names of the gates that count; all that fit the rows' task are measured.
     """
 
     def __init__(
@@ -140,7 +142,8 @@ class GatedReward:
         return [[next(flat) for _ in group] for group in samples]
 
     def _gate_input(self, row: Rewritten) -> GateInput:
-        positions = answer_tokens(row.sample.ids, row.text, self.renderer)
+        task = TASKS[row.demonstration.task]
+        positions = answer_tokens(row.sample.ids, row.text, self.renderer, task)
         return GateInput(
             question=row.demonstration.question,
             solution=row.demonstration.solution,
@@ -150,6 +153,7 @@ class GatedReward:
             token_ids=row.sample.ids,
             expected_tokens=self.references[row.demonstration.id].expected_tokens,
             answer_logprob=sum(row.logprobs[i] for i in positions) if positions else None,
+            family=task.name,
         )
 
     def _penalties(self, rows: Sequence[Rewritten]) -> list[dict[str, float]]:
@@ -168,7 +172,7 @@ class GatedReward:
     ) -> Scored:
         reference = self.references[row.demonstration.id]
         score = self.score(tokens, reference)
-        accepted = all(gates[name] for name in self.gates)
+        accepted = all(gates.get(name, True) for name in self.gates)
         reward = self.form(accepted, score, reference) - sum(penalties.values())
         return Scored(
             text=row.text,

@@ -12,8 +12,7 @@ from dartune.rewards.gates import required_names, required_quantities
 from dartune.rewards.hacks import HACKS, split
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leak_kind, leaks
-from dartune.rewards.text import mentions, nested_boxes, spelled_numbers, stated_answers, words
-from dartune.rewards.verify import resolve_answer, same_plain
+from dartune.rewards.text import mentions, nested_boxes, spelled_numbers, words
 
 FEW_WORDS = 3
 LONG_WORD = 4
@@ -32,18 +31,18 @@ def committed(item: GateInput, gates: Mapping[str, bool], thresholds: GateThresh
     """Names of the hacks that `item.rewrite` commits, in the catalogue's order.
 
     Args:
-        gates: every gate's verdict on it (`run_gates`).
+        gates: the verdict on it of every gate that fits its task (`run_gates`).
     """
     if not item.rewrite.strip():
         return ("empty",)
-    found = {_BY_GATE[name] for name in _BY_GATE if not gates[name]}
+    found = {_BY_GATE[name] for name in _BY_GATE if not gates.get(name, True)}
     if not gates["finished"]:
         found.add("truncated")
-    if not gates["quantities"]:
+    if not gates.get("quantities", True):
         found.add(_missing_steps(item))
-    if not gates["follows"]:
+    if not gates.get("follows", True):
         found.add("garbage_reasoning")
-    if not gates["entities"]:
+    if not gates.get("entities", True):
         found.add(_missing_names(item))
     if not gates["no_leak"]:
         said = leaks(item.rewrite, item.question, item.solution, thresholds.leak_phrases, thresholds.instruction)
@@ -80,13 +79,15 @@ def _missing_names(item: GateInput) -> str:
 
 
 def _answer_tricks(item: GateInput, gates: Mapping[str, bool]) -> set[str]:
-    stated = [answer.text for answer in stated_answers(item.rewrite)]
-    gold = resolve_answer(item)
+    if item.task.blocks:
+        return {"several_answers" if gates["correct_answer"] else "wrong_answer"}
+    stated = [answer.text for answer in item.task.stated(item.rewrite)]
+    gold = item.task.gold(item)
     if nested_boxes(item.rewrite) and not nested_boxes(item.solution):
         return {"nested_box"}
     if not gates["correct_answer"]:
-        right = [same_plain(text, gold) for text in stated] if gold else []
+        right = [item.task.same(text, gold) for text in stated] if gold else []
         return {"first_box"} if any(right[:-1]) and not right[-1] else {"wrong_answer"}
-    if any(same_plain(text, stated[-1]) is False for text in stated[:-1]):
+    if any(item.task.same(text, stated[-1]) is False for text in stated[:-1]):
         return {"several_answers"}
     return {"early_answer"}

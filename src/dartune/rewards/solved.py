@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
-from dartune.rewards.text import aloud, numbers
-from dartune.rewards.verify import AnswerChecker, final_answers
+from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.tasks import MATH, TASKS, Task
+from dartune.rewards.text import aloud
 
 
-def stated_answer(text: str, plain_number: bool) -> str:
-    """The last final answer of a solution, said after its thinking; without any, the last number where
-    `plain_number` allows it."""
+def stated_answer(text: str, task: Task, unannounced: bool) -> str:
+    """The last final answer of a solution, said after its thinking; without any, what ends the text as answers do,
+    where `unannounced` allows it."""
     text = aloud(text)
-    stated = final_answers(text)
+    stated = task.stated(text)
     if stated:
-        return stated[-1]
-    found = numbers(text) if plain_number else []
-    return found[-1] if found else ""
+        return stated[-1].text
+    return task.unannounced(text) if unannounced else ""
 
 
 def solved(
@@ -28,15 +28,19 @@ def solved(
     renderer: Renderer,
     checker: AnswerChecker,
 ) -> list[list[tuple[str, bool | None]]]:
-    """Every row's samples as text, each with whether its answer is right (None: nobody knows)."""
+    """Every row's samples as text, each with whether its answer is right (None: nobody knows).
+
+    The rows are of one task family.
+    """
     texts = [[renderer.decode(sample.ids) for sample in group] for group in samples]
-    plain = [not final_answers(row.solution) for row in rows]
+    (task,) = {TASKS[row.task] for row in rows} or {MATH}
+    plain = [not task.stated(row.solution) for row in rows]
     pairs = [
-        (stated_answer(text, flag), row.answer or "")
+        (stated_answer(text, task, flag), row.answer or "")
         for row, flag, group in zip(rows, plain, texts, strict=True)
         for text in group
     ]
-    verdicts = iter(checker.check(pairs))
+    verdicts = iter(checker.check(pairs, task))
     return [
         [(text, verdict if row.answer else None) for text, verdict in [(text, next(verdicts)) for text in group]]
         for row, group in zip(rows, texts, strict=True)

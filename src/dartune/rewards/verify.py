@@ -1,31 +1,19 @@
 """Final answers: where a text states them, and whether two of them are the same.
 
-Equality is decided exactly for numbers and plain words; only mathematical notation goes to
-math-verify, which runs in processes of its own that can be killed: it has no safe time limit.
+Equality is decided exactly for numbers and plain words; where mathematical notation must be read it stays open.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import re
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from dartune.rewards.text import stated_answers
-from dartune.rewards.workers import Workers
 
 MAX_ANSWER_CHARS = 256
 """Longer answers are never parsed as mathematics."""
-NOT_STARTED = "the answer checker's process did not start: run `python -c 'import math_verify'` to see why"
-CACHE_ENTRIES = 100_000
-MEMORY_BYTES = 4 * 2**30
-"""Address space of one worker: a hostile power such as 9^9^9 runs into this wall, not into the machine's."""
 
 
 # ---------------------------------------------------------------- answers in a text
@@ -176,105 +164,3 @@ def same_plain(predicted: str, gold: str) -> bool | None:
     if not _MATHS.search(left + right) and (a or b or not (_SEVERAL.search(left) and _SEVERAL.search(right))):
         return not (a or b) and left.replace(" ", "") == right.replace(" ", "")
     return None
-
-
-# ---------------------------------------------------------------- equality by math-verify, in killable processes
-
-
-def serve() -> None:
-    """The worker process: answers one JSON line with another until its input ends."""
-    import logging
-    import signal
-
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not reach the replies
-    logging.disable()
-    import math_verify  # noqa: F401 - imported before "ready", so that its time is not the first answer's
-
-    with contextlib.suppress(ImportError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    print(json.dumps("ready"), file=replies, flush=True)
-    for line in sys.stdin:
-        predicted, gold, timeout_s = json.loads(line)
-        if hasattr(signal, "setitimer"):  # ends this process even where its parent is gone
-            signal.setitimer(signal.ITIMER_REAL, timeout_s + 1.0)
-        print(json.dumps(_same_maths(predicted, gold)), file=replies, flush=True)
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-
-
-def _same_maths(predicted: str, gold: str) -> bool | str:
-    from math_verify import parse, verify
-
-    try:
-        # Without a box, LaTeX is read as whatever plain number stands in it: 2^{10} as 2.
-        left, right = (parse(f"\\boxed{{{unwrapped(answer)}}}", parsing_timeout=None) for answer in (predicted, gold))
-        if not right:
-            return "unreadable"
-        return bool(left) and verify(right, left, timeout_seconds=None, raise_on_error=True)
-    except Exception:
-        return "unreadable"
-
-
-class AnswerChecker:
-    """Decides whether answers are right; nothing it is given can stall it.
-
-    Args:
-        workers: processes for mathematical notation, started when the first such pair comes.
-        timeout_s: seconds after which a comparison's process is killed and the pair is an error.
-    """
-
-    def __init__(self, workers: int = 1, timeout_s: float = 5.0) -> None:
-        self.timeout_s = timeout_s
-        self._workers = Workers(max(1, workers), "dartune.rewards.verify:serve", NOT_STARTED)
-        self._cache: dict[tuple[str, str], bool | None] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def check(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
-        """Whether each (predicted, gold) pair is the same answer; None is an error or a time-out, never a no.
-
-        Raises:
-            MachineError: the checking process cannot be started at all.
-        """
-        verdicts = {pair: self._without_process(*pair) for pair in dict.fromkeys(map(tuple, pairs))}
-        open_pairs = [pair for pair, verdict in verdicts.items() if verdict is None and self._worth_asking(*pair)]
-        todo = [pair for pair in open_pairs if pair not in self._cache]
-        if todo:
-            if len(self._cache) + len(todo) > CACHE_ENTRIES:
-                self._cache.clear()
-                todo = open_pairs
-            questions = [(*pair, self.timeout_s) for pair in todo]
-            answers = self._workers.ask(questions, self.timeout_s)
-            self._cache.update(
-                (pair, answer if isinstance(answer, bool) else None) for pair, answer in zip(todo, answers, strict=True)
-            )
-        verdicts.update((pair, self._cache[pair]) for pair in open_pairs)
-        return [verdicts[tuple(pair)] for pair in pairs]
-
-    @staticmethod
-    def _without_process(predicted: str, gold: str) -> bool | None:
-        verdict = same_plain(predicted, gold)
-        # An answer far longer than a short gold one is a wrong answer, not one that cannot be judged.
-        return False if verdict is None and len(predicted) > MAX_ANSWER_CHARS >= len(gold) else verdict
-
-    @staticmethod
-    def _worth_asking(predicted: str, gold: str) -> bool:
-        return max(len(predicted), len(gold)) <= MAX_ANSWER_CHARS
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the idle workers."""
-        return self._workers.pids
-
-    def close(self) -> None:
-        """End all processes; the checker may be used again and then starts new ones."""
-        self._workers.close()

@@ -19,6 +19,12 @@ from dartune.errors import MachineError
 STARTUP_S = 120.0
 
 
+def command(serve: str) -> str:
+    """The program of a worker that runs `module:function`."""
+    module, _, function = serve.partition(":")
+    return f"from {module} import {function}; {function}()"
+
+
 class Worker:
     """One process that answers a line of JSON with another; it is killed when it takes too long.
 
@@ -36,10 +42,9 @@ class Worker:
         self, serve: str, trouble: str, settings: Mapping[str, str] | None = None, folder: str | None = None
     ) -> None:
         self.expired = False
-        module, _, function = serve.partition(":")
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-c", f"from {module} import {function}; {function}()"],
+            [sys.executable, "-P", "-s", "-c", command(serve)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

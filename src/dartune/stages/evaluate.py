@@ -14,7 +14,7 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.solved import solved
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 
 SAMPLING_TEMPERATURE = 1.0
 StepJudge = Callable[[str, str], Mapping[str, bool | None]]

@@ -17,7 +17,7 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.models.parallel_engine import engine_on
 from dartune.rewards.reward import Reward
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.stages.evaluate import evaluate
 from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune

@@ -24,7 +24,7 @@ from dartune.rewards.alignment import MIN_VERIFIED, AlignmentScore, Reference, g
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, Scored, alignment_score, response_stats
 from dartune.rewards.text import known_names
-from dartune.rewards.verify import AnswerChecker
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import atomic_write_json, read_jsonl, write_jsonl
 

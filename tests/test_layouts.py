@@ -1,0 +1,174 @@
+"""Public data sets are read as they come: their columns, their marks, their answers."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dartune.data.layouts import PUBLIC, recognised
+from dartune.data.load import load_demonstrations
+from dartune.errors import InputError
+from dartune.rewards.tasks import TASKS
+
+THOUGHT = (
+    "<|begin_of_thought|>\n\nTwo and three make five.\n\n<|end_of_thought|>\n\n"
+    "<|begin_of_solution|>\n\nIt is \\boxed{5}.\n\n<|end_of_solution|>"
+)
+ROWS = {
+    "GSM8K": (
+        {
+            "question": "Ann has 3 boxes of 4. How many?",
+            "answer": "She has 3*4=<<3*4=12>>12 pens.\n#### 12",
+        },
+        ("Ann has 3 boxes of 4. How many?", "She has 3*4=12 pens.\n#### 12", "12"),
+    ),
+    "NuminaMath": (
+        {
+            "problem": "What is $2+3$?",
+            "solution": "Clearly $\\boxed{5}$.",
+            "answer": "5",
+            "problem_type": "Algebra",
+            "question_type": "math-word-problem",
+            "source": "olympiads",
+        },
+        ("What is $2+3$?", "Clearly $\\boxed{5}$.", "5"),
+    ),
+    "OpenMathReasoning": (
+        {
+            "problem": "What is 2+3?",
+            "generated_solution": "<think>\n2 and 3\n</think>\n\nIt is \\boxed{5}.",
+            "expected_answer": "5",
+            "problem_type": "has_answer_extracted",
+            "generation_model": "DeepSeek-R1",
+            "pass_rate_72b_tir": "0.9",
+        },
+        ("What is 2+3?", "<think>\n2 and 3\n</think>\n\nIt is \\boxed{5}.", "5"),
+    ),
+    "OpenThoughts": (
+        {
+            "system": "Think first.",
+            "conversations": [{"from": "user", "value": "What is 2+3?"}, {"from": "assistant", "value": THOUGHT}],
+        },
+        ("What is 2+3?", "<think>\nTwo and three make five.\n</think>\n\nIt is \\boxed{5}.", "5"),
+    ),
+    "MBPP": (
+        {
+            "task_id": 1,
+            "text": "Write a function to add two numbers.",
+            "code": "def add(a, b):\r\n    return a + b",
+            "test_list": ["assert add(2, 3) == 5", "assert add(0, 0) == 0"],
+            "test_setup_code": "",
+            "challenge_test_list": [],
+        },
+        (
+            "Write a function to add two numbers.\nYour code should pass these tests:\n\n"
+            "assert add(2, 3) == 5\nassert add(0, 0) == 0",
+            "```python\ndef add(a, b):\r\n    return a + b\n```",
+            "assert add(2, 3) == 5\nassert add(0, 0) == 0",
+        ),
+    ),
+    "MBPP sanitized": (
+        {
+            "task_id": 1,
+            "prompt": "Write a function to add two numbers.",
+            "code": "def add(a, b): return a + b",
+            "test_imports": ["import math"],
+            "test_list": ["assert add(2, 3) == 5"],
+        },
+        (
+            "Write a function to add two numbers.\nYour code should pass these tests:\n\nassert add(2, 3) == 5",
+            "```python\ndef add(a, b): return a + b\n```",
+            "import math\nassert add(2, 3) == 5",
+        ),
+    ),
+    "OpenCodeInstruct": (
+        {
+            "id": "x1",
+            "input": "Add two numbers.",
+            "output": "```python\ndef add(a, b): return a + b\n```",
+            "unit_tests": json.dumps(["\nassert add(2, 3) == 5", "assert add(0, 1) == 1"]),
+        },
+        (
+            "Add two numbers.",
+            "```python\ndef add(a, b): return a + b\n```",
+            "assert add(2, 3) == 5\nassert add(0, 1) == 1",
+        ),
+    ),
+    "Alpaca": (
+        {"instruction": "Add the numbers.", "input": "2, 3", "output": "The answer is 5."},
+        ("Add the numbers.\n\n2, 3", "The answer is 5.", "5"),
+    ),
+}
+
+
+def written(folder, rows, kind):
+    path = folder / f"data.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def test_every_layout_is_tried():
+    assert set(ROWS) == set(PUBLIC)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_public_data_set_is_read_as_it_comes(name, kind, tmp_path):
+    row, (question, solution, answer) = ROWS[name]
+    assert recognised(row) is PUBLIC[name]
+    (found,) = load_demonstrations(written(tmp_path, [row], kind))
+    assert (found.question, found.solution) == (question, solution)
+    code = "assert" in answer
+    assert TASKS["code" if code else "math"].gold(found) == answer
+
+
+@pytest.mark.parametrize("answer", ["proof", "notfound", "NaN", "", None])
+def test_a_word_for_no_answer_is_none(answer, tmp_path):
+    row = ROWS["NuminaMath"][0] | {"answer": answer, "solution": "By symmetry."}
+    (found,) = load_demonstrations(written(tmp_path, [row], "jsonl"))
+    assert found.answer is None
+
+
+def test_a_system_text_is_kept_with_the_row(tmp_path):
+    (found,) = load_demonstrations(written(tmp_path, [ROWS["OpenThoughts"][0]], "jsonl"))
+    assert found.meta == {"system": "Think first."}
+
+
+def test_bad_rows_are_named_by_their_own_columns(tmp_path):
+    good = ROWS["OpenThoughts"][0]
+    several = {"conversations": [{"from": "human", "value": "a"}] * 3}
+    rows = [good, {"system": ""}, {"conversations": "text"}, several, {"conversations": [{"from": ["x"]}]}]
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(written(tmp_path, rows, "jsonl"))
+    assert len(caught.value.problems) == 4
+    assert all("conversations" in problem for problem in caught.value.problems)
+    tests = ROWS["MBPP"][0] | {"test_list": [1]}
+    with pytest.raises(InputError, match="data") as caught:
+        load_demonstrations(written(tmp_path, [tests], "jsonl"))
+    assert "test_list: must be text" in caught.value.problems[0]
+
+
+def test_a_column_map_of_the_users_goes_first(tmp_path):
+    path = written(tmp_path, [ROWS["GSM8K"][0]], "jsonl")
+    (found,) = load_demonstrations(path, columns={"question": "question", "solution": "answer"})
+    assert "<<3*4=12>>" in found.solution
+
+
+value = st.none() | st.integers() | st.text(max_size=8) | st.lists(st.text(max_size=3) | st.dictionaries(
+    st.sampled_from(["from", "value", "role"]), st.none() | st.text(max_size=5) | st.lists(st.integers()), max_size=3
+), max_size=3)  # fmt: skip
+
+
+@given(st.sampled_from(sorted(PUBLIC)), st.data())
+def test_no_row_makes_a_layout_fail(name, data):
+    columns = {column for layout in PUBLIC.values() for column in layout.fields.values()}
+    columns |= {"system", "input", "test_imports", "test_setup_code"}
+    row = {column: data.draw(value) for column in columns}
+    assert isinstance(PUBLIC[name].tidy(row), dict)

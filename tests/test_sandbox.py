@@ -1,0 +1,139 @@
+"""Strangers' programs: they are judged by their tests, and can neither stall, nor leave, nor fool what runs them."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dartune.rewards import sandbox as module
+from dartune.rewards.sandbox import Ended, Sandbox
+
+TESTS = "assert f(2) == 4\nassert f(3) == 9"
+RIGHT = "def f(x): return x * x"
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as one:
+        yield one
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """A sandbox whose calls may take less time; its processes are told by their own environment."""
+    code = "from dartune.rewards import sandbox; sandbox.CPU_S, sandbox.WALL_S = 1, 1.5; sandbox.serve()"
+    monkeypatch.setattr("dartune.rewards.workers.command", lambda serve: code)
+    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (RIGHT, TESTS),
+        ("from math import prod\ndef f(x): return prod([x, x])", TESTS),
+        (f"print('chatter' * 10_000)\n{RIGHT}", TESTS),
+        (RIGHT, "def test_two():\n    assert f(2) == 4"),
+        (RIGHT, "from solution import f\nassert f(2) == 4 and 3 < f(2) < 5"),
+        ("class P:\n    def __init__(s, x): s.x = x\n    def __eq__(s, o): return s.x == o.x\ndef f(x): return P(x)",
+         "assert f(2) == f(2)\nassert f(2) != f(3)"),
+        ("import threading\nout = []\nt = threading.Thread(target=lambda: out.append(4))\nt.start(); t.join()\n"
+         "def f(x): return out[0]", "assert f(2) == 4"),
+    ],
+)  # fmt: skip
+def test_a_right_program_passes(program, tests, sandbox):
+    assert sandbox.call([[program, tests]]) == [True]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "def f(x): return x + 2",
+        "def f(x: return",
+        "import sys\nsys.exit(0)",
+        "raise KeyboardInterrupt",
+        "class Yes:\n    def __eq__(self, other): return True\ndef f(x): return Yes()",
+        "class Yes(int):\n    def __eq__(self, other): return True\ndef f(x): return [Yes()][0]",
+        "import builtins\nbuiltins.AssertionError = None\ndef f(x): return 1",
+        "import sys\ndef f(x):\n    sys._getframe(1).f_globals['__asserted__'] = print\n    return 0",
+        "def f(x): return [0] * 10 ** 10",
+    ],
+)
+def test_a_wrong_program_fails_however_it_tries(program, sandbox):
+    assert sandbox.call([[program, TESTS]]) == [False]
+
+
+def test_leaving_early_is_no_pass(sandbox):
+    (ended,) = sandbox.call([["import os\nos.write(3, b'true')\nos._exit(0)", TESTS]])
+    assert ended == Ended(by_machine=False)
+
+
+def test_nothing_gets_out(sandbox, tmp_path):
+    if not sandbox.held_by_kernel():
+        pytest.skip("this kernel has no filter for system calls; the interpreter's own guard is all there is")
+    victim = tmp_path / "victim"
+    victim.write_text("here")
+    attempts = {
+        "write": f"open({str(tmp_path / 'new')!r}, 'w').write('x')",
+        "append": f"open({str(victim)!r}, 'a').write('x')",
+        "remove": f"import os; os.remove({str(victim)!r})",
+        "raw remove": f"import ctypes; assert ctypes.CDLL(None).unlink({str(victim).encode()!r}) == 0",
+        "network": "import socket; socket.socket().connect(('127.0.0.1', 9))",
+        "process": "import subprocess; subprocess.run(['touch', '/tmp/never'])",
+        "fork": "import os; os.fork()",
+        "signal": f"import os; os.kill({os.getpid()}, 0)",
+        "limits": "import resource; resource.setrlimit(resource.RLIMIT_CPU, (99, 99))",
+    }
+    programs = [[f"{RIGHT}\n{attempt}", TESTS] for attempt in attempts.values()]
+    assert sandbox.call(programs) == [False] * len(programs)
+    assert victim.read_text() == "here" and list(tmp_path.iterdir()) == [victim]
+
+
+def test_the_environment_stays_unknown(sandbox, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as fresh:
+        program = f"import os\n{RIGHT}\nassert not os.environ"
+        assert fresh.call([[program, TESTS]]) == [True]
+        names = [path for path in Path("/proc").glob("[0-9]*/environ") if _mentions(path, fresh)]
+        assert not names
+
+
+def _mentions(path, sandbox):
+    try:
+        return path.parent.name in map(str, sandbox._workers.pids) and b"hf_secret" in path.read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("body", ["while True: pass", "import time\n    time.sleep(60)"])
+def test_a_program_that_hangs_ends_in_time(body, hurried):
+    started = time.monotonic()
+    answers = hurried.call([[f"def f(x):\n    {body}", TESTS], [RIGHT, TESTS]])
+    assert answers == [Ended(by_machine=False), True]
+    assert time.monotonic() - started < 20
+
+
+def test_a_killed_server_is_replaced(sandbox):
+    sandbox.call([[RIGHT, TESTS]])
+    (pid,) = sandbox._workers.pids
+    os.kill(pid, 9)
+    assert sandbox.call([[RIGHT + " # again", TESTS]]) == [True]
+
+
+def test_equal_calls_run_once(sandbox, monkeypatch):
+    asked = []
+    ask = sandbox._workers.ask
+    monkeypatch.setattr(sandbox._workers, "ask", lambda calls, limit: asked.extend(calls) or ask(calls, limit))
+    program = f"{RIGHT} # once"
+    assert sandbox.call([[program, TESTS]] * 3) == [True] * 3
+    assert sandbox.call([[program, TESTS]]) == [True]
+    assert len(asked) == 1
+
+
+def test_its_folder_goes_with_it():
+    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as one:
+        folder = Path(one._folder.name)
+        assert one.call([[RIGHT, TESTS]]) == [True] and folder.is_dir()
+    assert not folder.exists()
+    assert module.WALL_S > module.CPU_S

@@ -1,0 +1,165 @@
+"""Task families: where an answer stands, when it is right, and which gates it needs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dartune.config import load_config
+from dartune.data.records import Demonstration
+from dartune.families import REQUESTS
+from dartune.rewards.gates import run_gates
+from dartune.rewards.items import GateInput, GateThresholds
+from dartune.rewards.signs import committed
+from dartune.rewards.solved import stated_answer
+from dartune.rewards.tasks import TASKS, label
+
+PROGRAM = "I square it.\n\n```python\ndef square(x):\n    return x * x\n```"
+TESTS = "assert square(3) == 9\nassert square(-2) == 4"
+QUESTION = "Write a function `square` of a number."
+
+
+def judged(family, rewrite, solution, answer, checker, question=QUESTION):
+    item = GateInput(question, solution, rewrite, answer, token_ids=range(len(rewrite)), family=family)
+    (gates,) = run_gates([item], GateThresholds(), checker)
+    return gates, committed(item, gates, GateThresholds())
+
+
+def failed(gates):
+    return {name for name, passed in gates.items() if not passed}
+
+
+@pytest.mark.parametrize(
+    ("family", "predicted", "gold", "right"),
+    [
+        ("choice", "(B)", "B", True),
+        ("choice", "b) Paris", "B", True),
+        ("choice", "\\text{B}", "(B)", True),
+        ("choice", "**B**", "B", True),
+        ("choice", "B. Paris", "B", True),
+        ("choice", "C", "B", False),
+        ("choice", "Paris", "B", False),
+        ("choice", "a dog", "A", False),
+        ("choice", "2", "2", True),
+        ("exact", "the Eiffel  tower.", "The Eiffel Tower", True),
+        ("exact", "1,000", "1000", False),
+        ("exact", "", "x", False),
+        ("numeric", "3.1416", "3.14", True),
+        ("numeric", "3.15", "3.14", False),
+        ("numeric", "42.04", "42", True),
+        ("numeric", "42.3", "42", False),
+        ("numeric", "5.4", "5", False),
+        ("numeric", "12345", "12345", True),
+        ("numeric", "12346", "12345", False),
+        ("numeric", "6.02e23", "6.022e23", False),
+        ("numeric", "6.0221e23", "6.022e23", True),
+        ("numeric", "9.81 m", "9.81", True),
+        ("numeric", "9.81 m/s^2", "9.81 m/s^2", True),
+        ("numeric", "9.81 m", "9.81 s", False),
+        ("numeric", "5%", "5", False),
+        ("numeric", "many", "5", False),
+        ("numeric", "0", "0", True),
+        ("math", r"\frac{1}{2}", "0.5", True),
+        ("code", "def square(x): return x ** 2", TESTS, True),
+        ("code", "def square(x): return x + x", TESTS, False),
+        ("code", "", TESTS, False),
+    ],
+)
+def test_answers_are_compared_as_their_family_does(family, predicted, gold, right, checker):
+    assert checker.check([(predicted, gold)], TASKS[family]) == [right]
+
+
+@given(
+    st.sampled_from("ABCDEFGH"), st.sampled_from(["{}", "({})", " {}.", "{}) the option", "**{}**", "${}$", "{}: x"])
+)
+def test_a_label_is_read_in_every_usual_spelling(letter, form):
+    assert label(form.format(letter)) == letter == label(form.format(letter.lower()))
+
+
+@given(st.sampled_from(["exact", "numeric", "choice", "code", "reasoning_gym"]), st.text(max_size=60))
+def test_no_text_makes_a_family_fail(family, text):
+    task = TASKS[family]
+    for stated in task.stated(text):
+        assert stated.text.strip() == text[stated.start : stated.end].strip()
+    row = Demonstration("x", "q", text, text)
+    assert task.trouble(row) is None or ": " in task.trouble(row)
+    assert task.same(stated_answer(text, task, True), text) in (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "answer"),
+    [
+        ("choice", "Because it rains, the answer is (C) umbrella.", "C"),
+        ("choice", "It must be (D), for nothing else floats.", "D"),
+        ("choice", "A dog barks. So I choose B", "B"),
+        ("choice", "I see no option.", ""),
+        ("exact", "First this.\nParis", "Paris"),
+        ("exact", "Final answer: Paris", "Paris"),
+        ("numeric", "so the force is 9.81 N", "9.81"),
+    ],
+)
+def test_an_answer_is_found_announced_or_not(family, text, answer):
+    task = TASKS[family]
+    found = stated_answer(text, task, unannounced=True)
+    assert (label(found) or "" if family == "choice" and found else found) == answer
+
+
+@pytest.mark.parametrize(
+    ("family", "row", "words"),
+    [
+        ("choice", Demonstration("1", "q", "s", "Paris"), "no option's label"),
+        ("numeric", Demonstration("1", "q", "s", "about five"), "not one number"),
+        ("code", Demonstration("1", "q", "no program here", TESTS), "holds no program"),
+        ("code", Demonstration("1", "q", PROGRAM, "square(3) should be 9"), "is no Python"),
+        ("code", Demonstration("1", "q", PROGRAM, "print(square(3))"), "no assert"),
+    ],
+)
+def test_a_row_of_another_family_is_told(family, row, words):
+    assert words in TASKS[family].trouble(row)
+    assert TASKS["math"].trouble(row) is None
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "expected"),
+    [
+        ("Multiply it by itself:\n```python\ndef square(n):\n    return n * n\n```", set()),
+        ("```py\ndef square(n): return n ** 2\n```\nThat is all.", set()),
+        ("```python\ndef square(n): return n + n\n```", {"correct_answer"}),
+        ("```python\ndef square(n) return\n```", {"correct_answer"}),
+        ("I would multiply it by itself.", {"correct_answer", "one_answer"}),
+        ("```python\ndef square(n): return 9\n```\n```python\ndef square(n): return n * n\n```", {"one_answer"}),
+        ("```python\nimport os\nos._exit(0)\n```", {"correct_answer"}),
+        ("```python\ndef square(n): return n * n\n```\n" + "and so on with words " * 9, {"one_answer", "no_loop"}),
+        ("As the program above says:\n```python\ndef square(n): return n * n\n```", {"no_leak"}),
+    ],
+)
+def test_programs_pass_by_their_tests(rewrite, expected, checker):
+    gates, hacks = judged("code", rewrite, PROGRAM, TESTS, checker)
+    assert failed(gates) == expected
+    assert bool(hacks) == bool(expected)
+    assert "quantities" not in gates, "numbers in a program are no results"
+
+
+def test_choices_pass_by_their_label(checker):
+    question = "Which animal barks? (A) cat (B) dog (C) cow"
+    source = "Cats meow and cows moo. Dogs bark. The answer is (B)."
+    right = "A cat meows, a cow moos, and it is a dog that barks. The answer is (B)."
+    assert not failed(judged("choice", right, source, "B", checker, question)[0])
+    wrong = right.replace("(B)", "(C)")
+    assert failed(judged("choice", wrong, source, "B", checker, question)[0]) == {"correct_answer"}
+    both = right + " The answer is (C)."
+    assert "one_answer" in failed(judged("choice", both, source, "B", checker, question)[0])
+
+
+def test_every_family_has_a_request_of_its_own(tmp_path):
+    assert set(REQUESTS) == set(TASKS)
+    assert all("{question}" in text and "{solution}" in text for text in REQUESTS.values())
+    (tmp_path / "d.jsonl").touch()
+    (tmp_path / "m").mkdir()
+    places = {"data.path": str(tmp_path / "d.jsonl"), "target.path": str(tmp_path / "m")}
+    assert load_config(None, places | {"data.task": "code"}).mapper.prompt == REQUESTS["code"]
+    assert load_config(None, places | {"data.path": "gym:ab"}).mapper.prompt == REQUESTS["reasoning_gym"]
+    own = load_config(None, places | {"data.task": "code", "mapper.prompt": "{question} {solution}"})
+    assert own.mapper.prompt == "{question} {solution}"
+    again = tmp_path / "resolved.yaml"
+    again.write_text(load_config(None, places | {"data.task": "choice"}).resolved_yaml())
+    assert load_config(again).mapper.prompt == REQUESTS["choice"]
