@@ -26,13 +26,13 @@ from dartune.lab.world import draw_many
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import load_model, load_tokenizer
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.gates import PLAIN_GATES, run_gates
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Rewritten
 from dartune.rewards.reward import GatedReward, source_references
 from dartune.rewards.signs import committed
 from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
-from dartune.rewards.checker import AnswerChecker
 from dartune.run import atomic_write_json
 from dartune.train.mapper import mapper_prompt
 

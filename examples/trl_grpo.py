@@ -19,10 +19,10 @@ from dartune.lab.source import model_folder
 from dartune.lab.suites import demonstrate, demonstration_problems
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import load_model, load_tokenizer
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, source_references
 from dartune.rewards.trl import as_reward_func
-from dartune.rewards.checker import AnswerChecker
 
 
 def train(steps: int, target: str = "lab:backward", rows: int = 64) -> list[float]:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.world import ProblemSpec, draw
 from dartune.rewards.answers import checkable
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.gates import GATE_NAMES, required_names, run_gates, unjudged
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.text import entities, lcs_fraction, ngram_repeats, numbers, tandem_repeats, words
-from dartune.rewards.checker import AnswerChecker
 
 THRESHOLDS = GateThresholds(answer_logprob=-1.0)
 SPELLED_OUT = ("explicit", "equations", "verbose", "backward")

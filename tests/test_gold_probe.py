@@ -69,9 +69,9 @@ def test_a_run_with_probes_records_them_and_a_stop_is_final(tmp_path, monkeypatc
 def test_a_probe_fine_tunes_a_copy_on_what_the_mapper_writes(tmp_path):
     from dartune.config import load_config
     from dartune.rewards.alignment import Reference
+    from dartune.rewards.checker import AnswerChecker
     from dartune.rewards.items import GateThresholds
     from dartune.rewards.reward import GatedReward
-    from dartune.rewards.checker import AnswerChecker
     from dartune.roster import Roster
     from dartune.stages.gold_probe import GoldProbe
 

@@ -17,12 +17,12 @@ from dartune.lab.dialects import DIALECTS
 from dartune.lab.suites import DEMONSTRATIONS, demonstrate
 from dartune.lab.world import draw_many
 from dartune.rewards.alignment import Reference
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.hacks import INSTRUCTION, STRANGERS
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import alignment_score, build_reward, source_references
 from dartune.rewards.text import known_names
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
-from dartune.rewards.checker import AnswerChecker
 
 LAB_QUESTIONS = 64
 

@@ -31,5 +31,5 @@ REQUESTS = {
 
 
 def family(path: str, task: str) -> str:
-    """The family of a data set at an address: reasoning-gym's tasks bring theirs, others are of the one they are given."""
+    """The family of a data set at an address: reasoning-gym's tasks bring theirs, others are given one."""
     return "reasoning_gym" if path.startswith(GYM) else task

@@ -1,7 +1,8 @@
 """Layouts of well-known public data sets, recognised by their columns and put into one of our own.
 
-A layout says which of its columns are our fields, and tidies a row: marks that were never meant to be learnt go, parts that
-belong together are joined. What a row lacks, or has in another type, is left as it is, so that it is reported by its own column's name.
+A layout says which of its columns are our fields, and tidies a row: marks that were never meant to be learnt go, parts
+that belong together are joined. What a row lacks, or has in another type, is left as it is, so that it is reported by
+its own column's name.
 """
 
 from __future__ import annotations

@@ -94,9 +94,9 @@ def mapper_table(
 
 def text_gates(rows: list[Demonstration], texts: list[list[str]]) -> list[bool]:
     """Whether each text passes every gate that needs no target (answer, coverage, sums, loops, leaks, wording)."""
+    from dartune.rewards.checker import AnswerChecker
     from dartune.rewards.gates import run_gates
     from dartune.rewards.items import GateInput, GateThresholds
-    from dartune.rewards.checker import AnswerChecker
 
     inputs = [
         GateInput(row.question, row.solution, text, row.answer)

@@ -50,7 +50,7 @@ class AnswerChecker:
         self.close()
 
     def check(self, pairs: Sequence[Pair], task: Task = MATH) -> list[bool | None]:
-        """Whether each (predicted, gold) pair of a family is the same answer; None is an error or a time-out, never a no.
+        """Whether each (predicted, gold) pair is the same answer to a family; None is an error or time-out, never a no.
 
         Raises:
             MachineError: the checking process cannot be started at all.

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from dartune.rewards.answers import answer_pairs, correct_answer, one_answer
 from dartune.rewards.arithmetic import false_sums
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leaks
 from dartune.rewards.tasks import MATH
@@ -33,7 +34,6 @@ from dartune.rewards.text import (
     thoughts,
     words,
 )
-from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share, same_language
 
 TRIVIAL = ("0", "1", "-1")

@@ -116,8 +116,8 @@ def kernel_guard() -> bool:
 _REFUSED = (
     "socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile",
     "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
-    "os.chown", "os.chflags", "os.utime", "os.setxattr", "os.removexattr", "os.putenv", "shutil.", "tempfile.", "ctypes.",
-    "pty.", "urllib.", "http.", "ftplib.", "smtplib.", "webbrowser.", "sqlite3.connect",
+    "os.chown", "os.chflags", "os.utime", "os.setxattr", "os.removexattr", "os.putenv", "shutil.", "tempfile.",
+    "ctypes.", "pty.", "urllib.", "http.", "ftplib.", "smtplib.", "webbrowser.", "sqlite3.connect",
     "resource.setrlimit", "resource.prlimit", "signal.pthread_kill", "syslog.",
 )  # fmt: skip
 

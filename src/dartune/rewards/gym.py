@@ -1,7 +1,7 @@
 """reasoning-gym's tasks by name: rows to test and train on, and its own judgement of an answer.
 
-Item i of seed s is drawn from `Random(s + i)`, so neighbouring seeds share all but one item: seeds are spaced by more than any
-data set has rows.
+Item i of seed s is drawn from `Random(s + i)`, so neighbouring seeds share all but one item: seeds are spaced by more
+than any data set has rows.
 """
 
 from __future__ import annotations

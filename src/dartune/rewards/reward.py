@@ -18,6 +18,7 @@ from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.engine import Engine, Sample, TokenIds, TokenStats
 from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, sum_logprob
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
 from dartune.rewards.gates import GATE_NAMES, run_gates, unjudged
 from dartune.rewards.items import GateInput, GateThresholds
@@ -25,7 +26,6 @@ from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
 from dartune.rewards.signs import committed
 from dartune.rewards.tasks import MATH, TASKS, Task
-from dartune.rewards.checker import AnswerChecker
 
 SMALLEST_STAKE = 1e-3
 
@@ -35,9 +35,10 @@ class Scored:
     """One rewrite and everything the reward knows of it.
 
     `logprobs` are the target's, per response token in nats; `alignment` and `gain` in the score's unit, nats per
-    token of the question's L(x) by default. `gates` has the verdict of every gate that fits the task, `accepted` says that those which
-    count were passed; `hacks` are the catalogue's names for what it does wrong. Not `judged`: the answer checker failed
-    (time-out, crash), so the gates say no though nobody knows, and the reward is missing rather than zero.
+    token of the question's L(x) by default. `gates` has the verdict of every gate that fits the task, `accepted` says
+    that those which count were passed; `hacks` are the catalogue's names for what it does wrong. Not `judged`: the
+    answer checker failed (time-out, crash), so the gates say no though nobody knows, and the reward is missing rather
+    than zero.
     """
 
     text: str

@@ -1,8 +1,8 @@
 """Running what strangers wrote: each call of a function in a process of its own, with limits, and then gone.
 
 A server process imports the function once; every call is a fork of it, which may compute and read files and nothing
-else (`guard.py`), for so much time and memory. What it prints is thrown away. Its result counts only with a secret that the
-function's return alone sends, so a program that ends its process early has returned nothing.
+else (`guard.py`), for so much time and memory. What it prints is thrown away. Its result counts only with a secret that
+the function's return alone sends, so a program that ends its process early has returned nothing.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _limit() -> None:
 def _waited(child: int) -> bool:
     """Wait for the process, for `WALL_S` at most; whether it was the machine that ended it.
 
-    So it is where it was killed from outside, such as for the machine's want of memory, or spent its time waiting for a core.
+    So it is where it was killed from outside, such as for want of memory, or spent its time waiting for a core.
     """
     deadline, pause = time.monotonic() + WALL_S, _PAUSES_S[0]
     starved = killed = False
@@ -227,7 +227,10 @@ def _waiting_s(pid: int) -> float:
 
 
 def _reported(pipe: int, secret: bytes) -> list[Any] | None:
-    """The result that a process sent with its secret; None where there is none. A process that never began is no fault of the program's."""
+    """The result that a process sent with its secret; None where there is none.
+
+    A process that never began is no fault of the program's.
+    """
     try:
         said = os.read(pipe, _RESULT_BYTES)
     except BlockingIOError:

@@ -215,7 +215,7 @@ _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class ReasoningGym(Task):
-    """An answer between tags, which reasoning-gym's own function judges; the row's answer says which question it was."""
+    """An answer between tags, which reasoning-gym's own function judges; the row's answer has what that needs."""
 
     name = "reasoning_gym"
     of_numbers = False

@@ -1,7 +1,7 @@
 """A program against its unit tests, inside the sandbox: right where every assert holds and at least one was reached.
 
-The tests are read and compiled before the program runs, with their own built-in functions, and their comparisons are made here, so that what
-the program does to `AssertionError`, `all` or `__eq__` changes no verdict.
+The tests are read and compiled before the program runs, with their own built-in functions, and their comparisons are
+made here, so that what the program does to `AssertionError`, `all` or `__eq__` changes no verdict.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
-from dartune.rewards.solved import solved
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.solved import solved
 
 SAMPLING_TEMPERATURE = 1.0
 StepJudge = Callable[[str, str], Mapping[str, bool | None]]

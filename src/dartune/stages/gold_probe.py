@@ -16,8 +16,8 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.models.parallel_engine import engine_on
-from dartune.rewards.reward import Reward
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.reward import Reward
 from dartune.stages.evaluate import evaluate
 from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune

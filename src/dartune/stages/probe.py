@@ -21,10 +21,10 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.alignment import MIN_VERIFIED, AlignmentScore, Reference, gain_caps, lower_threshold
+from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, Scored, alignment_score, response_stats
 from dartune.rewards.text import known_names
-from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import atomic_write_json, read_jsonl, write_jsonl
 

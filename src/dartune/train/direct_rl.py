@@ -17,8 +17,8 @@ from dartune.data.render import Renderer
 from dartune.models.adapter import merge_lora
 from dartune.models.engine import Engine, Sample
 from dartune.models.parallel_engine import engine_on
-from dartune.rewards.solved import solved
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.solved import solved
 from dartune.run import Cost, append_jsonl, read_jsonl
 from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages
