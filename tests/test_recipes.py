@@ -20,6 +20,15 @@ STAND_INS = {  # recipe -> architecture, chat template, a row of its data set's 
         "llama3",
         lambda q, steps, a: {"problem": q, "solution": f"{steps} So it is $\\boxed{{{a}}}$.", "answer": str(a)},
     ),
+    "code-qwen3-1.7b": (
+        "qwen3",
+        "chatml",
+        lambda q, steps, a: {
+            "text": q,
+            "code": f"def pens():\n    # {steps}\n    return {a}",
+            "test_list": [f"assert pens() == {a}"],
+        },
+    ),
 }
 SMALLER = [
     "--mapper.steps=5",

@@ -121,6 +121,16 @@ def test_a_killed_server_is_replaced(sandbox):
     assert sandbox.call([[RIGHT + " # again", TESTS]]) == [True]
 
 
+def test_all_its_servers_end_with_it():
+    with Sandbox("dartune.rewards.unit_tests:passes", workers=3) as one:
+        one.call([[f"{RIGHT} # {i}\nimport time; time.sleep(0.3)", TESTS] for i in range(6)])
+        pids = one._workers.pids
+    assert len(pids) == 3
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_equal_calls_run_once(sandbox, monkeypatch):
     asked = []
     ask = sandbox._workers.ask

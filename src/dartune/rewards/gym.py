@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -109,7 +110,9 @@ def _dataset(name: str, settings: str, size: int = 1, seed: int = 0) -> Any:
     if name not in DATASETS:
         raise InputError(f"reasoning-gym has no task {name!r}; it has {', '.join(sorted(DATASETS))}")
     try:
-        return reasoning_gym.create_dataset(name, size=size, seed=seed, **json.loads(settings))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # some tasks leave their files to be closed by chance
+            return reasoning_gym.create_dataset(name, size=size, seed=seed, **json.loads(settings))
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         raise InputError(f"{GYM}{name} does not take the settings {settings}: {error}") from error
 

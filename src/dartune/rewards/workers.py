@@ -158,8 +158,7 @@ class Workers:
 
     def close(self) -> None:
         """End all processes; asked again, new ones start."""
-        for _ in range(self._n):
-            worker = self._idle.get()
+        for worker in [self._idle.get() for _ in range(self._n)]:
             if worker is not None:
                 worker.close()
             self._idle.put(None)
