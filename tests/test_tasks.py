@@ -1,9 +1,13 @@
 """Task families: where an answer stands, when it is right, and which gates it needs."""
 
+import json
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dartune.cli import main
 from dartune.config import load_config
 from dartune.data.records import Demonstration
 from dartune.families import REQUESTS
@@ -12,6 +16,7 @@ from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.signs import committed
 from dartune.rewards.solved import stated_answer
 from dartune.rewards.tasks import TASKS, label
+from fixtures_models import save_tiny
 
 PROGRAM = "I square it.\n\n```python\ndef square(x):\n    return x * x\n```"
 TESTS = "assert square(3) == 9\nassert square(-2) == 4"
@@ -163,3 +168,22 @@ def test_every_family_has_a_request_of_its_own(tmp_path):
     again = tmp_path / "resolved.yaml"
     again.write_text(load_config(None, places | {"data.task": "choice"}).resolved_yaml())
     assert load_config(again).mapper.prompt == REQUESTS["choice"]
+
+
+def test_check_names_solutions_that_contradict_their_answer(tmp_path, capsys):
+    target = save_tiny(tmp_path / "target", "llama", context=2048)
+    rows = [
+        {"question": f"Write a function that returns {n}.", "code": f"```python\ndef f(): return {n}\n```"}
+        | {"id": f"row{n}", "tests": f"assert f() == {n + (n % 4 == 0)}"}
+        for n in range(40)
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = "{solution: code, answer: tests}"
+    places = ["--data.path", str(tmp_path / "d.jsonl"), "--target.path", str(target), "--data.columns", columns]
+    assert main(["check", *places, "--data.task", "code"]) == 0
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "fail its tests" in line]
+    named = re.findall(r"row(\d+)", warning)
+    assert named and all(int(n) % 4 == 0 for n in named)
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row | {"tests": "print(f())"}) + "\n" for row in rows))
+    assert main(["check", *places, "--data.task", "code"]) == 2
+    assert "no assert statement" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from dartune.report.page import write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.solved import contradicting
 from dartune.roster import prepared
 from dartune.run import Run, write_jsonl
 from dartune.tracking import tracking
@@ -97,11 +98,15 @@ def check(config: Config) -> str:
     if config.matrix:
         return "\n".join(f"{name}\n{check(cell)}\n" for name, cell in cells(config))
     data, models = prepared(config)
+    rows = [*data.train, *data.dev]
+    with AnswerChecker() as checker:
+        wrong = contradicting(rows, checker)
     report = check_report(
-        [*data.train, *data.dev],
+        rows,
         models.renderer,
         max_tokens=models.context,
         has_answer=lambda row: row.answer is not None,
+        wrong=wrong,
     )
     memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
     return "\n".join([*report.lines(), *data.notes, "Memory of training, estimated:", *memory])

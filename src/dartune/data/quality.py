@@ -22,7 +22,8 @@ class QualityReport:
     """Counts and lengths of a data set; what needs a tokenizer is None without one.
 
     `tokens` and `solution_tokens` map a percentile to a length in tokens: of the whole row as trained, and of
-    its trained part (end token included). `too_long` and `near_empty` list ids.
+    its trained part (end token included). `too_long`, `near_empty` and `contradicted` (solutions whose own answer is
+    not the row's) list ids.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class QualityReport:
     too_long: tuple[str, ...]
     unknown_share: float | None
     thinking: int
+    contradicted: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The facts, one per line, then one line per warning."""
@@ -55,6 +57,11 @@ class QualityReport:
             found.append(
                 f"{self.rows - self.checkable} rows have no checkable answer; only the other gates guard "
                 "their rewrites; give an answer column (data.columns: {answer: ...})"
+            )
+        if self.contradicted:
+            found.append(
+                f"{len(self.contradicted)} solutions end in another answer than their row has, or fail its tests "
+                f"({_some(self.contradicted)}); correct or remove them"
             )
         if self.too_long:
             found.append(
@@ -88,6 +95,7 @@ def check_report(
     renderer: Renderer | None = None,
     max_tokens: int | None = None,
     has_answer: Callable[[Demonstration], bool] | None = None,
+    wrong: Sequence[Demonstration] = (),
 ) -> QualityReport:
     """Measures a data set.
 
@@ -95,6 +103,7 @@ def check_report(
         renderer: the target's; without one nothing is counted in tokens.
         max_tokens: the model's context length.
         has_answer: whether a row's answer can be checked by program.
+        wrong: the rows whose own solution does not give it.
     """
     pairs = Counter((row.question, row.solution) for row in demonstrations)
     lengths, trained, too_long, unknown = [], [], [], 0
@@ -119,6 +128,7 @@ def check_report(
         too_long=tuple(too_long),
         unknown_share=unknown / max(1, sum(trained) - len(trained)) if renderer else None,
         thinking=sum("<think>" in row.solution for row in demonstrations) if closes else 0,
+        contradicted=tuple(row.id for row in wrong),
     )
 
 

@@ -22,6 +22,14 @@ def stated_answer(text: str, task: Task, unannounced: bool) -> str:
     return task.unannounced(text) if unannounced else ""
 
 
+def contradicting(rows: Sequence[Demonstration], checker: AnswerChecker) -> list[Demonstration]:
+    """Rows of one task family whose own solution gives another answer than the row has."""
+    (task,) = {TASKS[row.task] for row in rows} or {MATH}
+    checked = [row for row in rows if row.answer]
+    pairs = [(stated_answer(row.solution, task, unannounced=True), row.answer) for row in checked]
+    return [row for row, right in zip(checked, checker.check(pairs, task), strict=True) if right is False]
+
+
 def solved(
     rows: Sequence[Demonstration],
     samples: Sequence[Sequence[Sample]],
