@@ -11,6 +11,7 @@ import pytest
 
 from dartune.cli import main
 from dartune.data.adapted import read_adapted
+from dartune.progress import Progress
 from dartune.run import read_jsonl
 from fixtures_models import ARCHITECTURES, save_tiny
 
@@ -84,6 +85,22 @@ def test_a_thousand_rows_of_english_are_all_accounted_for(tmp_path, capsys):
     assert len(adapted) + held_out == 1000
     summary = capsys.readouterr().out
     assert "dart" in summary and "index.html" in summary
+
+
+def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons():
+    from dartune.adapt import told_if_stuck
+
+    said = []
+    step_done = told_if_stuck(said.append, Progress(9, "mapper-s0"))
+    row = {"reward": 0.0, "gate_pass": 0.0, "alignment_after": -3.0, "gates": {"finished": 0.2, "no_loop": 1.0}}
+    for step in range(1, 6):
+        step_done(step, row)
+    (message,) = said
+    assert "80% fail finished, 0% fail no_loop" in message and "mapper.format_steps" in message
+    step_done = told_if_stuck(said.append, Progress(9, "mapper-s0"))
+    for step, share in enumerate([0.0, 0.0, 0.1, 0.0, 0.0, 0.0], start=1):
+        step_done(step, row | {"gate_pass": share})
+    assert len(said) == 1
 
 
 def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems, tmp_path, capsys):

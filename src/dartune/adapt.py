@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from dartune.arms import ADAPTATIONS, tagged
 from dartune.job import Job
-from dartune.progress import follow
+from dartune.progress import Progress, follow
 from dartune.roster import Meter
 from dartune.run import Cost
 
 INTERNAL = ("ids", "logprobs", "alternatives", "accepted", "runner_up")
 """Fields of a synthesised row that are not published."""
+STUCK_STEPS = 3
+"""So many first steps without a rewrite that passes are worth a word."""
 
 
 def probe_stage(adaptation: str) -> str:
@@ -155,12 +160,33 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
                 describe=job.describe,
                 probe=probe,
                 policy=partial(models.policy, stage_folder=out),
-                on_step=job.tracking.follow(name, out, follow(progress, "reward", "gate_pass", "alignment_after")),
+                on_step=job.tracking.follow(name, out, told_if_stuck(job.run.log, progress)),
             )
         models.keep(model, out)
         return cost
 
     job.run.stage(name, stage_inputs, work)
+
+
+def told_if_stuck(say: Callable[[str], None], progress: Progress) -> Callable[[int, dict[str, Any]], None]:
+    """A step callback that follows the progress and says, once, when nothing passes at the start."""
+    shown = follow(progress, "reward", "gate_pass", "alignment_after")
+    first: list[dict[str, Any]] = []
+
+    def step_done(step: int, row: dict[str, Any]) -> None:
+        shown(step, row)
+        if len(first) < STUCK_STEPS:
+            first.append(row)
+            if len(first) == STUCK_STEPS and not any(one["gate_pass"] for one in first):
+                gates = {gate: mean(1 - one["gates"][gate] for one in first) for gate in row["gates"]}
+                worst = sorted(gates, key=gates.__getitem__, reverse=True)[:3]
+                say(
+                    f"No rewrite passed in the first {STUCK_STEPS} steps, so there is nothing to learn from: "
+                    f"{', '.join(f'{100 * gates[gate]:.0f}% fail {gate}' for gate in worst)}. Read some in samples.jsonl; "
+                    "an instruction-tuned start, mapper.format_steps or more mapper.max_new_tokens may help."
+                )
+
+    return step_done
 
 
 def synthesise(job: Job, adaptation: str, seed: int) -> None:
