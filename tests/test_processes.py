@@ -13,6 +13,7 @@ import torch
 import fixtures_processes
 from dartune import processes
 from dartune.cli import main
+from dartune.errors import InputError
 from dartune.files import read_jsonl
 
 TESTS = Path(__file__).parent
@@ -108,6 +109,16 @@ def test_a_run_of_two_processes_ends_as_that_of_one(tmp_path):
     assert {path.name for path in (two / "stages").iterdir()} == {path.name for path in (one / "stages").iterdir()}
     again = launch(*command, str(two))
     assert again.returncode == 0 and "starts" not in again.stderr and again.stderr.count("skipped") >= 7
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_a_launcher_that_spreads_models_itself_is_refused(name, monkeypatch):
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(InputError, match="sharding: ddp or fsdp2"), processes.joined():
+        pass
+    monkeypatch.setenv(name, "false")
+    with processes.joined():
+        assert processes.count() == 1
 
 
 def test_more_processes_than_rows_are_refused_with_the_reason(tmp_path):

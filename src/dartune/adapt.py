@@ -180,10 +180,11 @@ def told_if_stuck(say: Callable[[str], None], progress: Progress) -> Callable[[i
             if len(first) == STUCK_STEPS and not any(one["gate_pass"] for one in first):
                 gates = {gate: mean(1 - one["gates"][gate] for one in first) for gate in row["gates"]}
                 worst = sorted(gates, key=gates.__getitem__, reverse=True)[:3]
+                failing = ", ".join(f"{100 * gates[gate]:.0f}% fail {gate}" for gate in worst)
                 say(
                     f"No rewrite passed in the first {STUCK_STEPS} steps, so there is nothing to learn from: "
-                    f"{', '.join(f'{100 * gates[gate]:.0f}% fail {gate}' for gate in worst)}. Read some in samples.jsonl; "
-                    "an instruction-tuned start, mapper.format_steps or more mapper.max_new_tokens may help."
+                    f"{failing}. Read some in samples.jsonl; an instruction-tuned start, mapper.format_steps or more "
+                    "mapper.max_new_tokens may help."
                 )
 
     return step_done

@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
+from dartune.errors import InputError
+
 T = TypeVar("T")
 P = ParamSpec("P")
+SPREAD_BY_OTHERS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+"""What accelerate's launcher sets where it is told to spread models itself."""
 PATIENCE = timedelta(hours=2)
 """Longest wait for another process before the run is given up: what one process does alone is short."""
 
@@ -26,8 +30,18 @@ def joined() -> Iterator[None]:
     """Work together with the processes that were started along with this one, if any, for as long.
 
     Uses accelerate: gloo between CPUs, nccl between GPUs, each process on the GPU of its local rank.
+
+    Raises:
+        InputError: the launcher is set up to spread models in a way of its own.
     """
     global _count, _rank
+    for name, launcher in SPREAD_BY_OTHERS.items():
+        if os.environ.get(name, "").lower() in ("1", "true"):
+            raise InputError(
+                f"accelerate is set up for {launcher} ({name}), but how models are spread is the config's to say: "
+                "launch with torchrun, or a plain multi-GPU setting of accelerate, and set sharding: ddp or fsdp2 "
+                "(what DeepSpeed's ZeRO-3 spreads, fsdp2 spreads too)"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _count > 1:
         yield
         return
