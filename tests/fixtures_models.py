@@ -15,7 +15,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-ARCHITECTURES = ("qwen3", "llama", "gpt2")
+ARCHITECTURES = ("qwen3", "llama", "gemma3", "gpt2")
 
 
 def byte_tokenizer(chat: bool = True, *, bos: bool = False, eos: bool = True, merges: tuple[tuple[str, str], ...] = ()):
@@ -74,7 +74,7 @@ def tiny_model(
 ):
     """A two-layer causal LM, 32 wide, fp32, of the named architecture (one of `ARCHITECTURES`)."""
     import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
 
     shared = {"vocab_size": vocab_size, "pad_token_id": pad, "eos_token_id": eos, "bos_token_id": bos}
     wide = {
@@ -89,6 +89,9 @@ def tiny_model(
         config = Qwen3Config(**shared, **wide, head_dim=8, tie_word_embeddings=True)
     elif architecture == "llama":
         config = LlamaConfig(**shared, **wide)
+    elif architecture == "gemma3":  # one layer sees the last 64 tokens only, the other all
+        kinds = ["sliding_attention", "full_attention"]
+        config = Gemma3TextConfig(**shared, **wide, head_dim=8, sliding_window=64, layer_types=kinds)
     elif architecture == "gpt2":
         config = GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=context)
     else:
