@@ -37,7 +37,7 @@ STARTS = {  # mapper starts: pretraining steps, dialects that are seldom wanted
     "backward in 10": (None, {"backward": 0.1}),
     "backward in 100": (None, {"backward": 0.01}),
 }
-KNOWING = (50, 300)  # rows in the target's own dialect, new relations among them, that it is taught beforehand
+KNOWING = (50, 300, 1000)  # rows in the target's own dialect, new relations among them, that it is taught beforehand
 PRETUNING_SEED = 1
 ALL_ARMS = (
     "[base, sft, sft_low_lr, sft_tokens, sft_dft, sft_asft, rft, prompt_rewriter, best_of_k, dart, dart_dft, "
