@@ -71,8 +71,8 @@ def settings() -> str:
     schema = Config.model_json_schema()
     top = {name: field for name, field in Config.model_fields.items() if not section(field.annotation)}
     lines = [MADE, "", "# Settings", "", Config.__doc__ or "", ""]
-    lines += ["A key stands in a recipe (YAML), and is a flag as well: `--mapper.steps 40`. `--data` and `--target` are"]
-    lines += ["short for `--data.path` and `--target.path`. Unknown keys and wrong values are refused, all at once.", ""]
+    lines += ["A key stands in a recipe (YAML), and is a flag as well: `--mapper.steps 40`. `--data` and `--target`"]
+    lines += ["are short for `--data.path` and `--target.path`. What is unknown or wrong is refused, all at once.", ""]
     lines += ["## The run", "", *table("", top, schema["properties"], schema)]
     for name, field in Config.model_fields.items():
         if inner := section(field.annotation):

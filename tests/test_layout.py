@@ -32,6 +32,7 @@ ORDER = (
     "lab",
     "report",
     "inputs",
+    "scoring",
     "roster",
     "job",
     "adapt",
