@@ -1,6 +1,8 @@
 """dartune from Python: run a recipe, read what came out, and score solutions without a run.
 
     python examples/as_a_library.py --steps 10
+
+The settings are the command line's: a recipe, and `key -> value` over it, as text.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/own_reward.py --steps 10
 
-A part of the reward is named by its path, `module:function`, in a recipe, too: this file is the module `own_reward` where
-its folder is the one dartune is run in, or is installed. A finished stage knows a part by its name alone: after changing
-a function, give the run another output.
+A part of the reward is named by its path, `module:function`, in a recipe, too: this file is the module `own_reward` for
+a dartune that is run in this folder. A finished stage knows a part by its name alone: after changing a function, give
+the run another output.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The examples run, and what they show is true."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from dartune.files import read_jsonl
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOK = EXAMPLES / "inspect_a_run.ipynb"
 
 
 def run_example(name: str, folder: Path) -> tuple[str, Path]:
@@ -48,3 +50,40 @@ def test_the_score_of_the_library_is_that_of_the_data_set(tmp_path):
     assert all(after == published for _, after, published in scores)
     assert len(re.findall(r"^dart - sft, .*: [+-]", printed, re.MULTILINE)) == 4
     assert (output / "report" / "index.html").exists()
+
+
+def code_cells() -> list[dict]:
+    """The notebook's cells of code, as its file has them."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_was_run_in_order_and_tells_nothing_of_its_machine():
+    cells = code_cells()
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    said = "".join(line for output in outputs for line in output.get("text", ()))
+    assert "dart - sft, retention" in said and not re.search(r"(?<![\w.])/\w+/\w+|Traceback|Warning", said)
+    assert NOTEBOOK.stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for cell in code_cells():
+        source = "".join(cell["source"])
+        if cell["id"] == "run":
+            assert source.count("steps = 10\n") == 1
+            source = source.replace("steps = 10\n", "steps = 2\n")
+        exec(compile(source, cell["id"], "exec"), scope)
+    matplotlib.pyplot.close("all")
+    printed = capsys.readouterr().out
+    assert len(scope["curve"]) == 2 and scope["curve"][0]["gate_pass"] > 0
+    assert sum(scope["adapted"]["provenance"].values()) == 120
+    assert scope["example"]["alignment_after"] > scope["example"]["alignment_before"]
+    assert len(re.findall(r"^dart - sft, ", printed, re.MULTILINE)) == 4
