@@ -126,3 +126,13 @@ def test_messages_under_troubleshooting_are_messages_of_the_code():
     pieces = [piece for piece in pieces if len(piece) > 3]
     assert len(pieces) > 40
     assert not [piece for piece in pieces if piece not in text]
+
+
+def test_lock_files_agree():
+    """They are installed into one environment."""
+    pins: dict[str, set[str]] = {}
+    for path in ROOT.glob("requirements*.lock"):
+        for package, version in re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            pins.setdefault(re.sub(r"[-_.]+", "-", package).lower(), set()).add(version)
+    assert len(pins) > 80 and "mkdocs" in pins
+    assert not {package: versions for package, versions in pins.items() if len(versions) > 1}
