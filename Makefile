@@ -1,10 +1,10 @@
-# make demo | test | lint | clean      PYTHON=python3.12 picks another interpreter
+# make demo | test | lint | docs | clean      PYTHON=python3.12 picks another interpreter
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/runtime.done
 	$(BIN)/dartune demo
@@ -15,8 +15,12 @@ test: $(VENV)/dev.done
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 
+docs: $(VENV)/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; to search it, too: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .hypothesis .ruff_cache
 
 # The marks are written last, so an interrupted installation is done again.
 $(VENV)/runtime.done: requirements.lock pyproject.toml
@@ -27,4 +31,9 @@ $(VENV)/runtime.done: requirements.lock pyproject.toml
 
 $(VENV)/dev.done: $(VENV)/runtime.done requirements-dev.lock
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements-dev.lock
+	touch $@
+
+$(VENV)/docs.done: requirements-docs.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements-docs.lock
 	touch $@

@@ -33,6 +33,7 @@ ORDER = (
     "lab",
     "report",
     "inputs",
+    "scoring",
     "roster",
     "job",
     "adapt",

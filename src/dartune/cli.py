@@ -72,7 +72,7 @@ def _dispatch(arguments: list[str]) -> None:
             arms = "\n".join(f"  {name:18}{arm.says}" for name, arm in ARMS.items())
             keys = f"Keys, with their defaults:\n{describe_keys()}\n\nArms:\n{arms}"
         arguments, overrides = split_overrides(arguments)
-    parser = _parser(keys)
+    parser = build_parser(keys)
     options = parser.parse_args(arguments)
     if options.verb is None:
         parser.print_help()
@@ -208,8 +208,8 @@ def _lab_show(options: argparse.Namespace) -> None:
     print(commands.show(options))
 
 
-def _parser(keys: str | None = None) -> _Parser:
-    """`keys` is what to print below the help of the verbs that take a config."""
+def build_parser(keys: str | None = None) -> _Parser:
+    """The command line; `keys` is what to print below the help of the verbs that take a config."""
     common = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     parser = _Parser(
         prog="dartune",
@@ -221,17 +221,18 @@ def _parser(keys: str | None = None) -> _Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
     def verb(name: str, work: Callable[[argparse.Namespace], None], text: str, usage: str) -> _Parser:
-        flags, below = (" [--KEY VALUE ...]", keys) if name in CONFIGURED else ("", None)
-        usage = f"dartune {name} {usage}{flags}"
+        flags, below = ("[--KEY VALUE ...]", keys) if name in CONFIGURED else ("", None)
+        usage = " ".join(filter(None, ("dartune", name, usage, flags)))
         made = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=below, **common)
         made.set_defaults(work=work)
         return made
 
     text = "run or continue everything: train the mapper, rewrite, train every arm, test, report"
     made = verb("run", _run, text, "[RECIPE.yaml]")
-    made.add_argument("recipe", nargs="?", type=Path, help="without one: defaults for --data and --target")
+    recipe = "a recipe; without one: defaults for --data and --target"
+    made.add_argument("recipe", nargs="?", type=Path, help=recipe)
     made = verb("check", _check, "check data, models and settings; trains nothing", "[RECIPE.yaml]")
-    made.add_argument("recipe", nargs="?", type=Path)
+    made.add_argument("recipe", nargs="?", type=Path, help=recipe)
     text = "try the reward on honest and on hacked rewrites; with --target its alignment, too"
     made = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     made.add_argument("fixtures", nargs="?", help="rows of question, solution, rewrite, label (honest or a hack)")
@@ -244,8 +245,8 @@ def _parser(keys: str | None = None) -> _Parser:
     made.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of runs")
     text = "show rows as they are trained on, rewrites, or the resolved config"
     made = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
-    made.add_argument("what", choices=SHOWABLE)
-    made.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN")
+    made.add_argument("what", choices=SHOWABLE, metavar="WHAT", help=f"one of {', '.join(SHOWABLE)}")
+    made.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN", help="a recipe, or a run folder")
     _add_lab(verb("lab", _lab_show, "the embedded world's models", "{build,show} ..."), common)
     return parser
 

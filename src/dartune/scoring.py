@@ -1,0 +1,70 @@
+"""The alignment score on its own: how natural a solution is to a target, without a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dartune import inputs
+from dartune.data.render import Renderer
+from dartune.models.engine import Engine, TokenStats
+from dartune.models.hf_engine import HFEngine
+from dartune.models.loading import load_model, load_tokenizer
+from dartune.rewards.alignment import Reference, sum_logprob
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to score with, and how it is addressed."""
+
+    engine: Engine
+    renderer: Renderer
+
+
+def load_target(
+    address: str | Path,
+    *,
+    system_prompt: str | None = None,
+    thinking: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Target:
+    """Load a model once, to score many solutions; arguments as the keys `target.*` of the config.
+
+    Args:
+        address: `lab:<name>`, a model folder (safetensors) or a Hub id.
+
+    Raises:
+        InputError: there is no such model, or it cannot be used; all problems are listed.
+    """
+    path = inputs.model_path(str(address))
+    model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    return Target(HFEngine(model), Renderer(tokenizer, system_prompt, thinking=thinking))
+
+
+def score(question: str, solution: str, target: Target | str | Path, *, source: str | None = None) -> float:
+    """Alignment A of a solution: how natural it is to the target, given the question alone.
+
+    The summed log-probability of the solution's tokens and its end, over the length in tokens of the source: the
+    reward's default score. A run's `alignment_before` is `score(question, source, target)`, its `alignment_after`
+    `score(question, rewrite, target, source=source)`.
+
+    Args:
+        target: what `load_target` returned, or an address, which is loaded for this call.
+        source: the solution that `solution` is a rewrite of; None where it is none.
+
+    Returns:
+        Nats per token of the source, at most 0; higher is more natural.
+
+    Raises:
+        InputError: the target cannot be loaded, or does not read so many tokens.
+    """
+    if not isinstance(target, Target):
+        target = load_target(target)
+    renderer = target.renderer
+    response = renderer.response_ids(solution)
+    [logprobs] = target.engine.score([(renderer.prompt_ids(question), response)])
+    length = len(response if source is None else renderer.response_ids(source))
+    return sum_logprob(TokenStats(tuple(logprobs)), Reference(length, 0.0, None, length))
