@@ -136,3 +136,16 @@ def test_lock_files_agree():
             pins.setdefault(re.sub(r"[-_.]+", "-", package).lower(), set()).add(version)
     assert len(pins) > 80 and "mkdocs" in pins
     assert not {package: versions for package, versions in pins.items() if len(versions) > 1}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_files_and_functions_named_in_backquotes_exist(path):
+    """As in `train/mapper.py: mapper_prompt`; places count from the root, the package, or one of its folders."""
+    lost = []
+    for file, function in re.findall(r"`([\w./-]+\.(?:py|ipynb|yaml|lock|j2))(?:: (\w+))?`", prose(path)):
+        folders = [ROOT, ROOT / "src" / "dartune", *(ROOT / "src" / "dartune").iterdir()]
+        found = [folder / file for folder in folders if (folder / file).is_file()]
+        known = (re.search(rf"^(def|class) {function}\b", one.read_text("utf-8"), re.MULTILINE) for one in found)
+        if file != "config.resolved.yaml" and not (any(known) if function else found):
+            lost.append(f"{file}: {function}")
+    assert not lost
