@@ -65,6 +65,8 @@ def test_any_model_folder_runs_to_the_report(architecture, chat, problems, tmp_p
     trained = read_jsonl(tmp_path / "run" / "stages" / "data" / "train.jsonl")
     assert [row["id"] for row in rows] == [row["id"] for row in trained]
     assert all(row["provenance"] in ("rewrite", "own", "original", "dropped") and row["reason"] for row in rows)
+    learnt = any(row["provenance"] in ("rewrite", "own", "natural") for row in rows)
+    assert any("dart, seed 0: no row was adapted" in note for note in results["notes"]) == (not learnt)
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "<html" in page and "http://" not in page.replace("http://www.w3.org", "")
 

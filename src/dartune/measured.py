@@ -10,7 +10,7 @@ from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
 from dartune.job import Job
 from dartune.report.gather import adapted_quality, examples
 from dartune.run import read_jsonl
-from dartune.train_arms import chosen_rate, evaluation_stage, train_stages
+from dartune.train_arms import chosen_rate, evaluation_stage, train_stages, training_rows
 
 Rows = list[dict[str, Any]]
 
@@ -54,8 +54,18 @@ def measured(job: Job) -> dict[str, Any]:
         "examples": _examples(job, adapted),
         "input_rows": len(job.data.train),
         "templates": dict.fromkeys(arms, job.models.renderer.hash),
-        "notes": [*job.data.notes, *_stops(mappers)],
+        "notes": [*job.data.notes, *_stops(mappers), *_idle(job, arms)],
     }
+
+
+def _idle(job: Job, arms: list[str]) -> list[str]:
+    """Arms for which nothing was accepted: they are the untouched target, whatever their accuracy."""
+    return [
+        f"{arm}, seed {seed}: no row was adapted, so there was nothing to train on and the arm is the untouched target."
+        for arm in arms
+        for seed in job.config.seeds
+        if ARMS[arm].trained and not ARMS[arm].budget and not training_rows(job, arm, seed)[0]
+    ]
 
 
 def _rows(job: Job, stage: str, name: str) -> Rows:

@@ -193,9 +193,11 @@ def _flat(measured: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
+    # An original in data of another kind stays in the data set; no arm but dart_keep_original learns from it.
+    after = "kept, not trained on" if example.get("provenance") == "original" else "trained on"
     sides = (
         ("demonstration", "source_solution", "tokens_before", "alignment_before"),
-        ("trained on", "solution", "tokens_after", "alignment_after"),
+        (after, "solution", "tokens_after", "alignment_after"),
     )
     return {
         **example,
