@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from comparison_reading import in_short, under_the_headline
 from pages import table
 
 from dartune.report.summary import difference_of, percent, points_interval, summary_of
@@ -15,12 +16,16 @@ OOD, RETENTION = "out of distribution", "retention"
 SHOWN = (OOD, RETENTION)
 ALL_ARMS_CELL = "backward-values"
 SHOWN_RATE = 0.001
+READ = ("headline", "below-the-headline", "in-short")
+"""Parts that draw on several studies."""
 
 
 def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
     """Every measured part of the documents, by name; one that has not been run says so."""
     makers = {
         "headline": lambda: _headline(found["matrix"], found["pooled"]),
+        "below-the-headline": lambda: under_the_headline(found),
+        "in-short": lambda: in_short(found),
         "matrix": lambda: _matrix(found["matrix"], found["pooled"]),
         "costs": lambda: _costs(found["matrix"]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
@@ -31,7 +36,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "start": lambda: _against_best_of_k("mapper start", _default("as shipped", found) | found["start"]),
         "known": lambda: _known(_default("0", found) | found["known"]),
     }
-    made = {name: make() for name, make in makers.items() if name == "headline" or _needed(name) in found}
+    made = {name: make() for name, make in makers.items() if name in READ or _needed(name) in found}
     for name, results in found["matrix"].items():
         if "rows" in results:
             made[name] = "\n\n".join([_by_seed(results), _data(results, name), _hacks(results), _rows(results)])

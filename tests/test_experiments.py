@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[1]
 def experiments(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     yield
-    for name in ("rewards", "reward_tables", "reward_forms", "comparison", "comparison_tables", "pages"):
+    for name in (
+        "rewards",
+        "reward_tables",
+        "reward_forms",
+        "comparison",
+        "comparison_tables",
+        "comparison_reading",
+        "pages",
+    ):
         sys.modules.pop(name, None)
 
 
