@@ -41,6 +41,8 @@ ORDER = (
     "measured",
     "attack",
     "compare",
+    "publish",
+    "benchmarks",
     "pipeline",
     "cli",
     "__main__",

@@ -224,7 +224,13 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
                 progress,
             )
         published = [{key: row[key] for key in row if key not in INTERNAL} for row in rows]
-        note = {"run": config.name, "target": config.target.path, "mapper": config.mapper.path, "seed": seed}
+        note = {
+            "run": config.name,
+            "data": config.data.path,
+            "target": config.target.path,
+            "mapper": config.mapper.path,
+            "seed": seed,
+        }
         accounting(rows, len(job.data.train))
         chat = models.renderer.template is not None
         write_adapted(out / "adapted", published, provenance_note=note, chat=chat)

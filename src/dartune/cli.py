@@ -161,6 +161,24 @@ def _report(options: argparse.Namespace) -> None:
     print(pipeline.report(options.run))
 
 
+def _push(options: argparse.Namespace) -> None:
+    from dartune.publish import packed, push
+
+    package = packed(options.run, options.what, options.arm, options.seed)
+    print("\n".join([f"{package.folder} as a {package.kind}:", *package.lines()]))
+    if options.dry_run:
+        print(f"\n{package.card}")
+    else:
+        print(push(package, options.to, private=options.private))
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from dartune.benchmarks import benchmark
+
+    named = [[word for word in text.split(",") if word] for text in (options.tasks, options.arms)]
+    print(benchmark(options.run, *named, seed=options.seed, limit=options.limit, include=options.include))
+
+
 def _show(options: argparse.Namespace) -> None:
     folder = options.recipe
     if folder is not None and folder.is_dir():
@@ -243,12 +261,41 @@ def build_parser(keys: str | None = None) -> _Parser:
     made.add_argument("run", type=Path, help="a run folder")
     made = verb("compare", _compare, "finished runs side by side, and the gaps they agree on", "RUN RUN ...")
     made.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of runs")
+    _add_push(verb("push", _push, "upload data or a model of a finished run to the Hub, with a card", "RUN --to NAME"))
+    text = "measure a run's models on standard benchmarks, by lm-evaluation-harness"
+    _add_benchmark(verb("benchmark", _benchmark, text, "RUN --tasks TASK,..."))
     text = "show rows as they are trained on, rewrites, or the resolved config"
     made = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
     made.add_argument("what", choices=SHOWABLE, metavar="WHAT", help=f"one of {', '.join(SHOWABLE)}")
     made.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN", help="a recipe, or a run folder")
     _add_lab(verb("lab", _lab_show, "the embedded world's models", "{build,show} ..."), common)
     return parser
+
+
+def _add_push(push: _Parser) -> None:
+    push.add_argument("run", type=Path, help="the folder of a finished run")
+    push.add_argument(
+        "--to", required=True, metavar="OWNER/NAME", help="a repository on the Hub, made if there is none"
+    )
+    push.add_argument(
+        "--what", choices=("data", "model", "mapper"), default="data", help="default data, the adapted set"
+    )
+    push.add_argument("--arm", default="dart", help="whose; default dart")
+    push.add_argument("--seed", type=int, metavar="N", help="of which seed; default the run's first")
+    push.add_argument("--private", action="store_true", help="where the repository is made: only you see it")
+    push.add_argument("--dry-run", action="store_true", help="say what would go up, and show the card")
+
+
+def _add_benchmark(benchmark: _Parser) -> None:
+    benchmark.add_argument("run", type=Path, help="the folder of a finished run")
+    text = "tasks of lm-evaluation-harness, as in gsm8k,arc_easy"
+    benchmark.add_argument("--tasks", required=True, metavar="TASK,...", help=text)
+    benchmark.add_argument("--arms", default="", metavar="ARM,...", help="whose models; default all of the run's")
+    benchmark.add_argument("--seed", type=int, metavar="N", help="of which seed; default the run's first")
+    benchmark.add_argument("--limit", type=int, metavar="N", help="questions of a task at most, to try it out")
+    benchmark.add_argument(
+        "--include", type=Path, metavar="FOLDER", help="tasks of your own, as the harness reads them"
+    )
 
 
 def _add_lab(lab: _Parser, common: dict) -> None:

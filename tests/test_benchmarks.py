@@ -1,0 +1,73 @@
+"""Standard benchmarks: the harness measures the models that a run chose, and its figures are kept."""
+
+import json
+
+import pytest
+
+from dartune.benchmarks import table
+from dartune.cli import main
+from fixtures_models import save_tiny
+from test_pipeline import arguments, word_problems
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{label}}}}"
+doc_to_choice: ["yes", "no"]
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    parts = word_problems(folder / "problems.jsonl", 30), save_tiny(folder / "target", "llama", context=2048)
+    assert main(arguments(*parts, folder / "run", "--arms=[base, sft]")) == 0
+    rows = [{"question": f"Is {n} even?", "label": n % 2} for n in range(20)]
+    (folder / "even.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "even.yaml").write_text(TASK.format(name="even_numbers", data=folder / "even.jsonl"))
+    return folder / "run"
+
+
+@pytest.mark.filterwarnings("ignore")  # the harness's own
+def test_the_harness_measures_every_arm_and_adds_to_what_is_known(run, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    command = ["benchmark", str(run), "--tasks", "even_numbers", "--include", str(run.parent / "tasks")]
+    assert main([*command, "--arms", "base"]) == 0
+    assert main([*command, "--arms", "sft", "--limit", "10"]) == 0
+    kept = json.loads((run / "benchmarks.json").read_text())
+    assert set(kept) == {"base", "sft"}
+    assert kept["sft"]["even_numbers"]["limit"] == 10 and kept["base"]["even_numbers"]["limit"] is None
+    assert 0 <= kept["base"]["even_numbers"]["acc"] <= 1 and kept["base"]["even_numbers"]["acc_stderr"] > 0
+    assert "even_numbers  acc     " in capsys.readouterr().out
+
+
+def test_everything_that_is_wrong_is_told_at_once(run, capsys):
+    command = ["benchmark", str(run), "--tasks", "no_such_task_at_all", "--arms", "base,dart", "--seed", "4"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "arm dart was not run" in said and "seed 4 was not run" in said and "no task 'no_such_task_at_all'" in said
+
+
+def test_without_the_harness_the_way_to_get_it_is_told(run, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
+    assert main(["benchmark", str(run), "--tasks", "gsm8k"]) == 3
+    assert "pip install lm-eval" in capsys.readouterr().err
+
+
+def test_figures_stand_with_their_standard_errors():
+    scores = {
+        arm: {"gsm8k": {"exact_match,strict": share, "exact_match_stderr,strict": 0.01}}
+        for arm, share in (("base", 0.25), ("dart", 0.5))
+    }
+    assert table(scores).splitlines()[1].split("  ") == [
+        "gsm8k",
+        "exact_match,strict",
+        "0.250 ± 0.010",
+        "0.500 ± 0.010",
+    ]
