@@ -1,12 +1,15 @@
 """Every recipe for real models runs as it is, but for data and target of the same layout and kind, and its size."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dartune.cli import main
+from dartune.cli import main, split_overrides
+from dartune.config import load_config
 from dartune.models.loading import save_model
 from dartune.run import read_jsonl
 from fixtures_models import tiny_model
@@ -85,3 +88,17 @@ def test_a_recipe_says_its_hardware_and_how_long_it_takes(path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert "Hardware:" in header and yaml.safe_load(path.read_text())["name"] == path.stem
     assert any(word in header.lower() for word in ("hour", "minute"))
+
+
+def test_every_command_in_the_documents_is_one_that_loads(monkeypatch):
+    """`dartune run recipes/...` with its flags, wherever it is printed."""
+    monkeypatch.chdir(RECIPES.parent)
+    pages = [*(RECIPES.parent / "docs").glob("*.md"), RECIPES.parent / "README.md", *RECIPES.glob("*.yaml")]
+    told = re.findall(r"dartune run\s+(recipes/\S+\.yaml)([^\n#`]*)", "\n".join(page.read_text() for page in pages))
+    loaded = []
+    for recipe, flags in told:
+        _, overrides = split_overrides(shlex.split(flags.rstrip("\\ ")))
+        own = {key: value for key, value in overrides.items() if key not in ("data", "target")}
+        places = {} if Path(recipe).stem != "own-data" else {"data.path": "recipes", "target.path": "recipes"}
+        loaded.append(load_config(recipe, own | places))
+    assert len(loaded) >= 8 and {"fsdp2", "ddp"} <= {config.sft.sharding for config in loaded}
