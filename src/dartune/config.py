@@ -102,8 +102,8 @@ class Adapter(Section):
     microbatch_tokens: Positive = Field(
         16384, description="most tokens of one forward and backward, padding counted; fewer save memory"
     )
-    sharding: Literal["ddp", "fsdp2"] = Field(
-        "ddp", description="with several processes: a copy of the model in each, or (full only) spread over them"
+    sharding: Literal["ddp", "fsdp2", "deepspeed"] = Field(
+        "ddp", description="with several processes: a copy of the model in each, or (full only) spread: FSDP2, ZeRO-2"
     )
     gradient_checkpointing: bool = Field(
         False, description="compute activations twice rather than keep them, and read prompts once for each sample"
@@ -114,8 +114,10 @@ class Adapter(Section):
 
     @model_validator(mode="after")
     def _can_be_spread(self) -> Self:
-        if self.sharding == "fsdp2" and self.adapter == "lora":
-            raise ValueError("sharding: fsdp2 spreads weights that are trained; an adapter goes with sharding: ddp")
+        if self.sharding != "ddp" and self.adapter == "lora":
+            raise ValueError(
+                f"sharding: {self.sharding} spreads weights that are trained; an adapter goes with sharding: ddp"
+            )
         return self
 
 

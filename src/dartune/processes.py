@@ -11,8 +11,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar
 
+from dartune.config import Config
 from dartune.errors import InputError
 
 T = TypeVar("T")
@@ -39,8 +41,8 @@ def joined() -> Iterator[None]:
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise InputError(
                 f"accelerate is set up for {launcher} ({name}), but how models are spread is the config's to say: "
-                "launch with torchrun, or a plain multi-GPU setting of accelerate, and set sharding: ddp or fsdp2 "
-                "(what DeepSpeed's ZeRO-3 spreads, fsdp2 spreads too)"
+                "launch with torchrun, or a plain multi-GPU setting of accelerate, and set sharding: ddp, fsdp2 or "
+                "deepspeed"
             )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _count > 1:
         yield
@@ -56,6 +58,14 @@ def joined() -> Iterator[None]:
         state.destroy_process_group()
     finally:
         _count, _rank = 1, 0
+
+
+def problems(config: Config) -> list[str]:
+    """What keeps models from being spread here as the config says."""
+    sections = {"mapper": config.mapper, "sft": config.sft, "direct_rl": config.direct_rl}
+    wanted = [name for name, section in sections.items() if section.sharding == "deepspeed" and _count > 1]
+    missing = find_spec("deepspeed") is None
+    return [f"{name}.sharding: deepspeed is not installed: pip install deepspeed" for name in wanted if missing]
 
 
 def count() -> int:

@@ -241,7 +241,7 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         other = lab.other_target(config.target.path)
         config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
     problems = arm_settings.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
-    problems += tracking.problems(config.trackers)
+    problems += tracking.problems(config.trackers) + processes.problems(config)
     data = models = None
     try:
         data = inputs.load(config)

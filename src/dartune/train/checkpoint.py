@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dartune import processes
-from dartune.models.sharding import full, spread_like
+from dartune.models.sharding import spread_like
 from dartune.run import atomic_write_json
+from dartune.train.updates import Updates, whole
 
 KEEP = 2
 MARK = "COMPLETE.json"
@@ -34,23 +35,10 @@ def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for number, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"{number}.{index}.{key}"] = _plain(torch.as_tensor(value))
-    return tensors
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return full(tensor.detach()).cpu().contiguous()
-
-
-def save(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+def save(folder: Path, model: nn.Module, updates: Updates, step: int) -> None:
     """Write the checkpoint of `step` atomically and drop all but the last two; every process must call this."""
-    parameters = {name: _plain(p) for name, p in _parameters(model).items()}
-    _write(folder, parameters, _optimizer_tensors(optimizers), step)
+    parameters = {name: whole(p) for name, p in _parameters(model).items()}
+    _write(folder, parameters, updates.state(), step)
 
 
 @processes.first_only
@@ -83,8 +71,8 @@ def latest(folder: Path) -> Path | None:
     return next((place for place in sorted(folder.glob("step-*"), reverse=True) if is_complete(place)), None)
 
 
-def restore(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Load the last complete checkpoint into `model` and `optimizers`; returns its step, 0 without one."""
+def restore(folder: Path, model: nn.Module, updates: Updates) -> int:
+    """Load the last complete checkpoint into `model` and its optimisers; returns its step, 0 without one."""
     place = latest(folder)
     if place is None:
         return 0
@@ -92,15 +80,5 @@ def restore(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
     with torch.no_grad():
         for name, parameter in _parameters(model).items():
             parameter.copy_(spread_like(saved[name], parameter))
-    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
-    trained = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
-    for name, tensor in load_file(place / "optimizers.safetensors").items():
-        number, index, key = name.split(".", 2)
-        # What is as large as its weight is spread as its weight is; step counts are not.
-        owner = trained[int(number)][int(index)]
-        kept = spread_like(tensor, owner) if tensor.shape == owner.shape else tensor
-        states[int(number)].setdefault(int(index), {})[key] = kept
-    for optimizer, state in zip(optimizers, states, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    updates.load(load_file(place / "optimizers.safetensors"))
     return int(json.loads((place / MARK).read_text())["step"])

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +23,10 @@ from dartune import processes
 from dartune.config import Adapter
 from dartune.errors import InputError, MachineError
 from dartune.models.adapter import add_lora
-from dartune.models.sharding import full, gathered, shard
-from dartune.models.shared_prefix import device_of
+from dartune.models.sharding import gathered
 from dartune.run import append_jsonl, read_jsonl, write_jsonl
 from dartune.train import checkpoint
+from dartune.train.updates import Updates, updates
 
 
 class Objective(Protocol):
@@ -123,37 +123,28 @@ def train(
         MachineError: the loss or the gradient is not finite (the checkpoint before it is kept).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(model)
-    wrapped = shard(model) if config.sharding == "fsdp2" and processes.count() > 1 else accelerator.prepare(model)
-    optimizers = build_optimizers(model, config)
-    start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, optimizers))
+    build = partial(build_optimizers, config=config)
+    stepping = updates(model, build, config.sharding, config.max_grad_norm)
+    start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, stepping))
     metrics_path = folder / "metrics.jsonl"
     history = processes.agreed(_earlier(metrics_path, start))
     stopped = bool(history) and "stop" in history[-1]
     if next(model.parameters()).device.type != "cpu":
-        rehearse(wrapped, objective)
+        rehearse(stepping.model, objective)
     for step in range(start, start if stopped else config.steps):
         row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
         # Whether to stop may hang on a clock; all processes go by the first one's.
-        row = processes.agreed(row | _one_step(accelerator, wrapped, optimizers, objective, config, step))
+        row = processes.agreed(row | _one_step(stepping, objective, config, step))
         append_jsonl(metrics_path, row)
         history.append(row)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or "stop" in row:
-            checkpoint.save(folder / "checkpoints", model, optimizers, step + 1)
+            checkpoint.save(folder / "checkpoints", model, stepping, step + 1)
         if on_step:
             on_step(step + 1, row)
         if "stop" in row:
             break
     model.eval()
     return history
-
-
-def _accelerator(model: nn.Module) -> Any:
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    # Buffers are the same everywhere, and sending them round would ask for as many forwards in every process.
-    plain = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device_of(model).type == "cpu", kwargs_handlers=[plain])
 
 
 def _earlier(path: Path, start: int) -> list[dict[str, Any]]:
@@ -211,11 +202,11 @@ def train_as_set(
     return gathered(model), history
 
 
-def _one_step(accelerator, model, optimizers, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:
+def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:
     microbatches = objective.begin(step)
-    model.train()
+    stepping.model.train()
     total = 0.0
-    # Gradients are averaged over the processes, and are to be summed; all go through as many microbatches.
+    # All processes go through as many microbatches.
     counts = processes.everyones(len(microbatches))
     most = max(counts)
     if most and not min(counts):
@@ -225,22 +216,14 @@ def _one_step(accelerator, model, optimizers, objective: Objective, config: Loop
         )
     for number in range(most):
         idle = number >= len(microbatches)
-        with accelerator.no_sync(model) if number + 1 < most else nullcontext():
-            loss = objective.loss(model, microbatches[0 if idle else number]) * (0 if idle else 1)
-            total += loss.item()
-            accelerator.backward(loss * processes.count())
+        loss = objective.loss(stepping.model, microbatches[0 if idle else number]) * (0 if idle else 1)
+        total += loss.item()
+        stepping.backward(loss, last=number + 1 == most)
     total = processes.totals({"loss": total})["loss"]
-    norm = float(full(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))) if most else 0.0
+    norm = stepping.step(config.learning_rate_at(step)) if most else 0.0
     if not math.isfinite(total) or not math.isfinite(norm):
         raise MachineError(
             f"step {step + 1}: the loss is {total} and the gradient norm {norm}; "
             "lower the learning rate, or look at this step's rows"
         )
-    rate = config.learning_rate_at(step)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if most:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
     return {"loss": total, "grad_norm": norm, **objective.end(step)}

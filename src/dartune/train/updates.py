@@ -1,0 +1,179 @@
+"""How the gradients of all processes become a step of the optimiser: by accelerate (DDP), FSDP2, or DeepSpeed's ZeRO-2.
+
+The loop hands over one microbatch's loss after the other and then asks for the step; checkpoints hold the same tensors,
+by the same names, whichever of the three wrote them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dartune import processes
+from dartune.errors import MachineError
+from dartune.models.sharding import full, shard, spread_like
+from dartune.models.shared_prefix import device_of
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+MISSING = "sharding: deepspeed needs DeepSpeed: pip install deepspeed, or set sharding: fsdp2"
+
+
+class Updates(Protocol):
+    """One training run's way of stepping."""
+
+    model: nn.Module
+    """What losses are computed with; its weights are the trained model's."""
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add a microbatch's gradient; after the step's `last` one, gradients are summed over the processes."""
+
+    def step(self, learning_rate: float) -> float:
+        """Scale the gradient down to the largest norm, step, forget it; returns its norm, which must be finite."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything the optimisers know, whole, in every process: `<optimiser>.<weight>.<name>`."""
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state` returned."""
+
+
+class Plain:
+    """One process, DDP (by accelerate) or FSDP2, with the optimisers as they are.
+
+    Args:
+        optimizers: of the trained weights; made before or after spreading, whichever `spread` asks for.
+    """
+
+    def __init__(self, model: nn.Module, build: Any, max_norm: float, *, spread: bool):
+        self.accelerator = _accelerator(model)
+        self.model = shard(model) if spread else self.accelerator.prepare(model)
+        self.optimizers: Sequence[torch.optim.Optimizer] = build(model)
+        self.max_norm = max_norm
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        # Gradients are averaged over the processes, and are to be summed.
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            self.accelerator.backward(loss * processes.count())
+
+    def step(self, learning_rate: float) -> float:
+        norm = float(full(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_norm)))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            if math.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{number}.{index}.{key}": whole(torch.as_tensor(value))
+            for number, optimizer in enumerate(self.optimizers)
+            for index, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.optimizers]
+        trained = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self.optimizers]
+        for name, tensor in state.items():
+            number, index, key = name.split(".", 2)
+            # What is as large as its weight is spread as its weight is; step counts are not.
+            owner = trained[int(number)][int(index)]
+            kept = spread_like(tensor, owner) if tensor.shape == owner.shape else tensor
+            states[int(number)].setdefault(int(index), {})[key] = kept
+        for optimizer, found in zip(self.optimizers, states, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": found, "param_groups": groups})
+
+
+class DeepSpeed:
+    """ZeRO-2: weights whole in every process, gradients and AdamW's state spread over them.
+
+    Raises:
+        MachineError: DeepSpeed is not installed.
+    """
+
+    def __init__(self, model: nn.Module, build: Any, max_norm: float):
+        if device_of(model).type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        try:
+            import deepspeed
+        except ImportError as error:
+            raise MachineError(MISSING) from error
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        (optimizer,) = build(model)
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,  # the loop's business; DeepSpeed only asks for a figure
+            "gradient_clipping": max_norm,
+            "zero_optimization": {"stage": 2},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+        self.model, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        self.model.set_gradient_accumulation_boundary(last)
+        self.model.backward(loss * processes.count(), scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.model.step()
+        return float(self.model.get_global_grad_norm())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        steps = next(iter(self._optimizer.optimizer.state.values()))["step"]
+        found = {}
+        for index, weight in enumerate(self.trained):
+            found[f"0.{index}.step"] = whole(steps).clone()
+            for key in MOMENTS:
+                found[f"0.{index}.{key}"] = whole(safe_get_full_optimizer_state(weight, key))
+        return found
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        # What DeepSpeed does at the first step, with no public way to do it before: room for the state, by weight.
+        for part in self._optimizer.single_partition_of_fp32_groups:
+            room = {key: torch.zeros_like(part) for key in MOMENTS}
+            self._optimizer.optimizer.state[part] = {"step": state["0.0.step"].clone(), **room}
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+        for index, weight in enumerate(self.trained):
+            safe_set_full_fp32_param(weight, weight.detach().clone())
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(weight, state[f"0.{index}.{key}"].to(weight.device), key)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's whole value, on the CPU."""
+    return full(tensor.detach()).cpu().contiguous()
+
+
+def updates(model: nn.Module, build: Any, sharding: str, max_norm: float) -> Updates:
+    """The way of stepping that a config names; with one process there is but one.
+
+    Args:
+        build: model -> its optimisers.
+    """
+    if sharding == "deepspeed" and processes.count() > 1:
+        return DeepSpeed(model, build, max_norm)
+    return Plain(model, build, max_norm, spread=sharding == "fsdp2" and processes.count() > 1)
+
+
+def _accelerator(model: nn.Module) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    # Buffers are the same everywhere, and sending them round would ask for as many forwards in every process.
+    plain = DistributedDataParallelKwargs(broadcast_buffers=False)
+    return Accelerator(cpu=device_of(model).type == "cpu", kwargs_handlers=[plain])
