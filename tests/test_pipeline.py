@@ -54,8 +54,7 @@ def problems(tmp_path_factory):
     return word_problems(tmp_path_factory.mktemp("data") / "problems.jsonl", 40)
 
 
-@pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "chat"), zip(ARCHITECTURES, [True, True, False, False], strict=True))
 def test_any_model_folder_runs_to_the_report(architecture, chat, problems, tmp_path):
     target = save_tiny(tmp_path / "target", architecture, chat=chat, context=2048)
     assert main(arguments(problems, target, tmp_path / "run")) == 0

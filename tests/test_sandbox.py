@@ -64,6 +64,51 @@ def test_a_wrong_program_fails_however_it_tries(program, sandbox):
     assert sandbox.call([[program, TESTS]]) == [False]
 
 
+WALK = """
+import gc, os, sys
+def walk(frame):
+    while frame:
+        if secret := frame.f_locals.get("secret"):
+            os.write(3, secret + b"true")
+            os._exit(0)
+        frame = frame.f_back
+"""
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "walk(sys._getframe())",
+        "import inspect\nwalk(inspect.currentframe())",
+        "try: 1 / 0\nexcept Exception as error: walk(error.__traceback__.tb_frame)",
+        "def g(): yield walk(one.gi_frame)\none = g()\nnext(one)",
+        "sys.settrace(lambda frame, *_: walk(frame))\ndef g(): pass\ng()",
+        "sys.setprofile(lambda frame, *_: walk(frame))\ndef g(): pass\ng()",
+        "[walk(frame) for frame in sys._current_frames().values()]",
+        "gc.get_objects()",
+        "open('/proc/self/mem', 'rb')",
+        "open('/dev/../proc/self/maps')",
+        "import ctypes\nctypes.string_at(id(os), 8)",
+    ],
+)
+def test_the_verdict_cannot_be_forged_from_inside(attempt, sandbox):
+    """What says that a call returned lies in the process's own memory: no way there may be open."""
+    (answer,) = sandbox.call([[f"{WALK}\n{attempt}\n{RIGHT}", TESTS]])
+    assert answer is False
+
+
+def test_libraries_that_look_at_their_caller_still_work(sandbox):
+    program = (
+        "import enum, dataclasses, typing, collections, logging, numpy, sympy\n"
+        "P = collections.namedtuple('P', 'x')\n"
+        "class N(typing.NamedTuple):\n    x: int\n"
+        "class E(enum.Enum):\n    A = 1\n"
+        "@dataclasses.dataclass\nclass D:\n    x: int\n"
+        "def f(x): return D(P(N(x).x).x).x * int(sympy.Integer(x) * numpy.int64(1))"
+    )
+    assert sandbox.call([[program, TESTS]]) == [True]
+
+
 def test_leaving_early_is_no_pass(sandbox):
     (ended,) = sandbox.call([["import os\nos.write(3, b'true')\nos._exit(0)", TESTS]])
     assert ended == Ended(by_machine=False)

@@ -113,11 +113,36 @@ def kernel_guard() -> bool:
     return libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program), 0, 0) == 0
 
 
+_LOOKS_INSIDE = ("sys._getframe", "sys._current_", "sys.settrace", "sys.setprofile", "gc.get_")
+_FRAMES = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
+
+
+def memory_guard() -> None:
+    """Keep what runs from here on from looking at its own process's memory and calls, where the verdict is made.
+
+    Libraries that ask for their caller's frame take the error for an interpreter without frames, and go on.
+    """
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        inside = event == "object.__getattr__" and arguments[1] in _FRAMES
+        # `sys._getframemodulename` tells no more than a name, and enums and named tuples want it.
+        if inside or (event.startswith(_LOOKS_INSIDE) and event != "sys._getframemodulename"):
+            raise ValueError(f"{event} is refused here")
+        if event.startswith("ctypes."):
+            # An ImportError, for libraries that can do without ctypes ask for it when they are imported.
+            raise ImportError(f"{event} is refused here")
+        named = event == "open" and isinstance(arguments[0], str | bytes)
+        if named and os.path.realpath(os.fsdecode(arguments[0])).startswith("/proc/"):
+            raise PermissionError("/proc is refused here")
+
+    sys.addaudithook(hook)
+
+
 _REFUSED = (
     "socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile",
     "os.kill", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
     "os.chown", "os.chflags", "os.utime", "os.setxattr", "os.removexattr", "os.putenv", "shutil.", "tempfile.",
-    "ctypes.", "pty.", "urllib.", "http.", "ftplib.", "smtplib.", "webbrowser.", "sqlite3.connect",
+    "pty.", "urllib.", "http.", "ftplib.", "smtplib.", "webbrowser.", "sqlite3.connect",
     "resource.setrlimit", "resource.prlimit", "signal.pthread_kill", "syslog.",
 )  # fmt: skip
 
@@ -128,7 +153,6 @@ def interpreter_guard() -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
         if writing or event.startswith(_REFUSED):
-            # An ImportError, for libraries that can do without ctypes ask for it when they are imported.
-            raise (ImportError if event.startswith("ctypes.") else PermissionError)(f"{event} is refused here")
+            raise PermissionError(f"{event} is refused here")
 
     sys.addaudithook(hook)

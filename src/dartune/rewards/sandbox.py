@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from dartune.rewards.guard import interpreter_guard, kernel_guard
+from dartune.rewards.guard import interpreter_guard, kernel_guard, memory_guard
 from dartune.rewards.workers import Workers
 
 CPU_S = 5
@@ -174,6 +174,7 @@ def _call(function: Callable[..., Any], arguments: Sequence[Any], report: int, s
         else:
             if not kernel_guard():
                 interpreter_guard()
+            memory_guard()
             result = function(*arguments)
         os.write(_REPORT, secret + json.dumps(result).encode())
         os._exit(0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
+import importlib
 import inspect
 import operator
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 
 PROGRAM = "solution"
 """The name tests may import the program by."""
+LIBRARIES = ("numpy", "scipy", "sympy", "pandas", "networkx")
 _ASSERT, _COMPARE = "__asserted__", "__compared__"
 _OPERATORS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -62,6 +65,14 @@ def parsed_tests(tests: str) -> ast.Module:
     return tree
 
 
+def prepare(program: str, tests: str) -> None:
+    """Load the libraries that a program names, once for all and before anything watches: some look at their caller."""
+    for name in LIBRARIES:
+        if name in program or name in tests:
+            with contextlib.suppress(Exception):  # not installed, or broken: the program's import will say so
+                importlib.import_module(name)
+
+
 def passes(program: str, tests: str) -> bool:
     """Whether the program, run as a module `solution`, fulfils the tests: asserts, or functions `test_...` of them."""
     warnings.simplefilter("ignore")
@@ -72,8 +83,6 @@ def passes(program: str, tests: str) -> bool:
     sys.modules[PROGRAM] = module
     try:
         exec(compile(program, f"{PROGRAM}.py", "exec", dont_inherit=True), vars(module))
-        sys.settrace(None)
-        sys.setprofile(None)
         given = dict(vars(module))
         names = {
             **given,
