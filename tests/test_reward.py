@@ -148,7 +148,7 @@ def test_a_threshold_from_percentiles_is_never_stricter_than_its_default():
 
 def test_a_checker_that_fails_is_no_zero(checker):
     class Failing:
-        def check(self, pairs):
+        def check(self, pairs, task=None):
             return [None] * len(pairs)
 
     samples = [[sample(GOOD), sample(GOOD.replace("#### 6", r"#### \\frac{12}{2}"))]]
