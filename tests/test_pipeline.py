@@ -54,7 +54,7 @@ def problems(tmp_path_factory):
     return word_problems(tmp_path_factory.mktemp("data") / "problems.jsonl", 40)
 
 
-@pytest.mark.parametrize(("architecture", "chat"), zip(ARCHITECTURES, [True, True, False, False], strict=True))
+@pytest.mark.parametrize(("architecture", "chat"), list(zip(ARCHITECTURES, [True, True, False, False], strict=True)))
 def test_any_model_folder_runs_to_the_report(architecture, chat, problems, tmp_path):
     target = save_tiny(tmp_path / "target", architecture, chat=chat, context=2048)
     assert main(arguments(problems, target, tmp_path / "run")) == 0
@@ -92,16 +92,19 @@ def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons():
     from dartune.adapt import told_if_stuck
 
     said = []
-    step_done = told_if_stuck(said.append, Progress(9, "mapper-s0"))
-    row = {"reward": 0.0, "gate_pass": 0.0, "alignment_after": -3.0, "gates": {"finished": 0.2, "no_loop": 1.0}}
-    for step in range(1, 6):
-        step_done(step, row)
-    (message,) = said
-    assert "80% fail finished, 0% fail no_loop" in message and "mapper.format_steps" in message
-    step_done = told_if_stuck(said.append, Progress(9, "mapper-s0"))
-    for step, share in enumerate([0.0, 0.0, 0.1, 0.0, 0.0, 0.0], start=1):
-        step_done(step, row | {"gate_pass": share})
-    assert len(said) == 1
+    row = {"reward": 0.0, "alignment_after": -3.0, "gates": {"finished": 0.2, "no_loop": 1.0}}
+
+    def steps(*values):
+        step_done = told_if_stuck(said.append, Progress(9, "mapper-s0"))
+        for step, (share, alike) in enumerate(values, start=1):
+            step_done(step, row | {"gate_pass": share, "zero_variance": alike})
+
+    steps(*[(0.0, 1.0)] * 6)
+    assert len(said) == 1 and "80% fail finished, 0% fail no_loop" in said[0] and "mapper.format_steps" in said[0]
+    steps(*[(0.3, 1.0)] * 6)
+    assert len(said) == 2 and "none is worth more than its demonstration" in said[1]
+    steps((0.0, 1.0), (0.0, 1.0), (0.1, 0.9), *[(0.0, 1.0)] * 3)
+    assert len(said) == 2
 
 
 def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -169,7 +169,7 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
 
 
 def told_if_stuck(say: Callable[[str], None], progress: Progress) -> Callable[[int, dict[str, Any]], None]:
-    """A step callback that follows the progress and says, once, when nothing passes at the start."""
+    """A step callback that follows the progress and says, once, when the first steps have nothing to learn from."""
     shown = follow(progress, "reward", "gate_pass", "alignment_after")
     first: list[dict[str, Any]] = []
 
@@ -177,17 +177,24 @@ def told_if_stuck(say: Callable[[str], None], progress: Progress) -> Callable[[i
         shown(step, row)
         if len(first) < STUCK_STEPS:
             first.append(row)
-            if len(first) == STUCK_STEPS and not any(one["gate_pass"] for one in first):
-                gates = {gate: mean(1 - one["gates"][gate] for one in first) for gate in row["gates"]}
-                worst = sorted(gates, key=gates.__getitem__, reverse=True)[:3]
-                failing = ", ".join(f"{100 * gates[gate]:.0f}% fail {gate}" for gate in worst)
-                say(
-                    f"No rewrite passed in the first {STUCK_STEPS} steps, so there is nothing to learn from: "
-                    f"{failing}. Read some in samples.jsonl; an instruction-tuned start, mapper.format_steps or more "
-                    "mapper.max_new_tokens may help."
-                )
+            if len(first) == STUCK_STEPS and all(one["zero_variance"] == 1 for one in first):
+                say(f"The first {STUCK_STEPS} steps had rewards that are all alike: nothing to learn. {_why(first)}")
 
     return step_done
+
+
+def _why(rows: Sequence[Mapping[str, Any]]) -> str:
+    if any(row["gate_pass"] for row in rows):
+        return (
+            "Rewrites pass the gates, but none is worth more than its demonstration to the target: the mapper's start "
+            "does not write as the target does. Take one that does (mapper.path: null is the target itself)."
+        )
+    failing = {gate: mean(1 - row["gates"][gate] for row in rows) for gate in rows[0]["gates"]}
+    worst = sorted(failing, key=failing.__getitem__, reverse=True)[:3]
+    return (
+        f"No rewrite passes the gates ({', '.join(f'{100 * failing[gate]:.0f}% fail {gate}' for gate in worst)}). Read "
+        "some in samples.jsonl; an instruction-tuned start, mapper.format_steps or more mapper.max_new_tokens may help."
+    )
 
 
 def synthesise(job: Job, adaptation: str, seed: int) -> None:
