@@ -153,6 +153,13 @@ def _compare(options: argparse.Namespace) -> None:
     print(compare(options.runs))
 
 
+def _push(options: argparse.Namespace) -> None:
+    from dartune.push import push
+
+    asked = ("what", "arm", "seed", "licence", "private", "dry_run")
+    print(push(options.run, options.to, **{name: getattr(options, name) for name in asked}))
+
+
 def _report(options: argparse.Namespace) -> None:
     from dartune import pipeline
     from dartune.run import status_lines
@@ -246,8 +253,23 @@ def _parser(keys: str | None = None) -> _Parser:
     made = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
     made.add_argument("what", choices=SHOWABLE)
     made.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN")
+    _add_sharing(verb)
     _add_lab(verb("lab", _lab_show, "the embedded world's models", "{build,show} ..."), common)
     return parser
+
+
+def _add_sharing(verb: Callable[..., _Parser]) -> None:
+    text = "upload what a finished run made to the Hugging Face Hub, with a card (docs/sharing.md)"
+    made = verb("push", _push, text, "RUN --to OWNER/NAME [--what {data,model,mapper}] [--dry-run] ...")
+    made.add_argument("run", type=Path, help="a run folder")
+    made.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository; made where there is none")
+    text = "the arm's adapted data set (default), its chosen model, or its mapper"
+    made.add_argument("--what", choices=("data", "model", "mapper"), default="data", help=text)
+    made.add_argument("--arm", default="dart", metavar="ARM", help="default dart")
+    made.add_argument("--seed", type=int, metavar="N", help="default: the first of the run")
+    made.add_argument("--license", dest="licence", metavar="ID", help="for the card, as in apache-2.0")
+    made.add_argument("--private", action="store_true", help="only into a repository that nobody else sees")
+    made.add_argument("--dry-run", action="store_true", help="show files and card; nothing leaves this machine")
 
 
 def _add_lab(lab: _Parser, common: dict) -> None:
