@@ -12,7 +12,7 @@ from dartune import __version__
 from dartune.adapt import mapper_stage, synthesis_stage
 from dartune.arm_settings import adapted_config, rates
 from dartune.arms import ARMS
-from dartune.data.adapted import PROVENANCES
+from dartune.data.adapted import HERE, PROVENANCES
 from dartune.finished import Finished
 from dartune.inputs import data_name
 from dartune.lab.source import is_lab
@@ -34,9 +34,10 @@ def model_card(run: Finished, arm: str, seed: int, licence: str | None) -> str:
     tried = ", ".join(f"{rate:g}" for rate in rates(config, arm))
     facts = {
         "start": _model(run, config.target.path),
-        "arm": f"`{arm}`: {ARMS[arm].says}",
         "data": _data(run),
-        "training": "direct reinforcement learning" if direct else f"{settings.steps} steps of {settings.batch_size} rows",
+        "training": "direct reinforcement learning"
+        if direct
+        else f"{settings.steps} steps of {settings.batch_size} rows",
         "weights trained": "a LoRA adapter, merged into them" if settings.adapter == "lora" else "all",
         "learning rate": f"{run.learning_rate(arm, seed):g}, chosen on held-out rows from {tried}",
         "seed": seed,
@@ -45,7 +46,7 @@ def model_card(run: Finished, arm: str, seed: int, licence: str | None) -> str:
     return _card(
         _header(run, config.target.path, licence, "transformers", "grpo" if direct else "sft"),
         f"# {config.name}: `{arm}`, seed {seed}",
-        f"`{run.model_name(config.target.path)}`, {ARMS[arm].says}.",
+        f"`{run.model_name(config.target.path)}`, trained as the arm `{arm}`: {ARMS[arm].says}.",
         _facts(facts),
         "## Results",
         *_accuracy(run, arm, seed),
@@ -84,8 +85,8 @@ def mapper_card(run: Finished, adaptation: str, seed: int, licence: str | None) 
     )
 
 
-def data_card(run: Finished, adaptation: str, seed: int, licence: str | None) -> str:
-    """README.md of an adapted data set: the one in its folder, with its licence and how to make it again."""
+def data_card(run: Finished, adaptation: str, seed: int, licence: str | None, repo: str) -> str:
+    """README.md of an adapted data set in `repo`: the one in its folder, with its licence and how to make it again."""
     from huggingface_hub import DatasetCard
 
     folder = run.stage(synthesis_stage(adaptation, seed)) / "adapted"
@@ -93,7 +94,8 @@ def data_card(run: Finished, adaptation: str, seed: int, licence: str | None) ->
     card.data.license = licence
     card.data.tags = ["dartune", "synthetic"]
     card.data.task_categories = ["text-generation"]
-    return _card(str(card), f"Demonstrations: {_data(run)}. {_adapted(run, adaptation, seed)}", _again(run))
+    text = str(card).replace(HERE, repo)
+    return _card(text, f"Demonstrations: {_data(run)}. {_adapted(run, adaptation, seed)}", _again(run))
 
 
 def recipe(run: Finished) -> str:
@@ -164,7 +166,7 @@ def _data(run: Finished) -> str:
 def _adapted(run: Finished, adaptation: str, seed: int) -> str:
     known = run.results["adapted"][adaptation][str(seed)]
     counts = ", ".join(f"{known['provenance'][name]} {name}" for name in PROVENANCES if known["provenance"].get(name))
-    return f"Of {known['accounting']['input']} demonstrations it made: {counts}."
+    return f"What became of the {known['accounting']['input']} demonstrations: {counts}."
 
 
 def _accuracy(run: Finished, arm: str, seed: int) -> list[str]:
@@ -181,7 +183,10 @@ def _accuracy(run: Finished, arm: str, seed: int) -> list[str]:
         if (gap["arm"], gap["level"], gap["measure"]) == (arm, "group", "accuracy") and gap["against"] in BESIDE
     ]
     seeds = len(results["seeds"])
-    return [table(rows), "\n".join([f"Over {seeds} seeds:" if seeds > 1 else "Of a single seed:", "", *gaps]) if gaps else ""]
+    return [
+        table(rows),
+        "\n".join([f"Over {seeds} seeds:" if seeds > 1 else "Of a single seed:", "", *gaps]) if gaps else "",
+    ]
 
 
 def _again(run: Finished) -> str:
@@ -219,4 +224,4 @@ def _number(value: float | None) -> str:
 
 def _cell(value: Any) -> str:
     """Text that ends neither the cell nor the row."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")

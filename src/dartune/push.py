@@ -68,7 +68,7 @@ def push(
         problems += error.problems or [error.message]
     if problems or run is None or seed is None:
         raise InputError("this cannot be pushed", problems)
-    upload = contents(run, what, arm, seed, licence)
+    upload = contents(run, what, arm, seed, licence, repo)
     listed = [f"  {name:<28} {upload.size(name):>14,} bytes" for name in sorted(upload.files)]
     if dry_run:
         card = bytes(upload.files["README.md"]).decode()
@@ -76,12 +76,12 @@ def push(
     return "\n".join([_sent(upload, repo, f"{what} of {arm}, seed {seed}", private), *listed])
 
 
-def contents(run: Finished, what: What, arm: str, seed: int, licence: str | None) -> Upload:
+def contents(run: Finished, what: What, arm: str, seed: int, licence: str | None, repo: str) -> Upload:
     """The files that the stage wrote, no others; the card and the recipe; no path of this machine in any."""
     adaptation = ARMS[arm].rows or ""
     if what == "data":
         stage, part = synthesis_stage(adaptation, seed), "adapted"
-        card = data_card(run, adaptation, seed, licence)
+        card = data_card(run, adaptation, seed, licence, repo)
     elif what == "mapper":
         stage, part = mapper_stage(adaptation, seed), "model"
         card = mapper_card(run, adaptation, seed, licence)
