@@ -17,10 +17,9 @@ def checker() -> Iterator[AnswerChecker]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """The folder of a run that has ended: a tiny target, a mapper kept as an adapter, word problems."""
+    from dartune.cli import main
     from fixtures_models import save_tiny
     from test_pipeline import arguments, word_problems
-
-    from dartune.cli import main
 
     folder = tmp_path_factory.mktemp("finished")
     problems = word_problems(folder / "problems.jsonl", 40)

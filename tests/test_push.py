@@ -1,4 +1,4 @@
-"""`dartune push`: what reaches the Hub (a stand-in on this machine) is what the run made, and nothing of this machine."""
+"""`dartune push`: what reaches the Hub (a stand-in here) is what the run made, and nothing of this machine."""
 
 import json
 import shutil

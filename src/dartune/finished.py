@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dartune import lock
-from dartune.adapt import probe_stage, warmup_stage
 from dartune.config import Config
 from dartune.errors import InputError
 from dartune.files import read_json
