@@ -43,7 +43,6 @@ ORDER = (
     "pipeline",
     "cards",
     "push",
-    "benchmark",
     "cli",
     "__main__",
 )
