@@ -40,14 +40,16 @@ ORDER = (
     "train_arms",
     "measured",
     "attack",
+    "finished",
     "compare",
-    "publish",
-    "benchmarks",
     "pipeline",
+    "cards",
+    "push",
+    "benchmarks",
     "cli",
     "__main__",
 )
-ONLY_USERS_OF_THE_LAB = ("attack", "lab", "inputs", "roster", "job", "train_arms", "pipeline", "cli")
+ONLY_USERS_OF_THE_LAB = ("attack", "lab", "inputs", "roster", "job", "train_arms", "cards", "pipeline", "cli")
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "scipy", "matplotlib", "math_verify"}
 MAY_BE_HEAVY = ("models", "train", "roster", "rewards/alignment.py", "rewards/reward.py")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

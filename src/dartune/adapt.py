@@ -10,6 +10,8 @@ from statistics import mean
 from typing import Any
 
 from dartune.arms import ADAPTATIONS, tagged
+from dartune.config import Config
+from dartune.inputs import data_name, model_name
 from dartune.job import Job
 from dartune.progress import Progress, follow
 from dartune.roster import Meter
@@ -197,6 +199,12 @@ def _why(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _model_names(config: Config) -> dict[str, str]:
+    """Target and mapper start for a card that may be published: without paths of this machine."""
+    paths = {"target": config.target.path, "mapper": config.mapper.path or config.target.path}
+    return {what: model_name(path, is_folder=Path(path).expanduser().is_dir()) for what, path in paths.items()}
+
+
 def synthesise(job: Job, adaptation: str, seed: int) -> None:
     """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
     from dartune.data.adapted import accounting, write_adapted
@@ -231,13 +239,7 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
                 progress,
             )
         published = [{key: row[key] for key in row if key not in INTERNAL} for row in rows]
-        note = {
-            "run": config.name,
-            "data": config.data.path,
-            "target": config.target.path,
-            "mapper": config.mapper.path,
-            "seed": seed,
-        }
+        note = {"run": config.name, "data": data_name(config.data.path), **_model_names(config), "seed": seed}
         accounting(rows, len(job.data.train))
         chat = models.renderer.template is not None
         write_adapted(out / "adapted", published, provenance_note=note, chat=chat)

@@ -153,23 +153,19 @@ def _compare(options: argparse.Namespace) -> None:
     print(compare(options.runs))
 
 
+def _push(options: argparse.Namespace) -> None:
+    from dartune.push import push
+
+    asked = ("what", "arm", "seed", "licence", "private", "dry_run")
+    print(push(options.run, options.to, **{name: getattr(options, name) for name in asked}))
+
+
 def _report(options: argparse.Namespace) -> None:
     from dartune import pipeline
     from dartune.run import status_lines
 
     status_lines(options.run)  # says so where there is no run
     print(pipeline.report(options.run))
-
-
-def _push(options: argparse.Namespace) -> None:
-    from dartune.publish import packed, push
-
-    package = packed(options.run, options.what, options.arm, options.seed)
-    print("\n".join([f"{package.folder} as a {package.kind}:", *package.lines()]))
-    if options.dry_run:
-        print(f"\n{package.card}")
-    else:
-        print(push(package, options.to, private=options.private))
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -261,29 +257,29 @@ def build_parser(keys: str | None = None) -> _Parser:
     made.add_argument("run", type=Path, help="a run folder")
     made = verb("compare", _compare, "finished runs side by side, and the gaps they agree on", "RUN RUN ...")
     made.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of runs")
-    _add_push(verb("push", _push, "upload data or a model of a finished run to the Hub, with a card", "RUN --to NAME"))
     text = "measure a run's models on standard benchmarks, by lm-evaluation-harness"
     _add_benchmark(verb("benchmark", _benchmark, text, "RUN --tasks TASK,..."))
     text = "show rows as they are trained on, rewrites, or the resolved config"
     made = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
     made.add_argument("what", choices=SHOWABLE, metavar="WHAT", help=f"one of {', '.join(SHOWABLE)}")
     made.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN", help="a recipe, or a run folder")
+    _add_sharing(verb)
     _add_lab(verb("lab", _lab_show, "the embedded world's models", "{build,show} ..."), common)
     return parser
 
 
-def _add_push(push: _Parser) -> None:
-    push.add_argument("run", type=Path, help="the folder of a finished run")
-    push.add_argument(
-        "--to", required=True, metavar="OWNER/NAME", help="a repository on the Hub, made if there is none"
-    )
-    push.add_argument(
-        "--what", choices=("data", "model", "mapper"), default="data", help="default data, the adapted set"
-    )
-    push.add_argument("--arm", default="dart", help="whose; default dart")
-    push.add_argument("--seed", type=int, metavar="N", help="of which seed; default the run's first")
-    push.add_argument("--private", action="store_true", help="where the repository is made: only you see it")
-    push.add_argument("--dry-run", action="store_true", help="say what would go up, and show the card")
+def _add_sharing(verb: Callable[..., _Parser]) -> None:
+    text = "upload what a finished run made to the Hugging Face Hub, with a card (docs/sharing.md)"
+    made = verb("push", _push, text, "RUN --to OWNER/NAME [--what {data,model,mapper}] [--dry-run] ...")
+    made.add_argument("run", type=Path, help="a run folder")
+    made.add_argument("--to", required=True, metavar="OWNER/NAME", help="the repository; made where there is none")
+    text = "the arm's adapted data set (default), its chosen model, or its mapper"
+    made.add_argument("--what", choices=("data", "model", "mapper"), default="data", help=text)
+    made.add_argument("--arm", default="dart", metavar="ARM", help="default dart")
+    made.add_argument("--seed", type=int, metavar="N", help="default: the first of the run")
+    made.add_argument("--license", dest="licence", metavar="ID", help="for the card, as in apache-2.0")
+    made.add_argument("--private", action="store_true", help="only into a repository that nobody else sees")
+    made.add_argument("--dry-run", action="store_true", help="show files and card; nothing leaves this machine")
 
 
 def _add_benchmark(benchmark: _Parser) -> None:

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from dartune.errors import InputError
+from dartune.finished import Finished
 from dartune.report import stats
 from dartune.report.adaptation import main_part
 from dartune.report.results import read_results
 from dartune.report.summary import percent, points_interval, summary_of, tables
-from dartune.run import changes, read_jsonl
-from dartune.train_arms import evaluation_stage
+from dartune.run import changes
 
 IGNORED = ("output", "name")
 SHOWN_CHANGES = 8
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run folder with a report."""
-
-    name: str
-    folder: Path
-    results: dict[str, Any]
-
-    @cached_property
-    def records(self) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
-        """arm -> suite -> seed -> question id -> 1.0 where it is right."""
-        found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
-        for arm in self.results["arms"]:
-            for seed in self.results["seeds"]:
-                for row in read_jsonl(self.folder / "stages" / evaluation_stage(arm, seed) / "records.jsonl"):
-                    if row["correct"] is not None:
-                        by_seed = found.setdefault(arm, {}).setdefault(row["suite"], {})
-                        by_seed.setdefault(seed, {})[row["id"]] = float(row["correct"])
-        return found
 
 
 def finished(folders: Sequence[Path]) -> list[Finished]:

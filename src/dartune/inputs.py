@@ -137,9 +137,19 @@ def model_path(address: str) -> str:
     return str(lab.model_folder(address)) if lab.is_lab(address) else address
 
 
+def model_name(address: str, *, is_folder: bool) -> str:
+    """What to call a model in public: its address in the lab or on the Hub, or a folder's own name without its path."""
+    return Path(address).name if is_folder and not lab.is_lab(address) else address.removeprefix("hub:")
+
+
+def data_name(address: str) -> str:
+    """What to call a data set in public: its address in the lab or on the Hub, or a file's name without its path."""
+    return address if lab.is_lab(address) or address.startswith("hub:") else Path(address).name
+
+
 def content_hash(path: str) -> str:
     """sha256 over a model folder's files (name and content); a Hub id stands for itself."""
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         return path
     digest = hashlib.sha256()

@@ -45,6 +45,7 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "changes",
+    "lost_outputs",
     "read_jsonl",
     "stage_key",
     "status_lines",
@@ -213,7 +214,7 @@ class Run:
     def _due(self, name: str, folder: Path, key: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """What a stage that must be run starts with, None for one that need not be; says why or why not."""
         done = read_json(folder / DONE)
-        if done and done["key"] == key and not (lost := _lost(folder, done)):
+        if done and done["key"] == key and not (lost := lost_outputs(folder, done)):
             (folder / STARTED).unlink(missing_ok=True)
             self.log(f"{name}: nothing changed, skipped ({done['cost']['seconds']:.1f} s when it ran)")
             return None
@@ -323,8 +324,8 @@ def _settle(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _lost(folder: Path, done: Mapping[str, Any]) -> list[str]:
-    """Outputs that are not what the stage left."""
+def lost_outputs(folder: Path, done: Mapping[str, Any]) -> list[str]:
+    """Outputs of a stage's folder that are not what its `DONE` says it left."""
     return [
         name
         for name, size in done["files"].items()

@@ -53,6 +53,8 @@ VIEWS = {
     ),
 }
 
+HERE = "path/to/this/folder"
+"""What the card calls the place that the data set is loaded from."""
 CARD = """\
 # Adapted data set
 
@@ -72,8 +74,8 @@ solutions, {after} for these.
 
 ```python
 from datasets import load_dataset
-rows = load_dataset("path/to/this/folder", split="train")                  # success_only
-rows = load_dataset("path/to/this/folder", "keep_original", split="train")
+rows = load_dataset("{here}", split="train")                  # success_only
+rows = load_dataset("{here}", "keep_original", split="train")
 ```
 
 Both train as they are with any trainer that reads prompt/completion rows, such as `trl.SFTTrainer`;
@@ -269,6 +271,7 @@ def card(
     )
     front_matter = "\n".join(["---", "configs:" if configs else "configs: []", *configs, "---", ""])
     return front_matter + CARD.format(
+        here=HERE,
         shares=shares,
         n_input=counts["input"],
         before=before,

@@ -1,0 +1,275 @@
+"""`dartune push`: what reaches the Hub (a stand-in here) is what the run made, and nothing of this machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dartune.cards import table
+from dartune.cli import main
+from dartune.config import load_config
+from dartune.finished import opened
+from fixtures_hub import TOKEN, served_hub
+
+REPO = "someone/mine"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub that this process is logged in to."""
+    from huggingface_hub import close_session, constants
+
+    with served_hub() as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        close_session()
+        yield served
+        close_session()
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+    """A copy of the run to spoil."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def push(run, *more, code=0):
+    assert main(["push", str(run), "--to", REPO, *more]) == code
+
+
+def header(files):
+    return yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+
+
+def received(hub, kind, folder):
+    """What the Hub got, as files in a folder."""
+    folder.mkdir()
+    for name, content in hub.files[kind, REPO].items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_the_data_set_arrives_whole_and_loads(hub, finished_run, tmp_path, capsys):
+    from datasets import load_dataset
+
+    push(finished_run, "--license", "apache-2.0")
+    files = hub.files["dataset", REPO]
+    made = finished_run / "stages" / "synthesise-s0" / "adapted"
+    assert set(files) == {path.name for path in made.iterdir()} | {"recipe.yaml"}
+    assert all(files[path.name] == path.read_bytes() for path in made.iterdir() if path.name != "README.md")
+    assert header(files)["license"] == "apache-2.0"
+    card = files["README.md"].decode()
+    assert f'load_dataset("{REPO}"' in card and opened(finished_run).done("data")["inputs"]["data"] in card
+    rows = load_dataset(str(received(hub, "dataset", tmp_path / "got")), split="train", cache_dir=str(tmp_path / "c"))
+    assert rows.num_rows == len((made / "data.jsonl").read_text().splitlines())
+    assert "data.jsonl" in capsys.readouterr().out
+
+
+def test_the_model_is_the_chosen_one_and_its_card_says_what_was_measured(hub, finished_run, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    push(finished_run, "--what", "model", "--arm", "sft")
+    run = opened(finished_run)
+    stage = run.stage(run.model_stage("sft", 0))
+    files = hub.files["model", REPO]
+    assert files["model.safetensors"] == (stage / "model" / "model.safetensors").read_bytes()
+    model = AutoModelForCausalLM.from_pretrained(received(hub, "model", tmp_path / "got"))
+    assert model.config.model_type == "llama"
+    card = files["README.md"].decode()
+    assert header(files) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["dartune", "sft"],
+    }
+    accuracy = next(cell for cell in run.results["cells"] if cell["arm"] == "sft")["accuracy"]
+    assert f"| in_distribution | 4 | {100 * accuracy:.1f} |" in card
+    assert f"| learning rate | {run.learning_rate('sft', 0):g}, chosen" in card
+    assert "No licence was named" in card
+
+
+def test_the_mapper_arrives_as_an_adapter_with_the_request_it_answers(hub, finished_run):
+    push(finished_run, "--what", "mapper")
+    files = hub.files["model", REPO]
+    assert header(files)["library_name"] == "peft"
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "target"
+    assert opened(finished_run).config.mapper.prompt in files["README.md"].decode()
+
+
+@pytest.mark.parametrize("what", ["data", "model", "mapper"])
+def test_nothing_of_this_machine_is_uploaded(what, hub, copy, finished_run, capsys):
+    for folder in copy.glob("stages/*/*/"):
+        (folder / ".env").write_text(f"HF_TOKEN={TOKEN}\n")
+        (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    push(copy, "--what", what)
+    for name, content in hub.files["dataset" if what == "data" else "model", REPO].items():
+        assert not name.endswith((".bin", ".env"))
+        for private in (str(finished_run.parent), str(copy), str(Path.home()) + "/", TOKEN):
+            assert private.encode() not in content, (name, private)
+    shown = capsys.readouterr()
+    assert TOKEN not in shown.out + shown.err
+
+
+def test_the_recipe_is_that_of_the_run_but_for_its_places(hub, finished_run, tmp_path):
+    push(finished_run)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(hub.files["dataset", REPO]["recipe.yaml"])
+    config = opened(finished_run).config
+    places = {"data": config.data.path, "target": config.target.path, "output": config.output}
+    assert yaml.safe_load(recipe.read_text())["target"]["path"] == "target"
+    assert load_config(recipe, places) == config
+
+
+def from_the_hub(run, address="owner/base"):
+    """Make a run look as if its target had come from the Hub."""
+    path = opened(run).config.target.path
+    known = json.loads((run / "stages" / "mapper-s0" / "DONE").read_text())["inputs"]["start"]
+    texts = [run / "config.resolved.yaml", run / "report" / "results.json"]
+    for file in [*texts, *run.glob("stages/*/DONE")]:
+        file.write_text(file.read_text().replace(path, address).replace(known, address))
+    return address
+
+
+def test_a_model_from_the_hub_is_linked(hub, copy, tmp_path, monkeypatch):
+    (tmp_path / "owner" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # where a folder happens to have the name
+    address = from_the_hub(copy)
+    push(copy, "--what", "model")
+    assert header(hub.files["model", REPO])["base_model"] == address
+    push(copy, "--what", "mapper")
+    files = hub.files["model", REPO]
+    assert header(files)["base_model"] == address
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == address
+
+
+def test_everything_wrong_is_told_at_once(hub, copy, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(copy), "--to", "mine", "--arm", "gold", "--seed", "7"]) == 2
+    said = capsys.readouterr().err
+    for text in (
+        "give owner/name",
+        "hf auth login",
+        "--seed 7: the run has 0",
+        "--arm gold: the run has base, sft, dart",
+    ):
+        assert text in said
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--arm", "sft"], "is trained on no adapted data; choose dart"),
+        (["--what", "model", "--arm", "base"], "there is no model of it"),
+        (["--what", "mapper", "--arm", "sft"], "no mapper was trained for it; choose dart"),
+        (["--to", "a/b--c"], "Cannot have -- or .."),
+    ],
+)
+def test_what_the_run_has_not_made_is_not_pushed(more, said, hub, finished_run, capsys):
+    assert main(["push", str(finished_run), "--to", REPO, *more]) == 2
+    assert said in capsys.readouterr().err and hub.requests == []
+
+
+def test_an_adapter_of_a_model_that_stays_here_is_not_pushed(hub, copy, capsys):
+    for file in (copy / "config.resolved.yaml", copy / "report" / "results.json"):
+        text = file.read_text().replace("format_steps: 0", "format_steps: 3")
+        file.write_text(text.replace('"format_steps": 0', '"format_steps": 3'))
+    push(copy, "--what", "mapper", code=2)
+    assert "adapter of the model that mapper.format_steps made" in capsys.readouterr().err
+
+
+def spoil_mark(run):
+    (run / "stages" / "train-dart-s0-lr0.001" / "DONE").rename(run / "stages" / "train-dart-s0-lr0.001" / "STARTED")
+
+
+def spoil_settings(run):
+    file = run / "config.resolved.yaml"
+    file.write_text(file.read_text().replace("temperature: 1.0", "temperature: 0.7"))
+
+
+def spoil_output(run):
+    (run / "stages" / "synthesise-s0" / "adapted" / "data.jsonl").write_text("{}\n")
+
+
+def spoil_report(run):
+    shutil.rmtree(run / "report")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoil_mark, "train-dart-s0-lr0.001 not complete; end the run first: dartune run"),
+        (spoil_settings, "settings were changed since its report (mapper.temperature 1.0 -> 0.7"),
+        (spoil_output, "data.jsonl is missing or was changed"),
+        (spoil_report, "results.json does not exist"),
+    ],
+)
+def test_a_run_that_is_not_finished_is_not_pushed(spoil, said, hub, copy, capsys):
+    spoil(copy)
+    push(copy, code=2)
+    assert said in capsys.readouterr().err and hub.requests == []
+
+
+def test_private_never_becomes_public(hub, finished_run, capsys):
+    push(finished_run, "--private")
+    assert hub.private["dataset", REPO]
+    push(finished_run, "--private")  # again, into the same
+    hub.private["dataset", REPO] = False
+    hub.files["dataset", REPO].clear()
+    push(finished_run, "--private", code=2)
+    assert "already and public" in capsys.readouterr().err
+    assert hub.files["dataset", REPO] == {}
+
+
+@pytest.mark.parametrize(
+    ("refuse", "code", "said"),
+    [
+        ({"create": (403, "You don't have the rights")}, 2, "(403): You don't have the rights"),
+        ({"create": (503, "Down for maintenance")}, 3, "(503): Down for maintenance"),
+        ({"commit": (413, "Too large")}, 2, "(413): Too large"),
+    ],
+)
+def test_what_the_hub_says_is_passed_on(refuse, code, said, hub, finished_run, monkeypatch, capsys):
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    hub.refuse = refuse
+    push(finished_run, code=code)
+    shown = capsys.readouterr()
+    assert said in shown.err and TOKEN not in shown.out + shown.err
+
+
+def test_a_licence_that_the_hub_does_not_know_is_told(hub, finished_run, capsys):
+    push(finished_run, "--license", "apache2", code=2)
+    assert '"license" must be one of' in capsys.readouterr().err
+    assert hub.files["dataset", REPO] == {}
+
+
+def test_without_the_hub_it_is_this_machines_fault(hub, finished_run, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    push(finished_run, code=3)
+    assert "the Hub cannot be reached" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_all_and_sends_nothing(hub, finished_run, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    push(finished_run, "--dry-run")
+    shown = capsys.readouterr().out
+    size = (finished_run / "stages" / "synthesise-s0" / "adapted" / "data.jsonl").stat().st_size
+    assert f"{size:,} bytes" in shown and "# Adapted data set" in shown
+    assert hub.requests == []
+
+
+@given(st.lists(st.lists(st.text() | st.text("\\|\n "), min_size=2, max_size=2), min_size=1))
+def test_a_table_keeps_its_cells_whatever_the_text(rows):
+    lines = table(rows).replace("\\\\", "").replace("\\|", "").split("\n")
+    assert len(lines) == len(rows) + 1
+    assert {line.count("|") for line in lines} == {3}
