@@ -148,6 +148,23 @@ def test_a_model_from_the_hub_is_linked(hub, copy, tmp_path, monkeypatch):
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == address
 
 
+@pytest.mark.parametrize(
+    ("address", "name"), [("~/secret/base", "base"), (".", "local"), ("..", "local"), ("secret/base", "base")]
+)
+def test_a_folder_goes_by_its_own_name_however_it_was_given(address, name, hub, copy):
+    path = opened(copy).config.target.path
+    adapter = copy / "stages" / "mapper-s0" / "model" / "adapter_config.json"
+    for file in (copy / "config.resolved.yaml", copy / "report" / "results.json"):
+        file.write_text(file.read_text().replace(path, address))
+    before = json.loads(adapter.read_text())
+    push(copy, "--what", "mapper")
+    files = hub.files["model", REPO]
+    assert json.loads(files["adapter_config.json"]) == before | {"base_model_name_or_path": name}
+    assert "base_model" not in header(files) and f"| start | `{name}`, a model folder |" in files["README.md"].decode()
+    assert yaml.safe_load(files["recipe.yaml"])["target"]["path"] == name
+    assert b"secret" not in b"".join(files.values())
+
+
 def test_everything_wrong_is_told_at_once(hub, copy, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(copy), "--to", "mine", "--arm", "gold", "--seed", "7"]) == 2

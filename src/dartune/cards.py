@@ -5,6 +5,7 @@ Nothing in them names a folder or a server of the machine that the run was made 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from dartune.arm_settings import adapted_config, rates
 from dartune.arms import ARMS
 from dartune.data.adapted import HERE, PROVENANCES
 from dartune.finished import Finished
-from dartune.inputs import data_name
+from dartune.inputs import data_name, is_file
 from dartune.lab.source import is_lab
 from dartune.models.adapter import CONFIG_FILE
 from dartune.recipe import dump
@@ -90,12 +91,16 @@ def data_card(run: Finished, adaptation: str, seed: int, licence: str | None, re
     from huggingface_hub import DatasetCard
 
     folder = run.stage(synthesis_stage(adaptation, seed)) / "adapted"
-    card = DatasetCard((folder / "README.md").read_text(encoding="utf-8"))
+    text = (folder / "README.md").read_text(encoding="utf-8").replace(HERE, repo)
+    target, start = mapper_models(run, adaptation)
+    names = {"data": data_name(run.config.data.path), "target": run.model_name(target), "mapper": run.model_name(start)}
+    for what, name in names.items():  # the card in the folder has the addresses as they were given
+        text = re.sub(rf"^\* {what}: .*$", lambda _, line=f"* {what}: {name}": line, text, flags=re.MULTILINE)
+    card = DatasetCard(text)
     card.data.license = licence
     card.data.tags = ["dartune", "synthetic"]
     card.data.task_categories = ["text-generation"]
-    text = str(card).replace(HERE, repo)
-    return _card(text, f"Demonstrations: {_data(run)}. {_adapted(run, adaptation, seed)}", _again(run))
+    return _card(str(card), f"Demonstrations: {_data(run)}. {_adapted(run, adaptation, seed)}", _again(run))
 
 
 def recipe(run: Finished) -> str:
@@ -138,9 +143,10 @@ def _header(run: Finished, start: str, licence: str | None, library: str, tag: s
     from huggingface_hub import ModelCardData
 
     data = run.config.data.path
+    hub_id = re.split("[:@]", data.removeprefix("hub:"))[0] if data.startswith("hub:") else None
     known = ModelCardData(
         base_model=run.model_name(start) if run.from_hub(start) else None,
-        datasets=[data.removeprefix("hub:")] if data.startswith("hub:") else None,
+        datasets=[hub_id] if hub_id else None,
         library_name=library,
         license=licence,
         pipeline_tag="text-generation",
@@ -193,7 +199,7 @@ def _again(run: Finished) -> str:
     values = run.config
     models = dict.fromkeys(filter(None, (values.target.path, values.mapper.path)))
     here = [run.model_name(path) for path in models if _is_folder(run, path)]
-    here += [data_name(path) for path in (values.data.path, *values.evaluate.suites.values()) if _is_file(path)]
+    here += [data_name(path) for path in (values.data.path, *values.evaluate.suites.values()) if is_file(path)]
     own = f"\n\nIt names files that are not here, so put the paths of yours: `{'`, `'.join(here)}`." if here else ""
     return f"""\
 ## Made again
@@ -212,10 +218,6 @@ def _limits(licence: str | None, scope: str) -> str:
 
 def _is_folder(run: Finished, address: str) -> bool:
     return not is_lab(address) and not run.from_hub(address)
-
-
-def _is_file(address: str) -> bool:
-    return not is_lab(address) and not address.startswith("hub:")
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dartune import lock
-from dartune.config import Config
+from dartune.config import HUB_ID, Config
 from dartune.errors import InputError
 from dartune.files import read_json
 from dartune.inputs import model_name
@@ -75,7 +75,7 @@ class Finished:
 
     def from_hub(self, address: str) -> bool:
         """Whether a model came from the Hub: stages note such a one by its id, a folder by its content's hash."""
-        return any(
+        return bool(HUB_ID.fullmatch(address.removeprefix("hub:"))) and any(
             isinstance(known, str) and (known == address or known.startswith(f"{address}/"))
             for mark in self.folder.glob(f"stages/*/{DONE}")
             for value in (read_json(mark) or {"inputs": {}})["inputs"].values()

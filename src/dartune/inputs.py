@@ -139,12 +139,21 @@ def model_path(address: str) -> str:
 
 def model_name(address: str, *, is_folder: bool) -> str:
     """What to call a model in public: its address in the lab or on the Hub, or a folder's own name without its path."""
-    return Path(address).name if is_folder and not lab.is_lab(address) else address.removeprefix("hub:")
+    return _own_name(address) if is_folder and not lab.is_lab(address) else address.removeprefix("hub:")
 
 
 def data_name(address: str) -> str:
-    """What to call a data set in public: its address in the lab or on the Hub, or a file's name without its path."""
-    return address if lab.is_lab(address) or address.startswith("hub:") else Path(address).name
+    """What to call a data set in public: its address, or a file's name without its path."""
+    return _own_name(address) if is_file(address) else address
+
+
+def _own_name(path: str) -> str:
+    return Path(path).name.strip(".") or "local"  # such as the folder .
+
+
+def is_file(address: str) -> bool:
+    """Whether data come from a file or folder of this machine."""
+    return not lab.is_lab(address) and not address.startswith(("hub:", "gym:"))
 
 
 def content_hash(path: str) -> str:
