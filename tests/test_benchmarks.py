@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from dartune.benchmarks import table
+from dartune.benchmarks import benchmark, table
 from dartune.cli import main
+from dartune.run import read_jsonl, write_jsonl
 from fixtures_models import save_tiny
 from test_pipeline import arguments, word_problems
 
@@ -40,11 +41,53 @@ def test_the_harness_measures_every_arm_and_adds_to_what_is_known(run, capsys, m
     command = ["benchmark", str(run), "--tasks", "even_numbers", "--include", str(run.parent / "tasks")]
     assert main([*command, "--arms", "base"]) == 0
     assert main([*command, "--arms", "sft", "--limit", "10"]) == 0
-    kept = json.loads((run / "benchmarks.json").read_text())
-    assert set(kept) == {"base", "sft"}
-    assert kept["sft"]["even_numbers"]["limit"] == 10 and kept["base"]["even_numbers"]["limit"] is None
-    assert 0 <= kept["base"]["even_numbers"]["acc"] <= 1 and kept["base"]["even_numbers"]["acc_stderr"] > 0
+    assert main([*command, "--arms", "base", "--limit", "5"]) == 0
+    kept = json.loads((run / "benchmarks.json").read_text())["measured"]
+    assert [(one["arm"], one["limit"], one["seed"]) for one in kept] == [
+        ("base", None, 0),
+        ("sft", 10, 0),
+        ("base", 5, 0),
+    ]
+    assert all(0 <= one["values"]["acc"] <= 1 for one in kept) and kept[0]["values"]["acc_stderr"] > 0
+    assert main([*command, "--arms", "base"]) == 0
+    again = json.loads((run / "benchmarks.json").read_text())["measured"]
+    assert sorted(again, key=str) == sorted(kept, key=str)
     assert "even_numbers  acc     " in capsys.readouterr().out
+
+
+ANSWERS = """
+task: own_answers
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [], max_gen_toks: 16}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+@pytest.mark.filterwarnings("ignore")  # the harness's own
+def test_a_model_answers_the_harness_as_it_answered_in_the_run(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    said = {row["id"]: row["text"] for row in read_jsonl(run / "stages" / "evaluate-sft-s0" / "records.jsonl")}
+    asked = read_jsonl(run / "stages" / "data" / "suite-in_distribution.jsonl")
+    write_jsonl(tmp_path / "own.jsonl", [{"question": row["question"], "answer": said[row["id"]]} for row in asked])
+    (tmp_path / "own.yaml").write_text(ANSWERS.format(data=tmp_path / "own.jsonl"))
+    found = benchmark(run, ["own_answers"], ["sft"], include=tmp_path)
+    assert "own_answers  exact_match  1.000" in found
+
+
+@pytest.mark.filterwarnings("ignore")  # the harness's own
+def test_a_task_that_cannot_be_used_is_told_before_any_model_is_loaded(run, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    (tmp_path / "odd.yaml").write_text(TASK.format(name="no_data", data=tmp_path / "none.jsonl"))
+    unsafe = TASK.format(name="writes_code", data=run.parent / "even.jsonl") + "unsafe_code: true\n"
+    (tmp_path / "unsafe.yaml").write_text(unsafe)
+    assert main(["benchmark", str(run), "--tasks", "no_data,writes_code", "--include", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "no_data cannot be loaded" in said and "writes_code would run code that a model wrote" in said
 
 
 def test_everything_that_is_wrong_is_told_at_once(run, capsys):

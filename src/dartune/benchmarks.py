@@ -7,16 +7,19 @@ standard errors, which are not paired.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dartune import lock
 from dartune.arms import ARMS
-from dartune.config import Config, load_config
+from dartune.config import Config
 from dartune.errors import InputError, MachineError
 from dartune.files import atomic_write_json, read_json
+from dartune.finished import Finished, opened
 from dartune.inputs import model_path
-from dartune.report.results import read_results
-from dartune.train_arms import train_stage
+from dartune.rewards.text import THOUGHT_END
+from dartune.train_arms import evaluation_stage
 
 RESULTS = "benchmarks.json"
 BATCH_SIZE = 16
@@ -27,7 +30,7 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def benchmark(
-    run: Path,
+    folder: Path,
     tasks: Sequence[str],
     arms: Sequence[str] = (),
     *,
@@ -37,6 +40,8 @@ def benchmark(
 ) -> str:
     """Measure the arms' models on `tasks`; the figures go to `benchmarks.json` in the run folder, and back as a table.
 
+    Each arm's figures are kept as soon as they are there, beside those of other seeds and limits.
+
     Args:
         arms: none means all of the run's.
         seed: None is the run's first.
@@ -44,26 +49,31 @@ def benchmark(
         include: a folder with tasks of one's own, as the harness reads them.
 
     Raises:
-        InputError: the run is not finished, or there is no such arm, seed or task.
-        MachineError: the harness is not installed.
+        InputError: the run is not finished, or there is no such arm, seed or task, or a task cannot be used here.
+        MachineError: the harness is not installed, or somebody else works in the folder.
     """
-    results = read_results(run / "report" / "results.json")
-    config = load_config(run / "config.resolved.yaml")
-    seed = results["seeds"][0] if seed is None else seed
-    arms = list(arms) or results["arms"]
-    known = results["arms"]
-    problems = [f"arm {arm} was not run; there are {', '.join(known)}" for arm in arms if arm not in known]
-    if seed not in results["seeds"]:
-        problems.append(f"seed {seed} was not run; there are {', '.join(map(str, results['seeds']))}")
     manager = _manager(include)
-    problems += [f"the harness has no task {name!r}" for name in tasks if not manager.match_tasks([name])]
+    run = opened(folder)
+    known = run.results["arms"]
+    seed = run.results["seeds"][0] if seed is None else seed
+    arms = list(arms) or known
+    problems = [f"arm {arm} was not run; there are {', '.join(known)}" for arm in arms if arm not in known]
+    if seed not in run.results["seeds"]:
+        problems.append(f"seed {seed} was not run; there are {', '.join(map(str, run.results['seeds']))}")
+    problems += [problem for name in tasks for problem in _task_problems(manager, name)]
     if problems:
-        raise InputError(f"{run} cannot be measured", problems)
-    scores: Scores = {}
-    for arm in arms:
-        scores[arm] = _measured(_folder(run, results, config, arm, seed), config, tasks, manager, limit)
-        _keep(run / RESULTS, {arm: scores[arm]}, {"seed": seed, "limit": limit})
-    return table(scores) + f"\n\n{run / RESULTS}"
+        raise InputError(f"{folder} cannot be measured", problems)
+    held = lock.take(folder)
+    try:
+        scores: Scores = {}
+        for arm in arms:
+            model, identity = _model(run, arm, seed)
+            scores[arm] = _measured(model, run.config, tasks, manager, limit)
+            how = {"model": identity, "seed": seed, "limit": limit, "lm_eval": metadata.version("lm_eval")}
+            _keep(folder / RESULTS, arm, scores[arm], how)
+    finally:
+        lock.release(folder, held)
+    return table(scores) + f"\n\n{folder / RESULTS}"
 
 
 def _manager(include: Path | None) -> Any:
@@ -74,10 +84,24 @@ def _manager(include: Path | None) -> Any:
     return TaskManager(include_path=str(include) if include else None)
 
 
-def _folder(run: Path, results: Mapping[str, Any], config: Config, arm: str, seed: int) -> str:
+def _task_problems(manager: Any, name: str) -> list[str]:
+    """What keeps a task from being used; its data are fetched on the way."""
+    if name not in manager.all_tasks:
+        return [f"the harness has no task {name!r}"]
+    try:
+        loaded = manager.load([name])["tasks"]
+    except Exception as error:  # a task is somebody's program, and its data are somewhere else
+        return [f"{name} cannot be loaded: {type(error).__name__}: {error}"]
+    unsafe = [task for task, made in loaded.items() if getattr(made, "UNSAFE_CODE", False)]
+    return [f"{name} would run code that a model wrote, without a sandbox"] if unsafe else []
+
+
+def _model(run: Finished, arm: str, seed: int) -> tuple[str, str]:
+    """Folder or Hub id of an arm's model, and what identifies it in the run."""
     if not ARMS[arm].trained:
-        return model_path(config.target.path)
-    return str(run / "stages" / train_stage(arm, seed, results["learning_rates"][arm][str(seed)]["chosen"]) / "model")
+        return model_path(run.config.target.path), run.done(evaluation_stage(arm, seed))["inputs"]["model"]
+    stage = run.model_stage(arm, seed)
+    return str(run.stage(stage) / "model"), run.done(stage)["key"]
 
 
 def _measured(
@@ -86,18 +110,25 @@ def _measured(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    from dartune.data.render import Renderer
     from dartune.models.loading import load_model, load_tokenizer
 
     target = config.target
     tokenizer = load_tokenizer(folder, trust_remote_code=target.trust_remote_code)
-    model = load_model(folder, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code)
-    chat = tokenizer.chat_template is not None
+    renderer = Renderer(tokenizer, target.system_prompt, thinking=target.thinking)
+    # As in training: a template's date is fixed, and an answer ends with the token that ends a turn.
+    tokenizer.chat_template = renderer.template
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(renderer.end_id)
+    chat = renderer.template is not None
     found = lm_eval.simple_evaluate(
         model=HFLM(
-            pretrained=model,
+            pretrained=load_model(
+                folder, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code
+            ),
             tokenizer=tokenizer,
             batch_size=BATCH_SIZE,
             chat_template_args={"enable_thinking": target.thinking} if chat else None,
+            think_end_token=THOUGHT_END if target.thinking else None,
         ),
         tasks=list(tasks),
         task_manager=manager,
@@ -119,13 +150,14 @@ def _plain(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _keep(path: Path, scores: Scores, how: Mapping[str, Any]) -> None:
-    """Add to what is there; a task measured again in another way replaces the older figures."""
-    known = read_json(path) or {}
-    for arm, tasks in scores.items():
-        for task, values in tasks.items():
-            known.setdefault(arm, {})[task] = {**values, **how}
-    atomic_write_json(path, known)
+def _keep(path: Path, arm: str, tasks: Mapping[str, dict[str, float]], how: Mapping[str, Any]) -> None:
+    """Add to what is there; only the same task, measured again in the same way, is replaced."""
+    known = (read_json(path) or {"measured": []})["measured"]
+    for task, values in tasks.items():
+        entry = {"arm": arm, "task": task, **how}
+        known = [one for one in known if entry != {key: one.get(key) for key in entry}]
+        known.append({**entry, "values": values})
+    atomic_write_json(path, {"measured": known})
 
 
 def table(scores: Scores) -> str:

@@ -153,7 +153,7 @@ def _own_name(path: str) -> str:
 
 def is_file(address: str) -> bool:
     """Whether data come from a file or folder of this machine."""
-    return not lab.is_lab(address) and not address.startswith(("hub:", "gym:"))
+    return not lab.is_lab(address) and not address.startswith(("hub:", GYM))
 
 
 def content_hash(path: str) -> str:
