@@ -272,7 +272,6 @@ _BEFORE = " \t\n*_\"'“”:"
 _AFTER = " \t\n*_\"'“”.,;:!?"
 
 
-@lru_cache(maxsize=4096)
 def thoughts(text: str) -> int:
     """Blocks of thinking that a text ends (`</think>`)."""
     return text.count(THOUGHT_END)
@@ -283,6 +282,7 @@ def aloud(text: str) -> str:
     return text.rpartition(THOUGHT_END)[2]
 
 
+@lru_cache(maxsize=4096)
 def stated_answers(text: str) -> tuple[StatedAnswer, ...]:
     """Every final answer stated in `text`, in order; `The answer is \\boxed{42}` is one answer.
 
