@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dartune.errors import InputError
-from dartune.models import hf_engine
+from dartune.models import decoding, hf_engine
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.shared_prefix import sequence_logprobs
@@ -126,6 +126,19 @@ def test_dropping_finished_rows_changes_nothing(name, threshold, monkeypatch):
     expected = HFEngine(model).generate(prompts, spec(n=5))
     assert len({len(ids) for group in tokens(expected) for ids in group}) > 5
     monkeypatch.setattr(hf_engine, "COMPACT_BELOW", threshold)
+    found = HFEngine(model).generate(prompts, spec(n=5))
+    assert tokens(found) == tokens(expected)
+    for a, b in zip(chain(*found), chain(*expected), strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("threshold", [0.0, 1.01], ids=["never", "always"])
+def test_fixed_shapes_and_places_as_recorded_on_a_gpu_change_nothing(name, threshold, monkeypatch):
+    model, prompts = make(name), random_prompts()
+    monkeypatch.setattr(hf_engine, "COMPACT_BELOW", threshold)
+    expected = HFEngine(model).generate(prompts, spec(n=5))
+    monkeypatch.setattr(decoding, "records", lambda device: True)
     found = HFEngine(model).generate(prompts, spec(n=5))
     assert tokens(found) == tokens(expected)
     for a, b in zip(chain(*found), chain(*expected), strict=True):

@@ -1,8 +1,14 @@
-"""The decode loop: preallocated keys and values, and rows that leave the batch once they have finished."""
+"""The decode loop: preallocated keys and values, and rows that leave the batch once they have finished.
+
+On a GPU a step of a small model is mostly Python telling the device what to do, so the step is recorded once
+(a CUDA graph) and played back. What is recorded has fixed shapes and places: it attends over all the room there is, of
+which the mask shows what has been written.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +24,8 @@ from dartune.models.shared_prefix import (
     select_rows,
 )
 
+logger = logging.getLogger(__name__)
+
 # Asking a GPU whether rows have finished stalls its queue, so it is asked rarely.
 GPU_CHECK_EVERY = 8
 
@@ -32,11 +40,13 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, prefix: Prefix, owner: list[int], room: int) -> None:
+        """`room` is the most steps."""
         self.model, self.prefix, self.owner, self.room = model, prefix, owner, room
         self.device = prefix.logits.device
         self.width, self.t = prefix.valid.shape[1], 0
         plain = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
         self.packed = plain and model.config._attn_implementation in ("sdpa", "eager")
+        self.fixed = self.packed and records(self.device)
         self.row, self.column = torch.arange(len(owner), device=self.device), 0
         if self.packed:
             self.cache = copy.copy(prefix.cache)
@@ -51,6 +61,9 @@ class Decoder:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token to every sample, (A,), and return the logits of the next ones, (A, V)."""
+        if self.fixed:
+            self.t += 1
+            return self.recording(tokens)
         ids = tokens.new_full(self.positions.shape, FILL_ID)
         ids[self.row, self.column] = tokens
         self.t += 1
@@ -89,7 +102,7 @@ class Decoder:
         self.row, self.column = torch.tensor(places, device=self.device).T
         source = torch.tensor([home[g] for g in prompts], device=self.device)
         new = (self.row, self.column)
-        self.cache.layers = [x.moved(source, old, new, columns, self.room) for x in self.cache.layers]
+        self.cache.layers = [x.moved(source, old, new, columns, self.t, self.room) for x in self.cache.layers]
         index = torch.tensor(prompts, device=self.device)
         own = torch.eye(columns, dtype=torch.bool, device=self.device).repeat(1, self.room)
         shape = (len(prompts), 1, columns, -1)
@@ -97,6 +110,8 @@ class Decoder:
         self.mask = torch.zeros(seen.shape, dtype=self.prefix.logits.dtype, device=self.device)
         self.mask.masked_fill_(~seen, float("-inf"))
         self.positions = self.prefix.lengths[index, None].expand(-1, columns)
+        if self.fixed:
+            self.recording = Recording(self, columns)
 
     def _columns(self) -> int:
         """The C that makes attention cheapest, over the steps to come.
@@ -107,27 +122,99 @@ class Decoder:
         groups = Counter(self.owner).values()
         config = self.model.config.get_text_config()
         copies = config.num_attention_heads // self.cache.layers[0].keys.shape[1]
-        steps = (self.t + self.room) / 2
+        steps = self.room if self.fixed else (self.t + self.room) / 2
+        # A GPU waits for keys, not for queries; a copy is written and read again.
+        each, copied = (1024, 1 + 2 * copies) if self.fixed else (24, copies)
 
         def cost(columns: int) -> float:
             rows = sum(math.ceil(size / columns) for size in groups)
-            return rows * (self.width + columns * steps) * (24 + columns) * (copies if columns > 1 else 1)
+            return rows * (self.width + columns * steps) * (each + columns) * (copied if columns > 1 < copies else 1)
 
         return min(range(1, max(groups) + 1), key=cost)
 
 
+def records(device: torch.device) -> bool:
+    """Whether a device gains by steps that are recorded."""
+    return device.type == "cuda"
+
+
+class Recording:
+    """`Decoder`'s step with fixed shapes and places; on CUDA it is recorded the second time and played back from then on.
+
+    The first step is taken as usual, which lets libraries set themselves up. A model that cannot be recorded (whose
+    forward asks the device for a value) goes on as it began.
+    """
+
+    def __init__(self, decoder: Decoder, columns: int) -> None:
+        device, width = decoder.device, decoder.width
+        self.model, self.cache = decoder.model, decoder.cache
+        self.row, self.column = decoder.row, decoder.column
+        self.ids = torch.full(decoder.positions.shape, FILL_ID, dtype=torch.long, device=device)
+        self.columns = columns
+        # Where each column's next token goes.
+        self.places = torch.arange(columns, device=device) + width + decoder.t * columns
+        self.positions = decoder.positions + decoder.t
+        self.mask = decoder.mask.clone()
+        self.mask[..., width + decoder.t * columns :] = float("-inf")
+        for layer in self.cache.layers:
+            layer.places = self.places
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.steps = 0
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.ids[self.row, self.column] = tokens
+        self.steps += 1
+        if self.steps == 2 and self.ids.is_cuda:
+            self._record()
+        if self.graph is None:
+            return self._step()
+        self.graph.replay()
+        return self.logits
+
+    def _step(self) -> torch.Tensor:
+        shown = self.places[None, None, :, None].expand(*self.mask.shape[:3], 1)
+        self.mask.scatter_(3, shown, 0.0)
+        output = self.model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.places += self.columns
+        self.positions += 1
+        return output.logits[self.row, self.column]
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.logits = self._step()
+            self.graph = graph
+        except RuntimeError as error:
+            logger.warning("decoding goes on without a CUDA graph: %s", error)
+
+
 class PackedLayer(DynamicLayer):
-    """Keys and values of `Decoder`'s rows, with room for all steps: a step copies no earlier ones."""
+    """Keys and values of `Decoder`'s rows, with room for all steps: a step copies no earlier ones.
+
+    Where `places` says so, new ones go there, and all the room is returned.
+    """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, width: int, columns: int = 1) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values  # (R, heads, width + steps * C, head size)
         self.width, self.columns, self.length = width, columns, width
+        self.places: torch.Tensor | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.places is not None:
+            self.keys.index_copy_(2, self.places, key_states)
+            self.values.index_copy_(2, self.places, value_states)
+            return self.keys, self.values
         start, self.length = self.length, self.length + key_states.shape[-2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
@@ -136,9 +223,9 @@ class PackedLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def moved(self, source: torch.Tensor, old: tuple, new: tuple, columns: int, room: int) -> PackedLayer:
-        """A layer of `columns` columns: prompts from rows `source`, samples from places `old` to `new`."""
-        width, t = self.width, (self.length - self.width) // self.columns
+    def moved(self, source: torch.Tensor, old: tuple, new: tuple, columns: int, t: int, room: int) -> PackedLayer:
+        """A layer of `columns` columns after `t` steps: prompts from rows `source`, samples from `old` to `new`."""
+        width = self.width
 
         def move(states: torch.Tensor) -> torch.Tensor:
             _, heads, _, size = states.shape
