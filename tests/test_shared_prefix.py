@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from dartune.errors import InputError
-from dartune.models import shared_prefix
+from dartune.models import head
+from dartune.models.adapter import add_lora
+from dartune.models.precision import compute_in
 from dartune.models.shared_prefix import anchored_logprobs, group_logprobs, sequence_logprobs
 from fixtures_models import ARCHITECTURES, tiny_model, without_dropout
 
@@ -31,6 +33,18 @@ def sliding_model(window: int = 6):
             sliding_window=window,
         )
     )
+
+
+def softcapped_model():
+    """One whose logits are not its head's output."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = Gemma2Config(
+        **shape, num_attention_heads=4, num_key_value_heads=2, head_dim=8, final_logit_softcapping=1.0, sliding_window=64
+    )
+    return Gemma2ForCausalLM(config).eval()
 
 
 def make(name: str):
@@ -65,7 +79,7 @@ def gradients(model, logprobs, mask):
     weights = torch.linspace(-1, 1, mask.numel()).view(mask.shape)
     model.zero_grad()
     (logprobs * weights * mask).sum().backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
@@ -101,16 +115,39 @@ def test_entropy_is_that_of_the_predictions():
     assert (entropy[~mask] == 0).all()
 
 
-def test_chunked_logits_give_the_same_values_and_gradients(monkeypatch):
-    model, groups = make("qwen3"), random_groups()
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "softcapped"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "lora"])
+def test_chunked_logits_give_the_same_values_and_gradients(name, wrapped, monkeypatch):
+    model, groups = softcapped_model() if name == "softcapped" else make(name), random_groups()
+    if wrapped:
+        model = add_lora(model, 4)
     whole = group_logprobs(model, groups, with_entropy=True)
     expected = gradients(model, *whole[:2])
-    monkeypatch.setattr(shared_prefix, "LOGIT_CHUNK", 4 * VOCABULARY)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
     parts = group_logprobs(model, groups, with_entropy=True)
     torch.testing.assert_close(parts[0], whole[0])
     torch.testing.assert_close(parts[2], whole[2])
     for weight, gradient in gradients(model, *parts[:2]).items():
         torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0])
+
+
+def test_no_more_logits_than_a_chunk_are_made_at_a_time(monkeypatch):
+    model, rows = make("llama"), flat(random_groups())
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
+    with torch.no_grad():
+        sequence_logprobs(model, rows)  # finds out what the head gives
+        made = []
+        model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.shape[:-1].numel()))
+        sequence_logprobs(model, rows)
+    assert max(made) <= 4 and sum(made) == 1 + sum(len(response) for _, response in rows)
+
+
+def test_computing_in_bfloat16_is_kept_in_chunks(monkeypatch):
+    model, rows = compute_in(make("llama"), torch.bfloat16), flat(random_groups())
+    expected = sequence_logprobs(model, rows)[0]
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
+    assert torch.equal(sequence_logprobs(model, rows)[0], expected)
 
 
 @pytest.mark.parametrize("kept", ["group", "sequence"])

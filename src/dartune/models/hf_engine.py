@@ -10,6 +10,7 @@ rounding.
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +35,10 @@ from dartune.models.shared_prefix import (
 )
 from dartune.models.token_stats import token_stats
 
-# Tokens whose keys and values are held at a time.
+# Tokens whose keys and values are held at a time; on a GPU as many as fit into half of its free memory, if more.
 MAX_BATCH_TOKENS = 2**16
-# Tokens per forward on a CPU: enough to hide the overhead of small operations; more leaves its caches.
-CPU_FORWARD_TOKENS = 2**11
-# Most logits (tokens x vocabulary) of one scoring forward.
-MAX_LOGITS = 2**28
+# Tokens per forward: enough to hide the overhead of small operations; on a CPU more leaves its caches.
+CPU_FORWARD_TOKENS, GPU_FORWARD_TOKENS = 2**11, 2**15
 # Where memory still runs out with so few tokens at a time, smaller batches do not help.
 FEWEST_BATCH_TOKENS = 256
 # Finished rows are dropped once fewer than this share of a batch is still being sampled.
@@ -55,8 +54,8 @@ class HFEngine:
     Args:
         model: any transformers causal LM, LoRA-wrapped or not.
         adapter: False takes the model as it is without the LoRA adapter that it carries, now or later.
-        max_batch_tokens: most tokens (rows x longest row) whose keys and values are held at a time;
-            halved whenever memory runs out.
+        max_batch_tokens: most tokens (rows x longest row) whose keys and values are held at a time (None: by
+            the memory of the device); halved whenever memory runs out.
         progress: called with (rows done, rows in this call) after every batch.
 
     A model whose layers keep something other than keys and values (Mamba, linear attention) is refused
@@ -68,11 +67,11 @@ class HFEngine:
         model: nn.Module,
         *,
         adapter: bool = True,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        max_batch_tokens: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.adapter = model, adapter
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens or _tokens_that_fit(model)
         self.progress = progress or (lambda done, total: None)
         self.generated_tokens = 0
         self.scored_tokens = 0
@@ -81,7 +80,7 @@ class HFEngine:
         self.version = 0
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         on_cpu = device_of(model).type == "cpu"
-        self.forward_tokens = min(max_batch_tokens, CPU_FORWARD_TOKENS) if on_cpu else max_batch_tokens
+        self.forward_tokens = min(self.max_batch_tokens, CPU_FORWARD_TOKENS if on_cpu else GPU_FORWARD_TOKENS)
         self.check_every = 1 if on_cpu else GPU_CHECK_EVERY
         self.context = context_length(model)
 
@@ -162,7 +161,9 @@ class HFEngine:
         """
         start = 0
         while start < len(rows):
-            batch = rows[start : start + max(1, int(1 / share(*rows[start])))]
+            # The last batch is no smaller than the others: a batch of few rows takes nearly as long.
+            left, most = len(rows) - start, max(1, int(1 / share(*rows[start])))
+            batch = rows[start : start + math.ceil(left / math.ceil(left / most))]
             try:
                 work(batch)
                 start += len(batch)
@@ -188,12 +189,11 @@ class HFEngine:
         """Fill in the scores of (prompt, {completion: scores}) groups."""
         prefix = read_prompts(self.model, [prompt for prompt, _ in groups])
         width = prefix.valid.shape[1]
-        most = min(self.forward_tokens, max(1, MAX_LOGITS // self.vocabulary))
         rows = [(p, completion) for p, (_, group) in enumerate(groups) for completion in group]
         rows.sort(key=lambda row: -len(row[1]))
 
         def share(_: int, completion: TokenIds) -> float:
-            return max(len(completion) / most, (width + len(completion)) / self.max_batch_tokens)
+            return max(len(completion) / self.forward_tokens, (width + len(completion)) / self.max_batch_tokens)
 
         for batch in _batches(rows, share):
             batch.sort(key=lambda row: row[0])
@@ -252,6 +252,18 @@ class HFEngine:
                 problems.append(f"row {i} takes {length} tokens, and the context length is {self.context}")
         if problems:
             raise InputError("the model cannot read these prompts; shorten or drop them", problems)
+
+
+def _tokens_that_fit(model: nn.Module) -> int:
+    device = device_of(model)
+    if device.type != "cuda":
+        return MAX_BATCH_TOKENS
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * size * next(model.parameters()).element_size()
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(MAX_BATCH_TOKENS, free // 2 // token)
 
 
 def _uniforms(prompts: Sequence[TokenIds], spec: SampleSpec) -> torch.Tensor:

@@ -20,11 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from dartune.errors import InputError
 from dartune.models.engine import TokenIds
+from dartune.models.head import CHUNK_LOGITS, chosen_logprobs, is_sharded, token_logprobs
 
 # Any id will do where the mask or the causal order hides the position.
 FILL_ID = 0
-# Most elements of a float32 copy of logits alive at a time (256 MB).
-LOGIT_CHUNK = 2**26
 
 Group = tuple[TokenIds, Sequence[TokenIds]]
 
@@ -95,8 +94,8 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
 def _plain_logprobs(
     model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]], with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    logits, targets, mask = _sequence_logits(model, rows)
-    logprobs, entropy = token_logprobs(logits, targets, with_entropy=with_entropy)
+    inputs, keep, targets, mask = _sequence_inputs(model, rows)
+    logprobs, entropy = chosen_logprobs(model, keep, targets, with_entropy, **inputs)
     return _scatter(logprobs, mask), mask, None if entropy is None else _scatter(entropy, mask)
 
 
@@ -108,10 +107,11 @@ def anchored_logprobs(
     Returns:
         log p, (N, T); KL(anchor || model) over the vocabulary in nats, with gradient, (N, T); the mask, (N, T).
     """
-    logits, targets, mask = _sequence_logits(model, rows)
+    inputs, keep, targets, mask = _sequence_inputs(model, rows)
+    logits = model(logits_to_keep=keep, **inputs).logits
     with torch.no_grad():
-        fixed, _, _ = _sequence_logits(anchor, rows)
-    size = max(1, LOGIT_CHUNK // logits.shape[-1])
+        fixed = anchor(logits_to_keep=keep, **inputs).logits
+    size = max(1, CHUNK_LOGITS // logits.shape[-1])
     parts = [
         checkpoint(_divergence, ours, theirs, use_reentrant=False)
         for ours, theirs in zip(logits.split(size), fixed.split(size), strict=True)
@@ -124,10 +124,10 @@ def _divergence(logits: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     return (theirs.exp() * (theirs - ours)).sum(dim=-1)
 
 
-def _sequence_logits(
+def _sequence_inputs(
     model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits at the M response tokens, (M, V), the tokens, (M,), and where they stand, bool, (N, T)."""
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The forward's inputs, where the M response tokens are predicted, (N, S), the tokens, (M,), and a mask, (N, T)."""
     _refuse_empty([prompt for prompt, _ in rows])
     device = device_of(model)
     ids = _padded([[*prompt, *response] for prompt, response in rows]).to(device)  # (N, S)
@@ -136,14 +136,9 @@ def _sequence_logits(
     ends = starts + mask.sum(dim=1)
     column = torch.arange(ids.shape[1], device=device)
     response = (column >= starts[:, None]) & (column < ends[:, None])
-    output = model(
-        input_ids=ids,
-        # Padding comes last, where the causal order hides it: no mask is needed beyond that.
-        attention_mask=torch.ones_like(ids),
-        use_cache=False,
-        logits_to_keep=response.roll(-1, dims=1),
-    )
-    return output.logits, ids[response], mask
+    # Padding comes last, where the causal order hides it: no mask is needed beyond that.
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    return inputs, response.roll(-1, dims=1), ids[response], mask
 
 
 def read_prompts(model: nn.Module, prompts: Sequence[TokenIds]) -> Prefix:
@@ -194,15 +189,17 @@ def read_completions(
     logprobs = [(predicted[index, ids[:, 0]] * first)[:, None]]
     entropy = [(-(predicted.exp() * predicted).sum(dim=-1)[index] * first)[:, None]] if with_entropy else []
     if ids.shape[1] > 1:
-        output = model(
+        chosen, spread = chosen_logprobs(
+            model,
+            later,
+            ids[:, 1:][later],
+            with_entropy,
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prefix.valid[index], torch.ones_like(later)], dim=1),
             position_ids=prefix.lengths[index, None] + torch.arange(ids.shape[1] - 1, device=device),
             past_key_values=select_rows(prefix, owner),
             use_cache=True,
-            logits_to_keep=later,
         )
-        chosen, spread = token_logprobs(output.logits, ids[:, 1:][later], with_entropy=with_entropy)
         logprobs.append(_scatter(chosen, later))
         if spread is not None:
             entropy.append(_scatter(spread, later))
@@ -226,47 +223,12 @@ def select_rows(prefix: Prefix, owner: Sequence[int]) -> Any:
     return cache
 
 
-def token_logprobs(
-    logits: torch.Tensor, targets: torch.Tensor, *, with_entropy: bool = False
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log softmax(logits)[target] and the entropy, in float32 and nats, for logits (M, V) and targets (M,).
-
-    Large vocabularies are worked off in chunks whose float32 copies are recomputed in the backward.
-    """
-    size = max(1, LOGIT_CHUNK // logits.shape[-1])
-    if len(logits) <= size:
-        return _token_logprobs(logits, targets, with_entropy)
-    parts = [
-        checkpoint(_token_logprobs, rows, ids, with_entropy, use_reentrant=False)
-        if logits.requires_grad
-        else _token_logprobs(rows, ids, with_entropy)
-        for rows, ids in zip(logits.split(size), targets.split(size), strict=True)
-    ]
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
-
-
-def _token_logprobs(logits, targets, with_entropy):
-    logits = logits.float()
-    normaliser = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-    if not with_entropy:
-        return logprobs, None
-    expected = ((logits - normaliser[:, None]).exp() * logits).sum(dim=-1)
-    return logprobs, normaliser - expected
-
-
 def is_checkpointed(model: nn.Module) -> bool:
     """Whether any part of the model recomputes its activations in the backward (only while training)."""
     return model.training and any(
         getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
         for module in model.modules()
     )
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the model's weights are spread over processes (FSDP2)."""
-    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
 
 
 @contextmanager
