@@ -11,7 +11,10 @@ import math
 import operator
 import re
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
+
+from dartune.rewards.text import REMEMBERED
 
 _NOTE = re.compile(r"<<[^<>]*>>")
 _LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[-*•#–]+[ \t]+)?(?:(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+)?")
@@ -48,7 +51,8 @@ LONGEST = 120
 LARGEST_POWER = 12
 
 
-def false_sums(text: str) -> set[str]:
+@lru_cache(maxsize=REMEMBERED)
+def false_sums(text: str) -> frozenset[str]:
     """The equations `a + b = c` of plain numbers that do not hold, normalised and without spaces.
 
     With decimals, quotients or roots, a result within one unit of its last digit holds, whichever way it was rounded;
@@ -61,7 +65,7 @@ def false_sums(text: str) -> set[str]:
             left, right = _left(before), _right(after)
             if left and right and _judged(left, right) and not _holds(left, right):
                 found.add(re.sub(r"\s", "", f"{left}={right}"))
-    return found
+    return frozenset(found)
 
 
 def _plain(text: str) -> str:

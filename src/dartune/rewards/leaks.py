@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
-from dartune.rewards.text import spaced, words
+from dartune.rewards.text import REMEMBERED, spaced, words
 
 COPIED_WORDS = 8
 """A span of the mapper's instruction this long is a copy."""
@@ -149,6 +149,12 @@ def _patterns() -> tuple[re.Pattern[str], ...]:
 
 
 @cache
+def _any_pattern() -> re.Pattern[str]:
+    """Matches where one of `_patterns` does, ten times faster than asking each."""
+    return re.compile(rf"(?<= )(?:{'|'.join(f'(?:{pattern})' for pattern in (*LEAKS, *INSTRUCTIONS))})(?= )")
+
+
+@cache
 def _early_patterns() -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(rf"(?<= ){pattern}(?= )") for pattern in NOTHING_YET)
 
@@ -161,6 +167,7 @@ def _phrases(added: tuple[str, ...], instruction: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spaced(phrase) for phrase in (*added, *spans) if phrase.strip()))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _plain(text: str) -> str:
     """Words with one space around each, without the marks that split `expert's` or `**answer**`."""
     return spaced(_MARKS.sub(" ", text))
@@ -175,7 +182,8 @@ def leaks(rewrite: str, question: str, solution: str, added: tuple[str, ...] = (
     known = f"{_plain(question)}\n{_plain(solution)}"
     written = _plain(rewrite)
     mixture = " solution " in _plain(question) or " solutions " in _plain(question)
-    found = [match[0] for pattern in _patterns() for match in pattern.finditer(written)]
+    patterns = _patterns() if _any_pattern().search(written) else ()
+    found = [match[0] for pattern in patterns for match in pattern.finditer(written)]
     opening = _plain(rewrite.partition("=")[0])
     found += [match[0] for pattern in _early_patterns() for match in pattern.finditer(opening)]
     found = [phrase for phrase in found if f" {phrase} " not in known and not (mixture and phrase.endswith("solution"))]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import zip_longest
+from typing import Any
 
 THOUGHT_END = "</think>"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -66,6 +67,22 @@ OPENERS = frozenset(
 """Words that open sentences and are no names."""
 
 
+REMEMBERED = 1024
+"""Texts whose reading is kept: several gates read a question and its source, and again for each of their rewrites."""
+
+
+def _remembered(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`read`, once for a text; a new list or set each time, which the caller may change."""
+    known = lru_cache(maxsize=REMEMBERED)(read)
+
+    @wraps(read)
+    def recalled(text: str) -> Any:
+        return known(text).copy()
+
+    return recalled
+
+
+@_remembered
 def words(text: str) -> list[str]:
     """Words, numbers and single punctuation marks, in order."""
     return _WORD.findall(text)
@@ -81,6 +98,7 @@ def skeleton(text: str) -> str:
     return " ".join("#" if word[0].isdigit() else "N" if word[0].isupper() else word for word in words(text))
 
 
+@_remembered
 def numbers(text: str) -> list[str]:
     """Every number in order, in one spelling: `1,000` -> `1000`, `$5` -> `5`, `3.50` -> `3.5`, `1/2` -> `1`, `2`.
 
@@ -99,6 +117,7 @@ def numbers(text: str) -> list[str]:
     return found
 
 
+@_remembered
 def spelled_numbers(text: str) -> list[str]:
     """As `numbers`, with small numbers spelled as words among them (`ten`, `twenty-two`; not `one`, a pronoun)."""
     return numbers(_SPELLED.sub(lambda match: str(_spelled(match)), text))
@@ -109,6 +128,7 @@ def _spelled(match: re.Match[str]) -> int:
     return _TENS.get(tens, 0) + _SMALL.get(unit, 0)
 
 
+@_remembered
 def results(text: str) -> list[str]:
     """Numbers that stand alone behind an equals sign, spelled as `numbers` does: what a solution works out.
 
@@ -142,6 +162,7 @@ def _is_negative(text: str, start: int) -> bool:
     return not before or not (before[-1].isdigit() or before[-1] in ")]}%")
 
 
+@_remembered
 def entities(question: str) -> list[str]:
     """Proper names in order of first appearance: capitalised words that occur inside a sentence.
 
@@ -187,6 +208,7 @@ def _starts_sentence(text: str, start: int) -> bool:
     return bool(_OPENS_SENTENCE.search(before)) and not (start and _TITLE.search(before))
 
 
+@_remembered
 def mentions(text: str) -> set[str]:
     """The words a name can be looked up in: as written, possessives without their `'s`."""
     return {re.sub(r"['’]s?$", "", match[0]) for match in _CAPITALISED.finditer(text)}
@@ -238,6 +260,7 @@ def sentence_repeats(text: str) -> tuple[int, int]:
     return max(Counter(part for part in parts if part.count(" ") > 1).values(), default=0), len(parts)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def spaced(text: str) -> str:
     """Lower-case words with one space around each, so that phrases can be found whatever the spacing."""
     return f" {' '.join(words(text.lower()))} "
@@ -282,7 +305,7 @@ def aloud(text: str) -> str:
     return text.rpartition(THOUGHT_END)[2]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=REMEMBERED)
 def stated_answers(text: str) -> tuple[StatedAnswer, ...]:
     """Every final answer stated in `text`, in order; `The answer is \\boxed{42}` is one answer.
 
