@@ -2,6 +2,7 @@
 
 python experiments/comparison.py run [STUDY ...]   all studies, or those named; continues where it was interrupted
 python experiments/comparison.py collect           results/comparison.json, and the README's picture, from the runs
+                                                   (what is there stays; seeds new to a cell join the others)
 python experiments/comparison.py write             the measured parts of the documents, from results/comparison.json
 
 Run from the repository root. A seed of a cell takes 8-12 minutes on one CPU core, of all arms half an hour;
@@ -13,11 +14,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from comparison_tables import parts
 from pages import fill
+from seed_batches import merged, merged_intervals
 
 from dartune.compare import finished, gap, shared_rivals
 from dartune.config import Config, load_config
@@ -119,20 +122,43 @@ def _knowing_target(rows: int) -> None:
 
 
 def collect() -> None:
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    before = {name: len(cell["seeds"]) for name, cell in found.get("matrix", {}).items()}
     missing = []
     for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in _cells_of(one)]:
-        folder = folder_of(study, name)
+        folder, cells = folder_of(study, name), found.setdefault(study, {})
         if (folder / "report" / "results.json").exists():
-            found.setdefault(study, {})[name] = _collected(folder, detailed=study == "matrix")
-        else:
+            new = _collected(folder, detailed=study == "matrix")
+            cells[name] = merged(cells[name], new) if name in cells else new
+        elif name not in cells:
             missing.append(f"{study}/{name}")
     if missing:
         print(f"not run yet, left out: {', '.join(missing)}")
-    found["pooled"] = _pooled([RUNS / "matrix" / name for name in found["matrix"]])
+    _pool(found, before)
     RESULTS.parent.mkdir(exist_ok=True)
-    atomic_write_json(RESULTS, found)
-    shutil.copy(RUNS / "matrix" / DETAILED[0] / "report" / "accuracy.svg", PICTURE)
+    atomic_write_json(RESULTS, {study: cells for study, cells in found.items() if cells})
+    if (picture := RUNS / "matrix" / DETAILED[0] / "report" / "accuracy.svg").exists():
+        shutil.copy(picture, PICTURE)
+
+
+def _pool(found: dict[str, dict[str, Any]], before: Mapping[str, int]) -> None:
+    """Gaps over all cells, brought up to the seeds that joined; cells must all be there."""
+    folders = [RUNS / "matrix" / name for name in found["matrix"]]
+    if not all((folder / "report" / "results.json").exists() for folder in folders):
+        return
+    pooled, earlier = _pooled(folders), sum(before.values())
+    ran, now = (sum(map(len, seeds)) for seeds in ([run.results["seeds"] for run in finished(folders)], _seeds(found)))
+    if earlier + ran == now:  # all that ran is new, the rest was measured earlier
+        weights = earlier / now, ran / now
+        for arm, groups in pooled.items() if earlier else ():
+            pooled[arm] = {g: merged_intervals(found["pooled"][arm][g], one, weights) for g, one in groups.items()}
+    elif ran != now:
+        return
+    found["pooled"] = pooled
+
+
+def _seeds(found: Mapping[str, Any]) -> list[list[int]]:
+    return [cell["seeds"] for cell in found["matrix"].values()]
 
 
 def _pooled(folders: list[Path]) -> dict[str, Any]:

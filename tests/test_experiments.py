@@ -22,6 +22,7 @@ def experiments(monkeypatch):
         "comparison",
         "comparison_tables",
         "comparison_reading",
+        "seed_batches",
         "pages",
     ):
         sys.modules.pop(name, None)
@@ -55,3 +56,32 @@ def test_every_variant_is_a_config_and_changes_what_it_says(experiments, monkeyp
         for section, name in (key.split(".") for key in changes if key != "arms"):
             assert config.model_dump()[section][name] != plain[section][name], (variant, name)
         assert (config.arms[1:] == ("dart",)) is (variant == "originals left out")
+
+
+def test_seeds_of_two_runs_are_joined_by_their_number_and_no_interval_gets_narrower(experiments):
+    from seed_batches import merged
+
+    cell = json.loads((ROOT / "results" / "comparison.json").read_text("utf-8"))["matrix"]["backward-values"]
+    seeds = [str(seed) for seed in cell["seeds"]]
+    text = json.dumps({key: cell[key] for key in cell if key not in ("rows", "arms")})
+    later = json.loads(text) | {"arms": cell["arms"]}
+    later["seeds"] = [seed + 100 for seed in cell["seeds"]][:1]
+    for row in (*later["summaries"], *later["differences"]):
+        row["by_seed"] = {"100": row["by_seed"][seeds[0]]}
+    for row in later["differences"]:
+        row |= {key: row[key] - 0.3 for key in ("estimate", "low", "high")}
+    for name in ("learning_rates", "adapted"):
+        later[name] = {one: {"100": by_seed[seeds[0]]} for one, by_seed in later[name].items()}
+
+    both = merged(cell, later)
+    n = len(seeds)
+    assert both["seeds"] == [*cell["seeds"], 100]
+    for before, row in zip(cell["differences"], both["differences"], strict=True):
+        assert row["estimate"] == pytest.approx(before["estimate"] - 0.3 / (n + 1))
+        assert row["high"] - row["low"] == pytest.approx(before["high"] - before["low"])
+        assert list(row["by_seed"]) == [*seeds, "100"]
+    assert list(both["adapted"]["dart"]) == [*seeds, "100"]
+    assert both["costs"]["dart"]["generated_tokens"] == 2 * cell["costs"]["dart"]["generated_tokens"]
+    assert merged(both, later) == both and merged(cell, both) == both
+    with pytest.raises(SystemExit, match="cannot be joined"):
+        merged(both, later | {"seeds": [100, 101]})

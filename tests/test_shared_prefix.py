@@ -42,7 +42,12 @@ def softcapped_model():
     torch.manual_seed(0)
     shape = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = Gemma2Config(
-        **shape, num_attention_heads=4, num_key_value_heads=2, head_dim=8, final_logit_softcapping=1.0, sliding_window=64
+        **shape,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=1.0,
+        sliding_window=64,
     )
     return Gemma2ForCausalLM(config).eval()
 

@@ -139,7 +139,7 @@ def records(device: torch.device) -> bool:
 
 
 class Recording:
-    """`Decoder`'s step with fixed shapes and places; on CUDA it is recorded the second time and played back from then on.
+    """`Decoder`'s step with fixed shapes and places; on CUDA it is recorded the second time and then played back.
 
     The first step is taken as usual, which lets libraries set themselves up. A model that cannot be recorded (whose
     forward asks the device for a value) goes on as it began.
