@@ -1,15 +1,18 @@
 """Sharing a prompt changes neither log-probabilities nor gradients."""
 
+import itertools
 import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dartune.errors import InputError
-from dartune.models import head
+from dartune.models import head, shared_prefix
 from dartune.models.adapter import add_lora
 from dartune.models.precision import compute_in
-from dartune.models.shared_prefix import anchored_logprobs, group_logprobs, sequence_logprobs
+from dartune.models.shared_prefix import anchored_logprobs, group_logprobs, of_like_length, sequence_logprobs
 from fixtures_models import ARCHITECTURES, tiny_model, without_dropout
 
 VOCABULARY = 60
@@ -166,6 +169,37 @@ def test_only_completion_positions_reach_the_head(kept):
     else:
         sequence_logprobs(model, flat(groups))
         assert sum(positions) == 4 + 2 + 3
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
+def test_reading_rows_of_like_length_apart_changes_neither_values_nor_gradients(name, monkeypatch):
+    model, groups = make(name), random_groups()
+    whole = group_logprobs(model, groups, with_entropy=True)
+    expected = gradients(model, *whole[:2])
+    monkeypatch.setattr(shared_prefix, "CPU_FORWARD_COSTS", 0)
+    lengths = {len(row) for row in (row for _, rows in groups for row in rows)}
+    assert len(of_like_length([len(row) for _, row in flat(groups)], 0)) == len(lengths) > 4
+    parts = group_logprobs(model, groups, with_entropy=True)
+    assert torch.equal(parts[1], whole[1])
+    torch.testing.assert_close(parts[0], whole[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(parts[2], whole[2], atol=1e-5, rtol=1e-5)
+    for weight, gradient in gradients(model, *parts[:2]).items():
+        torch.testing.assert_close(gradient, expected[weight], atol=1e-5, rtol=1e-4)
+
+
+@given(st.lists(st.integers(0, 30), max_size=8), st.integers(0, 40))
+def test_rows_of_like_length_are_batched_at_the_least_cost(lengths, forward_costs):
+    def cost(batches):
+        return sum(len(batch) * max(lengths[i] for i in batch) + forward_costs for batch in batches)
+
+    found = of_like_length(lengths, forward_costs)
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    cuts = itertools.product([False, True], repeat=max(0, len(lengths) - 1))
+    for cut in cuts if lengths else ():
+        ends = [i + 1 for i, here in enumerate(cut) if here] + [len(lengths)]
+        other = [order[low:high] for low, high in itertools.pairwise([0, *ends])]
+        assert cost(found) <= cost(other)
 
 
 def test_nothing_to_predict():
