@@ -185,6 +185,7 @@ def test_reading_rows_of_like_length_apart_changes_neither_values_nor_gradients(
     torch.testing.assert_close(parts[2], whole[2], atol=1e-5, rtol=1e-5)
     for weight, gradient in gradients(model, *parts[:2]).items():
         torch.testing.assert_close(gradient, expected[weight], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0], atol=1e-5, rtol=1e-5)
 
 
 @given(st.lists(st.integers(0, 30), max_size=8), st.integers(0, 40))

@@ -102,13 +102,14 @@ class Decoder:
         self.row, self.column = torch.tensor(places, device=self.device).T
         source = torch.tensor([home[g] for g in prompts], device=self.device)
         new = (self.row, self.column)
-        self.cache.layers = [x.moved(source, old, new, columns, self.t, self.room) for x in self.cache.layers]
+        seen = self.room if self.fixed else self.t
+        self.cache.layers = [x.moved(source, old, new, columns, self.t, self.room, seen) for x in self.cache.layers]
         index = torch.tensor(prompts, device=self.device)
         own = torch.eye(columns, dtype=torch.bool, device=self.device).repeat(1, self.room)
         shape = (len(prompts), 1, columns, -1)
-        seen = torch.cat([self.prefix.valid[index, None, None].expand(shape), own.expand(shape)], dim=-1)
-        self.mask = torch.zeros(seen.shape, dtype=self.prefix.logits.dtype, device=self.device)
-        self.mask.masked_fill_(~seen, float("-inf"))
+        shown = torch.cat([self.prefix.valid[index, None, None].expand(shape), own.expand(shape)], dim=-1)
+        self.mask = torch.zeros(shown.shape, dtype=self.prefix.logits.dtype, device=self.device)
+        self.mask.masked_fill_(~shown, float("-inf"))
         self.positions = self.prefix.lengths[index, None].expand(-1, columns)
         if self.fixed:
             self.recording = Recording(self, columns)
@@ -223,14 +224,20 @@ class PackedLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def moved(self, source: torch.Tensor, old: tuple, new: tuple, columns: int, t: int, room: int) -> PackedLayer:
-        """A layer of `columns` columns after `t` steps: prompts from rows `source`, samples from `old` to `new`."""
+    def moved(
+        self, source: torch.Tensor, old: tuple, new: tuple, columns: int, t: int, room: int, seen: int
+    ) -> PackedLayer:
+        """A layer of `columns` columns after `t` steps: prompts from rows `source`, samples from `old` to `new`.
+
+        Of its `room` for steps the first `seen` are attended to before they are written.
+        """
         width = self.width
 
         def move(states: torch.Tensor) -> torch.Tensor:
             _, heads, _, size = states.shape
+            fresh = states.new_empty(len(source), heads, width + columns * room, size)
             # Zeros, since a place without a sample is masked, and only finite values can be masked.
-            fresh = states.new_zeros(len(source), heads, width + columns * room, size)
+            fresh[:, :, width : width + columns * seen] = 0.0
             fresh[:, :, :width] = states[source, :, :width]
             if t:
                 before = states[:, :, width:].unflatten(2, (-1, self.columns))

@@ -8,7 +8,7 @@ its gradient equal those of a forward over prompt + completion, at a fraction of
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +26,8 @@ from dartune.models.head import CHUNK_LOGITS, chosen_logprobs, is_sharded, token
 # Any id will do where the mask or the causal order hides the position.
 FILL_ID = 0
 
-# What a forward and backward of few tokens costs more than its tokens do, in tokens (measured: 2**8 on a CPU).
-CPU_FORWARD_COSTS, GPU_FORWARD_COSTS = 2**8, 2**12
+# What one more forward and backward costs beside its tokens, in tokens; on a CPU as measured.
+CPU_FORWARD_COSTS, GPU_FORWARD_COSTS = 2**7, 2**12
 
 Group = tuple[TokenIds, Sequence[TokenIds]]
 
@@ -77,15 +77,23 @@ def group_logprobs(
     prefix = read_prompts(model, [prompt for prompt, _ in groups])
     owner = [g for g, (_, completions) in enumerate(groups) for _ in completions]
     rows = [completion for _, completions in groups for completion in completions]
-    on_cpu = prefix.logits.device.type == "cpu"
-    alike = of_like_length([len(row) for row in rows], CPU_FORWARD_COSTS if on_cpu else GPU_FORWARD_COSTS)
+
+    def read(few: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        few_rows = [rows[i] for i in few]
+        return read_completions(model, prefix, [owner[i] for i in few], few_rows, with_entropy=with_entropy)
+
+    return _read_alike([len(row) for row in rows], prefix.logits.device, read)
+
+
+def _read_alike(
+    lengths: Sequence[int], device: torch.device, read: Callable[[Sequence[int]], tuple]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`read`, of row numbers, on rows of like length together; the results in the rows' own order."""
+    costs = CPU_FORWARD_COSTS if device.type == "cpu" else GPU_FORWARD_COSTS
+    alike = of_like_length(lengths, costs)
     if len(alike) <= 1:
-        return read_completions(model, prefix, owner, rows, with_entropy=with_entropy)
-    parts = [
-        read_completions(model, prefix, [owner[i] for i in few], [rows[i] for i in few], with_entropy=with_entropy)
-        for few in alike
-    ]
-    return tuple(map(partial(_in_order, alike), zip(*parts, strict=True)))
+        return read(range(len(lengths)))
+    return tuple(map(partial(_in_order, alike), zip(*map(read, alike), strict=True)))
 
 
 def _in_order(alike: Sequence[Sequence[int]], parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -123,7 +131,7 @@ def of_like_length(lengths: Sequence[int], forward_costs: int) -> list[list[int]
 
 
 def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities, with gradient, of each row's response given its prompt, in one plain forward.
+    """Log-probabilities, with gradient, of each row's response given its prompt, in plain forwards.
 
     Args:
         rows: (prompt, response) token ids; N rows, the longest response of T tokens.
@@ -134,7 +142,14 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
     Raises:
         InputError: an empty prompt, which leaves the first response token without a prediction.
     """
-    return _plain_logprobs(model, rows)[:2]
+    if is_sharded(model):  # all processes must do as many forwards
+        return _plain_logprobs(model, rows)[:2]
+
+    def read(few: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        return _plain_logprobs(model, [rows[i] for i in few])
+
+    lengths = [len(prompt) + len(response) for prompt, response in rows]
+    return _read_alike(lengths, device_of(model), read)[:2]
 
 
 def _plain_logprobs(
