@@ -187,13 +187,20 @@ class Recording:
         return output.logits[self.row, self.column]
 
     def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        # `torch.cuda.graph` would empty the allocator's cache first, which takes longer than many steps.
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.ids.device)
+        stream.wait_stream(torch.cuda.current_stream(self.ids.device))
         try:
-            with torch.cuda.graph(graph):
-                self.logits = self._step()
+            with torch.cuda.stream(stream):
+                graph.capture_begin()
+                try:
+                    self.logits = self._step()
+                finally:
+                    graph.capture_end()
             self.graph = graph
         except RuntimeError as error:
             logger.warning("decoding goes on without a CUDA graph: %s", error)
+        torch.cuda.current_stream(self.ids.device).wait_stream(stream)
 
 
 class PackedLayer(DynamicLayer):
