@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class Decoder:
         self.width, self.t = prefix.valid.shape[1], 0
         plain = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
         self.packed = plain and model.config._attn_implementation in ("sdpa", "eager")
-        self.fixed = self.packed and records(self.device)
+        self.fixed = self.packed and records(self.device) and model not in UNRECORDABLE
         self.row, self.column = torch.arange(len(owner), device=self.device), 0
         if self.packed:
             self.cache = copy.copy(prefix.cache)
@@ -134,6 +135,10 @@ class Decoder:
         return min(range(1, max(groups) + 1), key=cost)
 
 
+UNRECORDABLE: WeakSet[nn.Module] = WeakSet()
+"""Models whose step could not be recorded."""
+
+
 def records(device: torch.device) -> bool:
     """Whether a device gains by steps that are recorded."""
     return device.type == "cuda"
@@ -199,6 +204,7 @@ class Recording:
                     graph.capture_end()
             self.graph = graph
         except RuntimeError as error:
+            UNRECORDABLE.add(self.model)
             logger.warning("decoding goes on without a CUDA graph: %s", error)
         torch.cuda.current_stream(self.ids.device).wait_stream(stream)
 
