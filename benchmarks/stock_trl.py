@@ -102,6 +102,7 @@ def grpo_trainer(
     steps: int,
     device: str,
     lora_rank: int | None = None,
+    at_once: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> GRPOTrainer:
     """The trainer.
@@ -115,7 +116,7 @@ def grpo_trainer(
 
     on_gpu = device == "cuda"
     rollouts = questions * group
-    at_once = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= (GPU_ROLLOUTS_AT_ONCE if on_gpu else n))
+    batch = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= (at_once or n))
     data = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
     lora = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear") if lora_rank else None
     return GRPOTrainer(
@@ -128,8 +129,8 @@ def grpo_trainer(
         args=GRPOConfig(
             output_dir=output,
             max_steps=steps,
-            per_device_train_batch_size=at_once,
-            gradient_accumulation_steps=rollouts // at_once,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=rollouts // batch,
             num_generations=group,
             max_completion_length=max_new_tokens,
             learning_rate=learning_rate,
