@@ -42,7 +42,7 @@ NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Bench:
-    """The circumstances of a measurement: `rates` are what the machine reaches at best, `folder` is for what is thrown away."""
+    """The circumstances of a measurement: `rates` are the machine's best, `folder` is for what is thrown away."""
 
     device: str
     rounds: int

@@ -37,8 +37,8 @@ def flops(model: nn.Module, work: Work) -> float:
 def rl_flops(model: nn.Module, asked: float, read: float, generated: float, lora: bool) -> float:
     """Operations of a step of mapper training, each prompt read once.
 
-    Sampling, the target's view, the start's view, and the update: a forward, and a backward of twice as much, or as much
-    where only an adapter is trained.
+    Sampling, the target's view, the start's view, and the update: a forward, and a backward of twice as much, or of as
+    much where only an adapter is trained.
 
     Args:
         asked: tokens of the step's requests for a rewrite; read: of its questions alone; generated: of its rollouts.
@@ -48,8 +48,10 @@ def rl_flops(model: nn.Module, asked: float, read: float, generated: float, lora
 
 
 def decode_bytes(model: nn.Module, prompts: Sequence[TokenIds], n: int, new: int) -> float:
-    """Bytes to be read to sample `new` tokens `n` times a prompt: per step all weights, every prompt's keys and values once,
-    and every sample's own."""
+    """Bytes that have to be read to sample `new` tokens `n` times a prompt.
+
+    A step reads all weights, every prompt's keys and values once, and every sample's own.
+    """
     config = model.config.get_text_config()
     size = next(model.parameters()).element_size()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,7 +1,7 @@
 """What is measured on: models of several shapes, and questions with demonstrations for them.
 
-`lab` are the shipped models and their data as they are. The others have random weights and read texts of the lab's world;
-how long their texts get is set by `end_after`, so that contenders generate alike.
+`lab` are the shipped models and their data as they are. The others have random weights and read texts of the lab's
+world; how long their texts get is set by `end_after`, so that contenders generate alike.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ SHAPES = {
     ),
     "0.6B": REAL_SHAPES["Qwen3-0.6B"],
 }
-SHAPES["0.6B"].max_position_embeddings = 4096
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +28,14 @@ Work = Callable[[], Mapping[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One round: how long it took, by how much memory grew at most (bytes, None where that is not told), its facts."""
+    """One round: how long it took, how long processors worked in this process, by how much memory grew at most, its facts.
+
+    Memory is in bytes, None where the system does not tell. Where processors worked for less time than a round on a CPU
+    took, something else had them.
+    """
 
     seconds: float
+    processor: float
     peak: int | None
     facts: Mapping[str, Any]
 
@@ -53,11 +58,11 @@ def by_turns(contenders: Mapping[str, Work], device: str, rounds: int, budget: f
 def one_turn(work: Work, device: str) -> Turn:
     gc.collect()
     before = _forget_peak(device)
-    start = time.perf_counter()
+    start, started = time.perf_counter(), time.process_time()
     facts = work()
     _wait(device)
-    seconds = time.perf_counter() - start
-    return Turn(seconds, None if before is None else max(0, _peak(device) - before), facts or {})
+    seconds, processor = time.perf_counter() - start, time.process_time() - started
+    return Turn(seconds, processor, None if before is None else max(0, _peak(device) - before), facts or {})
 
 
 def compared(turns: Mapping[str, Sequence[Turn]], ours: str = "dartune") -> dict[str, Any]:
@@ -67,6 +72,7 @@ def compared(turns: Mapping[str, Sequence[Turn]], ours: str = "dartune") -> dict
         peaks = [turn.peak for turn in rounds if turn.peak is not None]
         found[name] = {
             "seconds": [turn.seconds for turn in rounds],
+            "processor_seconds": [turn.processor for turn in rounds],
             "peak_bytes": max(peaks) if peaks else None,
             **{key: [turn.facts[key] for turn in rounds] for key in rounds[0].facts},
         }
@@ -172,8 +178,15 @@ def machine(device: str) -> dict[str, Any]:
         "device": name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: _version(package) for package in PACKAGES},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _processor() -> str:

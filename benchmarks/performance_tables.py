@@ -20,6 +20,7 @@ from pages import fill, table  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = {device: ROOT / "results" / f"speed-{device}.json" for device in ("cpu", "gpu")}
+SCALING = ROOT / "results" / "scaling.json"
 STEP_GOAL = {"cpu": 3.0, "gpu": 2.0}
 SCORE_GOAL, SHARE_GOAL, MEMORY_GOAL, SYNTHESIS_GOAL, START_GOAL = 2.0, 0.8, 1.2, 3.0, 0.5
 NOT_YET = "Not measured yet."
@@ -28,8 +29,8 @@ Part = Mapping[str, Any]
 
 
 def parts(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Every measured part of the page, by name; `found` holds the results by device."""
-    made = {}
+    """Every measured part of the page, by name; `found` holds the results by device, and those of `scaling`."""
+    made = {"scaling": _scaling(found["scaling"]) if "scaling" in found else NOT_YET}
     for device in RESULTS:
         results = found.get(device)
         for name, make in MAKERS.items():
@@ -42,7 +43,8 @@ def write_page() -> None:
 
 
 def load() -> dict[str, Any]:
-    return {device: json.loads(path.read_text("utf-8")) for device, path in RESULTS.items() if path.exists()}
+    paths = RESULTS | {"scaling": SCALING}
+    return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()}
 
 
 def _machine(results: Mapping[str, Any], device: str) -> str:
@@ -99,6 +101,22 @@ def _floors(results: Mapping[str, Any], device: str) -> str:
     return table(("part", "what", "measured", "goal"), rows)
 
 
+def _scaling(results: Mapping[str, Any]) -> str:
+    rows = []
+    for dial in results["dials"].values():
+        for value, point in zip(dial["values"], dial["points"], strict=True):
+            stock, ours = point["stock"], point["dartune"]
+            rows.append(
+                [
+                    f"{value:,} {dial['label']}",
+                    f"{_seconds(stock['seconds'])} / {_seconds(ours['seconds'])}",
+                    f"{stock['seconds'] / ours['seconds']:.2f}",
+                    f"{_size(stock['peak_bytes'])} / {_size(ours['peak_bytes'])}",
+                ]
+            )
+    return table(("dial", "time: stock / dartune", "times as fast", "memory: stock / dartune"), rows)
+
+
 MAKERS = {"machine": _machine, "ratios": _ratios, "floors": _floors}
 
 
@@ -120,9 +138,16 @@ def console(name: str, part: Part) -> str:
         return f"{name}: {part['median']:.3f} s ({part['min']:.3f} to {part['max']:.3f})"
     told = [f"{name}: dartune {_seconds(median(part['dartune']['seconds']))}"]
     told += [f"{who} x{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for who, r in part["ratios"].items()]
-    told += [f"{key} {part[key]:.3g}" for key in ("share_of_peak", "share_of_bandwidth", "peak_over_layers") if part.get(key)]
+    told += [f"by processor time x{_worked(part, 'stock') / _worked(part, 'dartune'):.2f}"]
+    told += [
+        f"{key} {part[key]:.3g}" for key in ("share_of_peak", "share_of_bandwidth", "peak_over_layers") if part.get(key)
+    ]
     told += [f"peaks {_size(part['dartune']['peak_bytes'])}, stock {_size(part['stock']['peak_bytes'])}"]
     return ", ".join(told)
+
+
+def _worked(part: Part, who: str) -> float:
+    return median(part[who]["processor_seconds"])
 
 
 def _seconds(value: float) -> str:

@@ -1,6 +1,6 @@
 """dartune against what a user would otherwise run, and against the machine: everything in one process, by turns.
 
-    python benchmarks/speed.py                   one CPU core: results/speed-cpu.json, and the tables of docs/performance.md
+    python benchmarks/speed.py                   one CPU core: results/speed-cpu.json, tables of docs/performance.md
     python benchmarks/speed.py --device cuda     the same on a GPU: results/speed-gpu.json
     python benchmarks/speed.py --quick step-1M   these parts only, few rounds; nothing is written
 
@@ -34,7 +34,7 @@ from dartune.rewards.checker import AnswerChecker  # noqa: E402
 from dartune.run import atomic_write_json  # noqa: E402
 
 ROUNDS, BUDGET = 5, 75.0  # rounds and seconds of a part, its warm-up not counted
-GPU_ROUNDS, GPU_BUDGET, GPU_LIMIT = 4, 14.0, 200.0
+GPU_ROUNDS, GPU_BUDGET, GPU_LIMIT = 4, 14.0, 150.0
 Part = Callable[[Bench], dict[str, Any]]
 
 
@@ -50,9 +50,9 @@ def cpu_parts(load: Callable[[str], Load]) -> dict[str, Part]:
         "score-1M": lambda b: scoring(b, load("1M"), 12, 8),
         "score-5M": lambda b: scoring(b, load("5M"), 12, 8),
         "score-150k": lambda b: scoring(b, load("150k"), 2, 8),
-        "synthesis-lab": lambda b: sampling(b, load("lab"), 64, 4, new=128, at_once=16),
-        "synthesis-5M": lambda b: sampling(b, load("5M"), 32, 4, new=128, at_once=16, mean_length=40),
-        "evaluation-lab": lambda b: evaluation(b, load("lab"), 128, new=160, at_once=32),
+        "synthesis-lab": lambda b: sampling(b, load("lab"), 64, 4, new=128, at_once=32),
+        "synthesis-5M": lambda b: sampling(b, load("5M"), 32, 4, new=128, at_once=32, mean_length=40),
+        "evaluation-lab": lambda b: evaluation(b, load("lab"), 128, new=160, at_once=64),
         "sft-1M": lambda b: sft_step(b, load("1M"), 16),
         "sft-5M": lambda b: sft_step(b, load("5M"), 16),
     }
@@ -66,7 +66,7 @@ def gpu_parts(load: Callable[[str], Load], shape: str) -> dict[str, Part]:
         f"sampling-{shape}": lambda b: sampling(b, load(shape), 12, 8, new=64, at_once=12),
         f"step-{shape}-lora-12x8": lambda b: rl_step(b, load(shape), 12, 8, 64, lora=True),
         f"sft-{shape}": lambda b: sft_step(b, load(shape), 64),
-        f"synthesis-{shape}": lambda b: sampling(b, load(shape), 64, 4, new=128, at_once=32, mean_length=40),
+        f"synthesis-{shape}": lambda b: sampling(b, load(shape), 64, 4, new=128, at_once=64, mean_length=40),
         f"step-{shape}-full-8x16": lambda b: rl_step(b, load(shape), 8, 16, 64),
         f"evaluation-{shape}": lambda b: evaluation(b, load(shape), 64, new=64, at_once=64),
         "start-up": start_up,

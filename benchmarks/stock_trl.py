@@ -2,12 +2,12 @@
 
     python benchmarks/stock_trl.py --steps 20
 
-The mapper rewrites demonstrations; a rewrite with the right answer earns what it gains in log-probability under the frozen
-target. Nothing here knows of dartune but the lab's models and questions, which `main` trains on.
+The mapper rewrites demonstrations; a rewrite with the right answer earns what it gains in log-probability under the
+frozen target. Of dartune, only the lab's models and questions are used, which `main` trains on.
 
-Settings are those that were fastest here among what TRL and transformers document: float32 and no gradient checkpointing
-on a CPU (TRL's defaults, bfloat16 and checkpointing, are slower there), bfloat16 on a GPU, one batch for all rollouts of a
-step where memory allows. vLLM is not used.
+Settings are what is fastest for each device. On a CPU: float32, no gradient checkpointing (TRL's defaults, bfloat16
+and checkpointing, are slower there), few rollouts a forward and backward. On a GPU: bfloat16, many rollouts, no
+checkpointing. All of a step's rollouts are sampled as one batch. vLLM is not used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 SCORED_AT_ONCE = 32
-GPU_ROLLOUTS_AT_ONCE = 64
+ROLLOUTS_AT_ONCE = {"cpu": 8, "cuda": 64}
 NUMBER = re.compile(r"-?\d+")
 
 
@@ -72,8 +72,8 @@ class AlignmentReward:
         self.generated_tokens += sum(map(len, completion_ids))
         scores = score(self.target, self.tokenizer, list(map(self._prompt, question)), completion_ids)
         rewards = []
-        for one, total, row, right in zip(completions, scores, zip(question, solution, strict=True), answer, strict=True):
-            length, before = self.source[row]
+        sources = [self.source[row] for row in zip(question, solution, strict=True)]
+        for one, total, (length, before), right in zip(completions, scores, sources, answer, strict=True):
             numbers = NUMBER.findall(one[0]["content"])
             correct = bool(numbers) and numbers[-1] == right
             rewards.append(max(0.0, (total - before) / length) if correct else 0.0)
@@ -111,12 +111,14 @@ def grpo_trainer(
         policy: folder of the model to train.
         target: the frozen model that scores.
         rows: prompt (what the mapper is asked), question, solution, answer.
+        at_once: most rollouts of a forward and backward.
     """
     from peft import LoraConfig
 
     on_gpu = device == "cuda"
     rollouts = questions * group
-    batch = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= (at_once or n))
+    most = at_once or ROLLOUTS_AT_ONCE[device]
+    batch = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= most)
     data = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
     lora = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear") if lora_rank else None
     return GRPOTrainer(
