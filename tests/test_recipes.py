@@ -17,20 +17,20 @@ from fixtures_templates import family_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAND_INS = {  # recipe -> architecture, chat template, a row of its data set's layout
-    "gsm8k-qwen3-0.6b": ("qwen3", "chatml", lambda q, steps, a: {"question": q, "answer": f"{steps}\n#### {a}"}),
+    "gsm8k-qwen3-0.6b": ("qwen3", "qwen3", lambda q, steps, a: {"question": q, "answer": f"{steps}\n#### {a}"}),
     "math-llama3-8b-lora": (
         "llama",
-        "llama3",
+        "llama3.1",
         lambda q, steps, a: {"problem": q, "solution": f"{steps} So it is $\\boxed{{{a}}}$.", "answer": str(a)},
     ),
     "own-data": (
         "gemma3",
-        "gemma",
+        "gemma3",
         lambda q, steps, a: {"question": q, "solution": f"{steps} The answer is {a}."},
     ),
     "code-qwen3-1.7b": (
         "qwen3",
-        "chatml",
+        "qwen3",
         lambda q, steps, a: {
             "text": q,
             "code": f"def pens():\n    # {steps}\n    return {a}",
@@ -56,8 +56,9 @@ def stand_in(name, folder):
     """A tiny model and a small file such as the recipe's own."""
     architecture, template, row = STAND_INS[name]
     tokenizer = family_tokenizer(template)
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    model = tiny_model(architecture, len(tokenizer), pad=0, eos=end, bos=tokenizer.bos_token_id, context=4096)
+    model = tiny_model(
+        architecture, len(tokenizer), pad=0, eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id, context=4096
+    )
     save_model(model, tokenizer, folder / "target")
     data = folder / "data.jsonl"
     with data.open("w") as stream:
