@@ -1,10 +1,12 @@
-# make demo | test | lint | docs | clean      PYTHON=python3.12 picks another interpreter
+# make install | demo | test | lint | docs | clean      PYTHON=python3.12 picks another interpreter
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: install demo test lint docs clean
+
+install: $(VENV)/runtime.done
 
 demo: $(VENV)/runtime.done
 	$(BIN)/dartune demo

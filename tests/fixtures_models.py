@@ -62,6 +62,52 @@ def byte_tokenizer(chat: bool = True, *, bos: bool = False, eos: bool = True, me
     return tokenizer
 
 
+def sentencepiece_tokenizer(prefix: str):
+    """A tokenizer as converted from SentencePiece: blanks are `▁`, unknown characters bytes, `<s>` in front.
+
+    Args:
+        prefix: where text gets a `▁` in front that is not in it: "first" at the start of the whole text only, "always"
+            behind special tokens too (as older conversions do), "never".
+    """
+    from string import ascii_letters, digits, punctuation
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    bytes_ = [f"<0x{index:02X}>" for index in range(256)]
+    words = ["<unk>", "<pad>", "<s>", *bytes_, "▁", *ascii_letters, *digits, *punctuation, "▁t", "he", "▁the", "▁▁"]
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "▁")]
+    model = models.BPE(
+        vocab={word: index for index, word in enumerate(words)},
+        merges=merges,
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    backend = Tokenizer(model)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if prefix == "first":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        prepended = [normalizers.Prepend("▁")] if prefix == "always" else []
+        backend.normalizer = normalizers.Sequence([*prepended, normalizers.Replace(" ", "▁")])
+    if prefix != "never":
+        stripped = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        backend.decoder = decoders.Sequence(stripped)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        bos_token="<s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_max_length=1_000_000,
+    )
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
 def tiny_model(
     architecture: str,
     vocab_size: int,

@@ -1,6 +1,7 @@
 """The adapted data set: no row is lost, it loads with `datasets` and trains with a stock trainer."""
 
 import json
+import re
 
 import pytest
 
@@ -77,11 +78,13 @@ def test_a_view_without_rows_is_left_out_and_the_other_still_loads(tmp_path):
     folder = write_adapted(tmp_path / "adapted", rows, provenance_note={})
     assert len(cached(tmp_path)) == 2
     assert not (folder / "success_only.parquet").exists()
-    assert "no rows here" in (folder / "README.md").read_text()
+    said = (folder / "README.md").read_text()
+    assert "no rows here" in said and re.findall(r'load_dataset\("[^"]*", "(\w+)"', said) == ["keep_original"]
     with pytest.raises(ValueError, match="success_only"):
         cached(tmp_path, "success_only")
     dropped = write_adapted(tmp_path / "none", [row(0, "dropped")], provenance_note={})
     assert len(read_adapted(dropped)) == 1 and not list(dropped.glob("*.parquet"))
+    assert "load_dataset(" not in (dropped / "README.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

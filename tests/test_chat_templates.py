@@ -24,7 +24,7 @@ def special(tokenizer, ids):
 
 
 @each_family
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=TEXT)
 def test_trained_tokens_are_the_response_and_its_end(name, text):
     renderer = Renderer(TOKENIZERS[name])
@@ -34,7 +34,7 @@ def test_trained_tokens_are_the_response_and_its_end(name, text):
 
 
 @each_family
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=TEXT, system=TEXT)
 def test_text_in_a_prompt_stays_text(name, text, system):
     """Whatever the data say, the prompt has the special tokens of the template alone, and all of the text."""
@@ -49,22 +49,53 @@ def test_text_in_a_prompt_stays_text(name, text, system):
     assert system is None or system.strip() in shown
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].template])
+def conversation(renderer, *turns, **options):
+    """Ids of a whole conversation, by the tokenizer's own means; the template has the renderer's fixed date."""
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return renderer.tokenizer.apply_chat_template(messages, chat_template=renderer.template, **options)["input_ids"]
+
+
+# Older SentencePiece conversions put a blank of their own in front of the one in the template.
+@pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n].template and n != "mistral-legacy"])
 @settings(max_examples=60, deadline=None)
 @given(
-    st.text(st.characters(codec="utf-8", exclude_characters="<|>[]{}"), min_size=1, max_size=40).map(
+    st.text(st.characters(codec="utf-8", exclude_characters="<|>[]{}▁"), min_size=1, max_size=40).map(
         "the {} end".format
     )
 )
 def test_prompt_and_response_are_how_the_template_writes_the_conversation(name, solution):
-    tokenizer = TOKENIZERS[name]
-    renderer = Renderer(tokenizer)
-    conversation = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": solution}]
-    whole = tokenizer.apply_chat_template(conversation)["input_ids"]
+    renderer = Renderer(TOKENIZERS[name])
+    whole = conversation(renderer, ("user", "How many?"), ("assistant", solution))
     ids = renderer.prompt_ids("How many?") + renderer.response_ids(solution)
     assert whole[: len(ids)] == ids
 
 
+@pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n].template and FAMILIES[n].system])
+def test_a_system_prompt_stands_in_the_prompt_that_generation_uses(name):
+    """Also where the template forgets it as soon as an assistant has answered, as Mistral's do."""
+    renderer = Renderer(TOKENIZERS[name], "Be brief.")
+    prompt = renderer.prompt_ids("How many?")
+    used = conversation(renderer, ("system", "Be brief."), ("user", "How many?"), add_generation_prompt=True)
+    shown, theirs = (TOKENIZERS[name].decode(ids) for ids in (prompt, used))
+    if "think" in theirs or name == "qwen3":  # unless the solutions think, a thought is closed, or not opened at all
+        shown, theirs = shown.removesuffix("<think>\n\n</think>\n\n"), theirs.removesuffix("<think>\n")
+        assert shown == theirs
+    else:
+        assert prompt == used
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3-thinking", "deepseek-r1"])
+def test_a_thought_of_the_solution_is_opened_once(name):
+    renderer = Renderer(TOKENIZERS[name], thinking=True)
+    ids = renderer.prompt_ids("How many?") + renderer.response_ids("<think>\n3 and 4\n</think>\n\nSeven.")
+    generation = conversation(renderer, ("user", "How many?"), add_generation_prompt=True)
+    assert ids[: len(generation)] == generation
+    assert TOKENIZERS[name].decode(ids).count("<think>") == 1
+    if name != "deepseek-r1":  # which leaves thoughts out of conversations
+        whole = conversation(renderer, ("user", "How many?"), ("assistant", "<think>\n3 and 4\n</think>\n\nSeven."))
+        assert whole[: len(ids)] == ids
+
+
 def test_a_system_prompt_that_a_family_refuses_is_an_input_error():
     with pytest.raises(InputError, match="leave target.system_prompt out"):
-        Renderer(TOKENIZERS["gemma"], "Be brief.")
+        Renderer(TOKENIZERS["gemma2"], "Be brief.")

@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 from dartune import __version__
-from dartune.cli import demo_recipe, main, split_overrides
+from dartune.cli import main, split_overrides
 from dartune.errors import SHOWN_PROBLEMS, InputError, MachineError
+from dartune.recipe import SHIPPED
 from dartune.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,20 @@ def test_without_a_recipe_the_defaults_for_own_data_apply(pipeline):
 def test_demo_is_the_lab_recipe_of_the_package(pipeline):
     assert main(["demo", "--mapper.steps", "2"]) == 0
     assert (pipeline.calls[0][1].name, pipeline.calls[0][1].mapper.steps) == ("lab", 2)
-    assert demo_recipe().read_text() == (ROOT / "recipes/lab.yaml").read_text()
+    assert (SHIPPED / "lab.yaml").read_text() == (ROOT / "recipes/lab.yaml").read_text()
+
+
+def test_a_shipped_recipe_goes_by_its_name_unless_there_is_such_a_file(pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "lab"]) == 0
+    assert main(["check", "lba"]) == 2
+    assert "there is no recipe lba, did you mean lab?" in capsys.readouterr().err
+    assert main(["check", "nothing-like-it"]) == 2
+    assert "shipped with dartune: code-qwen3-1.7b, gsm8k-qwen3-0.6b, lab, " in capsys.readouterr().err
+    assert main(["check", "somewhere/lab"]) == 2
+    Path("lab").write_text("name: mine\ndata: {path: 'lab:values'}\ntarget: {path: 'lab:equations'}")
+    assert main(["check", "lab"]) == 0
+    assert [config.name for _, config in pipeline.calls] == ["lab", "mine"]
 
 
 def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
@@ -207,6 +221,7 @@ import sys, time, types
 from pathlib import Path
 import dartune
 from dartune.cli import main
+from dartune.recipe import SHIPPED
 from dartune.run import Run
 
 def work(out):

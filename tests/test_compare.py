@@ -43,6 +43,17 @@ def test_gaps_are_shown_for_every_run_and_for_all(tmp_path, capsys):
     assert "alignment of the data" in said
 
 
+def test_a_run_that_adapted_nothing_has_no_alignment_after_it(tmp_path):
+    first, second = finished_run(tmp_path / "one"), finished_run(tmp_path / "two")
+    path = second / "report" / "results.json"
+    results = json.loads(path.read_text())
+    for data in results["adapted"]["dart"].values():
+        data["alignment_after"] = None
+    path.write_text(json.dumps(results))
+    said = compare([first, second]).partition("alignment of the data")[2].splitlines()
+    assert said[2].split()[0] == "two" and said[2].split()[-1] == "-" and said[1].split()[-1] != "-"
+
+
 def test_runs_that_asked_other_questions_are_refused(tmp_path):
     first = finished_run(tmp_path / "one")
     other = finished_run(tmp_path / "two", rename=lambda key: f"other-{key}")

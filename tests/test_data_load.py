@@ -267,6 +267,13 @@ def test_hub_addresses_and_their_errors(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(load_demonstrations("hub:openai/gsm8k:main@v1", split="test")) == 2
     assert asked == [(("openai/gsm8k", "main"), {"revision": "v1", "split": "test"})]
+    for address, (config, revision) in {
+        "hub:openai/gsm8k#dev": (None, None),
+        "hub:openai/gsm8k:main#dev": ("main", None),
+        "hub:openai/gsm8k:main@v1#dev": ("main", "v1"),
+    }.items():
+        load_demonstrations(address, split="train")
+        assert asked[-1] == (("openai/gsm8k", config), {"revision": revision, "split": "dev"})
 
     def fail(error):
         def load_dataset(*args, **kwargs):

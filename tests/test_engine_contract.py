@@ -12,13 +12,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.adapter import add_lora
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.vllm_engine import VLLMEngine
+from fixtures_models import byte_tokenizer, tiny_model
 from fixtures_vllm import Stub, serving
-from test_shared_prefix import make
 
 URL, FOLDER = os.environ.get("DARTUNE_VLLM_URL"), os.environ.get("DARTUNE_VLLM_MODEL")
 TOLERANCE = float(os.environ.get("DARTUNE_VLLM_TOLERANCE", "1e-4"))  # nats
@@ -31,10 +32,20 @@ def spec(**changes):
 
 
 @pytest.fixture(scope="module")
-def model():
+def renderer():
+    """Text for the model."""
+    if not URL:
+        return Renderer(byte_tokenizer())
+    from transformers import AutoTokenizer
+
+    return Renderer(AutoTokenizer.from_pretrained(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def model(renderer):
     """What the server serves, in fp32."""
     if not URL:
-        return make("llama")
+        return tiny_model("llama", len(renderer.tokenizer), pad=0, eos=1).eval()
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
@@ -103,7 +114,7 @@ def test_every_stop_token_ends_a_sample(engine):
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_tokens_are_drawn_from_the_whole_distribution(engine, model, temperature):
-    n, prompt = 1000, [5, 6, 7]
+    n, prompt = 2000, [5, 6, 7]
     (group,) = engine.generate([prompt], spec(n=n, max_new_tokens=1, stop_ids=(), temperature=temperature))
     with torch.no_grad():
         expected = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(dim=-1) * n
@@ -122,6 +133,21 @@ def test_a_seed_decides_and_equal_prompts_are_sampled_independently(engine):
     assert again[0] == again[1] != again[2]
     assert again[0][0] != again[0][2]
     assert engine.generate([], spec()) == [] and engine.score([]) == []
+
+
+@pytest.mark.parametrize("text", ["naïve Größe: 3\u202f½", "日本語で 7 個", "👩‍🔬🙂", "a\x00b\u200b", ""])
+def test_text_of_any_script_and_no_text_are_scored_and_cut_anywhere(engine, model, renderer, text):
+    prompt, response = renderer.prompt_ids(f"Say: {text}"), renderer.response_ids(text)
+    (row,) = engine.score([(prompt, response)])
+    assert row == pytest.approx(logprobs(model, prompt, response), abs=TOLERANCE)
+    (greedy,) = engine.generate([prompt], spec(temperature=0.0, n=1, stop_ids=()))
+    ends = greedy[0].ids[0]
+    (empty,) = engine.generate([prompt], spec(temperature=0.0, n=1, stop_ids=(ends,)))
+    assert (empty[0].ids, empty[0].finish) == ((ends,), "stop")  # nothing but its end
+    for length in range(1, len(response) + 1):  # inside a character, too
+        (cut,) = engine.score([(prompt, response[:length])])
+        assert cut == pytest.approx(row[:length], abs=TOLERANCE)
+        assert isinstance(renderer.decode(response[:length]), str)
 
 
 def test_everything_that_cannot_be_read_is_named_at_once(engine):

@@ -11,26 +11,26 @@ import yaml
 from dartune.cli import main, split_overrides
 from dartune.config import load_config
 from dartune.models.loading import save_model
-from dartune.run import read_jsonl
+from dartune.run import read_jsonl, write_jsonl
 from fixtures_models import tiny_model
 from fixtures_templates import family_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAND_INS = {  # recipe -> architecture, chat template, a row of its data set's layout
-    "gsm8k-qwen3-0.6b": ("qwen3", "chatml", lambda q, steps, a: {"question": q, "answer": f"{steps}\n#### {a}"}),
+    "gsm8k-qwen3-0.6b": ("qwen3", "qwen3", lambda q, steps, a: {"question": q, "answer": f"{steps}\n#### {a}"}),
     "math-llama3-8b-lora": (
         "llama",
-        "llama3",
+        "llama3.1",
         lambda q, steps, a: {"problem": q, "solution": f"{steps} So it is $\\boxed{{{a}}}$.", "answer": str(a)},
     ),
     "own-data": (
         "gemma3",
-        "gemma",
+        "gemma3",
         lambda q, steps, a: {"question": q, "solution": f"{steps} The answer is {a}."},
     ),
     "code-qwen3-1.7b": (
         "qwen3",
-        "chatml",
+        "qwen3",
         lambda q, steps, a: {
             "text": q,
             "code": f"def pens():\n    # {steps}\n    return {a}",
@@ -53,24 +53,30 @@ SMALLER = [
 
 
 def stand_in(name, folder):
-    """A tiny model and a small file such as the recipe's own."""
+    """A tiny model and small files such as the recipe's own: flags that name them, and the suites to expect."""
     architecture, template, row = STAND_INS[name]
     tokenizer = family_tokenizer(template)
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    model = tiny_model(architecture, len(tokenizer), pad=0, eos=end, bos=tokenizer.bos_token_id, context=4096)
+    model = tiny_model(
+        architecture, len(tokenizer), pad=0, eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id, context=4096
+    )
     save_model(model, tokenizer, folder / "target")
-    data = folder / "data.jsonl"
-    with data.open("w") as stream:
-        for i in range(2, 32):
+    for part, numbers in (("data", range(2, 32)), ("test", range(40, 44))):
+        rows = []
+        for i in numbers:
             steps = f"Each of the {i} boxes holds 3 pens, that is {i} * 3 = {3 * i} pens."
-            stream.write(json.dumps(row(f"{i} boxes hold 3 pens each. How many pens?", steps, 3 * i)) + "\n")
-    return ["--data.path", str(data), "--target.path", str(folder / "target"), "--output", str(folder / "run")]
+            rows.append(row(f"{i} boxes hold 3 pens each. How many pens?", steps, 3 * i))
+        write_jsonl(folder / f"{part}.jsonl", rows)
+    places = {"data.path": "data.jsonl", "target.path": "target", "output": "run"}
+    suites = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["evaluate"].get("suites") or {}
+    places |= {f"evaluate.suites.{suite}": "test.jsonl" for suite in suites}
+    flags = [word for key, file in places.items() for word in (f"--{key}", str(folder / file))]
+    return flags, list(suites) or ["in_distribution"]
 
 
 @pytest.mark.parametrize("name", STAND_INS)
 def test_a_recipe_is_checked_and_takes_five_steps(name, tmp_path, capsys):
-    recipe, places = str(RECIPES / f"{name}.yaml"), stand_in(name, tmp_path)
-    assert main(["check", recipe, *places[:4]]) == 0
+    recipe, (places, suites) = str(RECIPES / f"{name}.yaml"), stand_in(name, tmp_path)
+    assert main(["check", recipe, *places]) == 0
     said = capsys.readouterr().out
     assert "have a checkable answer" in said and "mapper: about" in said
     assert main(["run", recipe, *places, *SMALLER]) == 0
@@ -81,6 +87,7 @@ def test_a_recipe_is_checked_and_takes_five_steps(name, tmp_path, capsys):
     assert (stages / "mapper-s0" / "model" / f"{weights}.safetensors").exists()
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     assert results["arms"] == settings.get("arms", ["base", "sft", "dart"])
+    assert [suite["name"] for suite in results["suites"]] == suites
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

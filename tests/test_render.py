@@ -199,7 +199,10 @@ def test_without_any_end_token_the_message_says_what_to_do():
             "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
             "leaves out the assistant's text",
         ),
-        ("{{ messages[0].content }}{{ messages[-1].content }}", "leaves out the question"),
+        (
+            "{{ messages[0].content }}{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }}{% endif %}",
+            "leaves out the question",
+        ),
     ],
 )
 def test_a_template_that_drops_or_refuses_text_is_an_input_error(template, message):

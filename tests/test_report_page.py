@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from dartune.report import build_results, write_report
 from dartune.report.plots import draw_plots, standalone
-from fixtures_report import HOSTILE, Page, adapted_row, evaluations, example, full, page_of
+from fixtures_report import HOSTILE, Page, adapted_row, evaluations, example, full, metrics, page_of
 
 # the page
 
@@ -35,6 +35,26 @@ def test_the_page_shows_everything_that_was_measured(tmp_path):
     assert sum(tag == "svg" for tag, _ in page.tags) == 7
     assert "Single training seed" not in page.text
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_an_arm_without_anything_to_train_on_is_said_at_the_top(tmp_path):
+    said = "No row was adapted for dart (seed 1): it had nothing to train on and is the untouched target."
+    rows = {0: [adapted_row(0, "natural"), adapted_row(1, "original")], 1: [adapted_row(0, "original")] * 2}
+    page = Page(page_of(full(seeds=(0, 1), adapted={"dart": rows}, input_rows=2), tmp_path)).text
+    assert said in page and page.index(said) < page.index("Final answer correct")
+    assert "it had nothing to train on" not in Page(page_of(full(), tmp_path)).text
+
+
+def test_ticks_of_a_plot_are_whole_steps_and_costs_far_apart_do_not_crowd():
+    results = full(mapper_metrics={"dart": {0: metrics(steps=4)}})
+    results["costs"]["arms"] = {
+        arm: {"total": {"flops": flops}} for arm, flops in zip(results["arms"], (7e8, 2e11, 2.1e11), strict=True)
+    }
+    plots = draw_plots(results)
+    steps = [text for text in re.findall(r">([^<>]+)</text>", plots["reward"]) if re.fullmatch(r"[\d.]+", text)]
+    assert {"1", "2", "3", "4"} <= set(steps) and "1.5" not in steps
+    ticks = re.findall(r">(\de\+\d\d)</text>", plots["cost"])
+    assert ticks and all(tick.startswith("1e") for tick in ticks)
 
 
 def test_tokens_are_shaded_by_surprise(tmp_path):

@@ -1,5 +1,8 @@
 """What a server may not get away with, and what a client has to outlast."""
 
+import threading
+
+import httpx2
 import pytest
 
 from dartune.errors import InputError, MachineError
@@ -38,6 +41,47 @@ def test_a_dead_server_is_said_to_be_dead(stub):
         engine.score([([5], (6,))])
     with pytest.raises(MachineError, match="does not answer"):
         VLLMEngine(url)
+
+
+def test_a_server_that_only_ever_fails_is_given_up(stub, server):
+    asked = len(stub.requests)
+    stub.faults = [503] * 50
+    with pytest.raises(MachineError, match=rf"HTTP 503.*{vllm_engine.TRIES} tries.*repeat the command"):
+        server.score([([5], (6,))])
+    assert len(stub.faults) == 50 - vllm_engine.TRIES and len(stub.requests) == asked
+
+
+def test_many_prompts_are_asked_few_at_a_time_and_answered_in_order(stub, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "AT_ONCE", 3)
+    under_way = Crowd()
+    with serving(stub) as url:
+        engine = VLLMEngine(url, transport=under_way)
+        pairs = [([5 + i % 7], (6 + i, 7)) for i in range(20)]
+        assert engine.score(pairs) == [engine.score([pair])[0] for pair in pairs]
+        prompts = [[5 + i] for i in range(20)]
+        found = engine.generate(prompts, spec(temperature=0.0, n=1))
+        assert found == [engine.generate([prompt], spec(temperature=0.0, n=1))[0] for prompt in prompts]
+        engine.close()
+    assert under_way.most == 3
+
+
+class Crowd(httpx2.HTTPTransport):
+    """Counts the requests that are under way at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def handle_request(self, request):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            return super().handle_request(request)
+        finally:
+            with self.lock:
+                self.now -= 1
 
 
 def test_a_refusal_is_passed_on_at_once(stub, server):

@@ -162,7 +162,7 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
                 describe=job.describe,
                 probe=probe,
                 policy=partial(models.policy, stage_folder=out),
-                on_step=job.tracking.follow(name, out, told_if_stuck(job.run.log, progress)),
+                on_step=job.tracking.follow(name, out, told_if_stuck(job.run.log, progress, out)),
             )
         models.keep(model, out)
         return cost
@@ -170,8 +170,13 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
     job.run.stage(name, stage_inputs, work)
 
 
-def told_if_stuck(say: Callable[[str], None], progress: Progress) -> Callable[[int, dict[str, Any]], None]:
-    """A step callback that follows the progress and says, once, when the first steps have nothing to learn from."""
+def told_if_stuck(
+    say: Callable[[str], None], progress: Progress, folder: Path
+) -> Callable[[int, dict[str, Any]], None]:
+    """A step callback that follows the progress and says, once, when the first steps have nothing to learn from.
+
+    `folder` is the stage's, where samples can be read.
+    """
     shown = follow(progress, "reward", "gate_pass", "alignment_after")
     first: list[dict[str, Any]] = []
 
@@ -180,22 +185,24 @@ def told_if_stuck(say: Callable[[str], None], progress: Progress) -> Callable[[i
         if len(first) < STUCK_STEPS:
             first.append(row)
             if len(first) == STUCK_STEPS and all(one["zero_variance"] == 1 for one in first):
-                say(f"The first {STUCK_STEPS} steps had rewards that are all alike: nothing to learn. {_why(first)}")
+                why = _why(first, folder)
+                say(f"The first {STUCK_STEPS} steps had rewards that are all alike: nothing to learn. {why}")
 
     return step_done
 
 
-def _why(rows: Sequence[Mapping[str, Any]]) -> str:
+def _why(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
     if any(row["gate_pass"] for row in rows):
         return (
             "Rewrites pass the gates, but none is worth more than its demonstration to the target: the mapper's start "
             "does not write as the target does. Take one that does (mapper.path: null is the target itself)."
         )
     failing = {gate: mean(1 - row["gates"][gate] for row in rows) for gate in rows[0]["gates"]}
-    worst = sorted(failing, key=failing.__getitem__, reverse=True)[:3]
+    worst = [gate for gate in sorted(failing, key=failing.__getitem__, reverse=True) if failing[gate]][:3]
     return (
-        f"No rewrite passes the gates ({', '.join(f'{100 * failing[gate]:.0f}% fail {gate}' for gate in worst)}). Read "
-        "some in samples.jsonl; an instruction-tuned start, mapper.format_steps or more mapper.max_new_tokens may help."
+        f"No rewrite passes the gates ({', '.join(f'{100 * failing[gate]:.0f}% fail {gate}' for gate in worst)}). "
+        f"Read some in {folder / 'samples.jsonl'}; an instruction-tuned start, mapper.format_steps or more "
+        "mapper.max_new_tokens may help."
     )
 
 

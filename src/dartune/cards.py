@@ -143,7 +143,7 @@ def _header(run: Finished, start: str, licence: str | None, library: str, tag: s
     from huggingface_hub import ModelCardData
 
     data = run.config.data.path
-    hub_id = re.split("[:@]", data.removeprefix("hub:"))[0] if data.startswith("hub:") else None
+    hub_id = re.split("[:@#]", data.removeprefix("hub:"))[0] if data.startswith("hub:") else None
     known = ModelCardData(
         base_model=run.model_name(start) if run.from_hub(start) else None,
         datasets=[hub_id] if hub_id else None,

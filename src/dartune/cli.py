@@ -132,13 +132,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    options.recipe = demo_recipe()
+    from dartune.recipe import SHIPPED
+
+    options.recipe = SHIPPED / "lab.yaml"
     _run(options)
-
-
-def demo_recipe() -> Path:
-    """The lab's recipe, as shipped with the package."""
-    return Path(__file__).parent / "recipes" / "lab.yaml"
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -243,7 +240,7 @@ def build_parser(keys: str | None = None) -> _Parser:
 
     text = "run or continue everything: train the mapper, rewrite, train every arm, test, report"
     made = verb("run", _run, text, "[RECIPE.yaml]")
-    recipe = "a recipe; without one: defaults for --data and --target"
+    recipe = "a recipe, or the name of a shipped one, such as gsm8k-qwen3-0.6b; else defaults for --data and --target"
     made.add_argument("recipe", nargs="?", type=Path, help=recipe)
     made = verb("check", _check, "check data, models and settings; trains nothing", "[RECIPE.yaml]")
     made.add_argument("recipe", nargs="?", type=Path, help=recipe)

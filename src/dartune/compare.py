@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from dartune.errors import InputError
 from dartune.finished import Finished
 from dartune.report import stats
-from dartune.report.adaptation import main_part
+from dartune.report.adaptation import main_part, mean_known
 from dartune.report.results import read_results
 from dartune.report.summary import percent, points_interval, summary_of, tables
 from dartune.run import changes
@@ -116,15 +115,12 @@ def gap(runs: Sequence[Finished], against: str, group: str) -> dict[str, float]:
 
 
 def _distances(runs: Sequence[Finished]) -> list[list[str]]:
-    """How natural the demonstrations were to the target before, and the adapted data after: nats a source token."""
+    """How natural the demonstrations were to the target before, and the adapted data after (-: nothing was adapted):
+    nats a source token."""
     rows = [["alignment of the data", "demonstrations", "adapted"]]
     for run in runs:
         data = list(main_part(run.results["adapted"]).values())
-        if data and all(one["alignment_before"] is not None for one in data):
-            rows.append(
-                [
-                    run.name,
-                    *(f"{mean(one[key] for one in data):.2f}" for key in ("alignment_before", "alignment_after")),
-                ]
-            )
+        if any(one["alignment_before"] is not None for one in data):
+            known = (mean_known(one[f"alignment_{when}"] for one in data) for when in ("before", "after"))
+            rows.append([run.name, *("-" if value is None else f"{value:.2f}" for value in known)])
     return rows if len(rows) > 1 else []

@@ -57,7 +57,9 @@ class DataConfig(Section):
     task: Literal["math", "numeric", "exact", "choice", "code"] = Field(
         "math", description="what kind of answer it has; gym: brings its own (docs/tasks.md)"
     )
-    split: Text = Field("train", description="which split of a folder or Hub data set")
+    split: Text = Field(
+        "train", description="which split of a folder or Hub data set; hub:<owner>/<name>#<split> names its own"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="ours -> theirs, where columns have other names: {question: Problem, answer: Result}",
@@ -243,7 +245,8 @@ class EvaluateConfig(Section):
     """Testing every arm on the same questions."""
 
     suites: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")], Text] = Field(
-        default_factory=dict, description="your own test sets, name -> file or gym:<task>, read like data.path"
+        default_factory=dict,
+        description="your own test sets, name -> file, hub:<owner>/<name>#<split> or gym:<task>, read like data.path",
     )
     questions: Positive = Field(128, description="questions per suite of the lab")
     max_new_tokens: Positive = Field(512, description="most tokens of a solution; a longer one is cut")

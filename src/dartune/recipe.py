@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from dartune.errors import InputError
 
+SHIPPED = Path(__file__).parent / "recipes"
+"""Recipes that come with the package, by name."""
 FLAG_NAMES = {"data": "data.path", "target": "target.path"}
 """Flags that are short for a key."""
 SAID = {
@@ -74,12 +76,19 @@ class Recipe:
         return key
 
 
+def located(path: Path) -> Path:
+    """The file itself or, where there is none, the shipped recipe of that name."""
+    shipped = SHIPPED / f"{path}.yaml"
+    return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
+
+
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file.
+    """The recipe in a YAML file, or the shipped one of that name.
 
     Raises:
         InputError: there is no such file, or it is not a YAML mapping.
     """
+    path = located(path)
     if path.is_dir():
         hint = path / "config.resolved.yaml"
         more = f"; to repeat that run, give {hint}" if hint.exists() else ""
@@ -87,9 +96,10 @@ def read_recipe(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        others = [file.as_posix() for file in path.parent.glob("*.yaml")]
+        shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+        others = [*shipped, *(file.as_posix() for file in path.parent.glob("*.yaml"))]
         close = difflib.get_close_matches(path.as_posix(), others, n=1)
-        meant = f", did you mean {close[0]}?" if close else ""
+        meant = f", did you mean {close[0]}?" if close else f"; shipped with dartune: {', '.join(shipped)}"
         raise InputError(f"there is no recipe {path}{meant}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {error}") from error

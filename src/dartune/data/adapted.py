@@ -72,13 +72,9 @@ solutions, {after} for these.
 
 {views}
 
-```python
-from datasets import load_dataset
-rows = load_dataset("{here}", split="train")                  # success_only
-rows = load_dataset("{here}", "keep_original", split="train")
-```
+{loading}
 
-Both train as they are with any trainer that reads prompt/completion rows, such as `trl.SFTTrainer`;
+They train as they are with any trainer that reads prompt/completion rows, such as `trl.SFTTrainer`;
 {columns}.
 `data.jsonl` lists every input row, dropped ones included, with its reason.
 
@@ -269,9 +265,11 @@ def card(
         if chat
         else "`prompt` and `completion` hold plain text, for a model without a chat template"
     )
+    loads = [f'rows = load_dataset("{HERE}", "{name}", split="train")' for name in VIEWS if filled[name]]
+    loading = "\n".join(["```python", "from datasets import load_dataset", *loads, "```"])
     front_matter = "\n".join(["---", "configs:" if configs else "configs: []", *configs, "---", ""])
     return front_matter + CARD.format(
-        here=HERE,
+        loading=loading if loads else "Neither has rows.",
         shares=shares,
         n_input=counts["input"],
         before=before,

@@ -44,9 +44,9 @@ def load_demonstrations(
 
     Args:
         path: a .jsonl, .json, .csv or .parquet file; a folder of such files or one written by
-            `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>]`, the only form that
-            uses the network.
-        split: which split of a folder or Hub data set.
+            `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the only form
+            that uses the network.
+        split: which split of a folder, or of a Hub data set whose address names none.
         columns: our field -> their column, for any of `FIELDS`.
         limit: read the first so many rows only.
 

@@ -14,7 +14,9 @@ from dartune.errors import InputError, MachineError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LONGEST_FIELD = 2**31 - 1
 SPLIT_NAMES = ("train", "validation", "valid", "dev", "test", "eval")
-HUB = re.compile(r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@\s]+))?(?:@(?P<revision>\S+))?")
+HUB = re.compile(
+    r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@#\s]+))?(?:@(?P<revision>[^#\s]+))?(?:#(?P<split>[\w.-]+))?"
+)
 
 
 class RawRow(NamedTuple):
@@ -206,7 +208,8 @@ def _hub_rows(address: str, split: str) -> Iterator[RawRow]:
 
     match = HUB.fullmatch(address)
     if match is None:
-        raise InputError(f"{address!r} is no Hub address; write hub:<owner>/<name>[:<config>][@<revision>]")
+        raise InputError(f"{address!r} is no Hub address; write hub:<owner>/<name>[:<config>][@<revision>][#<split>]")
+    split = match["split"] or split
     try:
         loaded = datasets.load_dataset(match["name"], match["config"], revision=match["revision"], split=split)
     except ConnectionError as error:

@@ -21,6 +21,7 @@ from dartune.errors import InputError
 FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 # Private-use characters: what the answer is in a trial rendering, and the range markers are taken from.
 ANSWER = "\ue000answer\ue000"
+OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 MARKS = (range(0xE001, 0xF900), range(0xF0000, 0xFFFFE))
 
 
@@ -30,12 +31,14 @@ class Renderer:
     The prompt ends exactly where the template puts the assistant's text. For most templates that is what
     `add_generation_prompt=True` gives. Where a template writes more in front of the text (Qwen3 adds an
     empty `<think>` block), that is part of the prompt, so that prompt + response is how the template writes
-    the whole conversation.
+    the whole conversation. Where it forgets the system prompt once an assistant has spoken (Mistral), the prompt is
+    the one that generation uses.
 
     Args:
         tokenizer: a Hugging Face tokenizer, with or without a chat template.
         system_prompt: put before every question.
-        thinking: the solutions carry their own `<think>` block; the prompt is the plain generation prompt.
+        thinking: the solutions carry their own `<think>` block; the prompt is the plain generation prompt, up to a
+            `<think>` that it opens (Qwen3-Thinking, DeepSeek-R1).
 
     Raises:
         InputError: no token can end a response, or the template fails or leaves out the text it is given.
@@ -54,11 +57,7 @@ class Renderer:
         self.template: str | None = tokenizer.get_chat_template() if tokenizer.chat_template else None
         if self.template is not None and "strftime_now" in self.template:
             self.template = FIXED_DATE + self.template
-        if self.template is None:
-            self._from_generation_prompt = True
-            end_id = tokenizer.eos_token_id
-        else:
-            end_id = self._probe_template()
+        end_id = tokenizer.eos_token_id if self.template is None else self._probe_template()
         if end_id is None:
             raise InputError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token, so no response can "
@@ -143,12 +142,16 @@ class Renderer:
         before, found, after = self._render("question", self.system_prompt, ANSWER).rpartition(ANSWER)
         if not found:
             raise InputError("the tokenizer's chat template leaves out the assistant's text; change the template")
-        for text, what in (("question", "the question"), (self.system_prompt or "", "target.system_prompt")):
-            if text.strip() not in before:
-                raise InputError(f"the tokenizer's chat template leaves out {what}; change the template or the prompt")
         generation = self._render("question", self.system_prompt)
+        given = {"the question": "question", "target.system_prompt": (self.system_prompt or "").strip()}
+        forgets = any(text not in before for text in given.values())
         # White space alone is no reason to leave the prompt that generation uses.
-        self._from_generation_prompt = self.thinking or before.rstrip() == generation.rstrip()
+        self._from_generation_prompt = self.thinking or forgets or before.rstrip() == generation.rstrip()
+        opened = OPENED_THOUGHT.search(generation) if self.thinking else None
+        self._opened = opened.group() if opened else ""
+        for what, text in given.items():
+            if text not in (generation if self._from_generation_prompt else before):
+                raise InputError(f"the tokenizer's chat template leaves out {what}; change the template or the prompt")
         turn_end = after.lstrip()
         names = sorted(self.tokenizer.added_tokens_encoder, key=len, reverse=True)
         name = next((name for name in names if name.strip() and turn_end.startswith(name)), None)
@@ -156,7 +159,7 @@ class Renderer:
 
     def _render_prompt(self, user_text: str, system_prompt: str | None) -> str:
         if self._from_generation_prompt:
-            return self._render(user_text, system_prompt)
+            return self._render(user_text, system_prompt).removesuffix(self._opened)
         return self._render(user_text, system_prompt, ANSWER).rpartition(ANSWER)[0]
 
     def _render(self, user_text: str, system_prompt: str | None, answer: str | None = None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dartune.arms import ARMS
+from dartune.data.adapted import VIEWS
 from dartune.report import summary
 from dartune.report.adaptation import main_part
 from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
@@ -105,6 +106,14 @@ def _cautions(results: Mapping[str, Any]) -> list[str]:
     for seed, adapted in main_part(results["adapted"]).items():
         if missing := adapted["accounting"]["unaccounted"]:
             cautions.append(f"Seed {seed}: {missing} demonstrations are neither kept nor dropped. This is a bug.")
+    learnt = VIEWS["success_only"].provenances
+    for name, by_seed in results["adapted"].items():
+        none = [str(seed) for seed, adapted in by_seed.items() if not any(map(adapted["provenance"].get, learnt))]
+        if none and name in results["arms"]:
+            cautions.append(
+                f"No row was adapted for {name} (seed {', '.join(none)}): it had nothing to train on and is the "
+                "untouched target. The table of gates below says what its rewrites lack."
+            )
     return cautions
 
 

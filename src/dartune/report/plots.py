@@ -21,6 +21,8 @@ WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
 ALWAYS = 0.97  # a gate passed this often on average is named, not drawn
 LINE = 12.5  # points from one curve's name to the next
 MANY_ARMS = 6  # more are drawn one row each, all groups of suites on it
+NEAR = 30  # costs further apart than this many times have a tick at powers of ten alone
+FEWEST_POINTS = 5  # of accuracy that an axis shows
 NOTE_WIDTH = 64  # characters of a line under a plot
 COST_AXES = {
     "cost": ("flops", "floating point operations"),
@@ -132,7 +134,10 @@ def _cost(results: Mapping[str, Any], name: str, kind: str, axis: str) -> str | 
         ends[f"{number} {arm}"] = (colours[arm], share)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())  # small ticks would be black, whatever the page's colour
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    near = max(spent[arm] for arm in arms) < NEAR * min(spent[arm] for arm in arms)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -FEWEST_POINTS), max(high, low + FEWEST_POINTS))
     axes.xaxis.set_major_formatter(
         lambda count, _: f"{count:.0e}" if count >= 1e4 else f"{count:g}"
     )  # matplotlib's own are formulas
@@ -201,6 +206,8 @@ def _lines(
     curves: Mapping[str, Curve], name: str, ylabel: str, label: str, *, percent: bool = False, note: str = ""
 ) -> str | None:
     """Curves over mapper steps, each named at its right end; None when there is nothing to draw."""
+    from matplotlib.ticker import MaxNLocator
+
     curves = {key: curve for key, curve in curves.items() if curve}
     if not curves:
         return None
@@ -220,6 +227,7 @@ def _lines(
     if percent:
         highest = max(scale * high for curve in curves.values() for *_, high in curve)
         axes.set_ylim(0, min(100, max(10, 1.2 * highest)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _name_ends(figure, axes, ends)
     axes.set_xlabel("\n".join(["mapper step", *under]), color=TEXT, loc="left" if under else "center")
     axes.set_ylabel(ylabel, color=TEXT)
