@@ -124,7 +124,7 @@ def collect() -> None:
     for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in _cells_of(one)]:
         folder = folder_of(study, name)
         if (folder / "report" / "results.json").exists():
-            found.setdefault(study, {})[name] = _collected(folder, detailed=study == "matrix")
+            found.setdefault(study, {})[name] = collected(folder, detailed=study == "matrix")
         else:
             missing.append(f"{study}/{name}")
     if missing:
@@ -142,7 +142,7 @@ def _pooled(folders: list[Path]) -> dict[str, Any]:
     return {arm: {group: gap(runs, arm, group) for group in groups} for arm in shared_rivals(runs)}
 
 
-def _collected(folder: Path, detailed: bool) -> dict[str, Any]:
+def collected(folder: Path, detailed: bool) -> dict[str, Any]:
     results = json.loads((folder / "report" / "results.json").read_text("utf-8"))
     kept = {key: results[key] for key in KEPT}
     for key in ("summaries", "differences"):

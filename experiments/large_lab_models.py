@@ -12,7 +12,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from dartune.lab.checker import check
 from dartune.lab.guidance import attention_loss
 from dartune.lab.suites import DEEP, demonstrate
 from dartune.lab.tokenizer import build_tokenizer
-from dartune.lab.world import ProblemSpec, draw_many
+from dartune.lab.world import draw_many
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import save_model
@@ -65,8 +64,7 @@ class Examples(Dataset):
 
     def __init__(self, name: str, batch: int):
         self.name, self.batch, self.renderer = name, batch, Renderer(build_tokenizer())
-        draw = partial(mapper_example, level=LEVEL) if name == "mapper" else partial(target_example, level=LEVEL)
-        self.example = draw
+        self.example = partial(mapper_example if name == "mapper" else target_example, level=LEVEL)
 
     def __len__(self) -> int:
         return 1_000_000
@@ -113,11 +111,12 @@ def learning_rate(plan: Plan, step: int, elapsed: float) -> float:
     return plan.learning_rate * min(1.0, (step + 1) / WARMUP_STEPS, left / DECAY)
 
 
-def pretrain(name: str, plan: Plan, folder: Path, device: torch.device) -> Path:
+def pretrain(name: str, plan: Plan, folder: Path) -> Path:
     """Pretrain a target, by the name of its dialect, or the "mapper", into `folder/name`.
 
     `folder/name.jsonl` gets a row of what was measured every `plan.progress_every` seconds and at the end.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
     renderer = Renderer(tokenizer)
     model = build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device)
@@ -132,18 +131,18 @@ def pretrain(name: str, plan: Plan, folder: Path, device: torch.device) -> Path:
     for step, (ids, wanted, rows) in enumerate(batches(name, plan, device)):
         elapsed = time.monotonic() - began - measuring
         losses.append(_one_step(model, optimizers, ids, wanted, rows, learning_rate(plan, step, elapsed)))
-        if step == 0 or elapsed - told >= plan.progress_every or elapsed >= plan.seconds:
+        if elapsed - told >= plan.progress_every or elapsed >= plan.seconds:
             at = time.monotonic()
             row = {
                 "model": name,
                 "step": step + 1,
                 "seconds": round(elapsed, 1),
                 "examples": (step + 1) * plan.batch,
-                "loss": float(torch.stack(losses).mean()),
+                "loss": round(float(torch.stack(losses).mean()), 4),
                 **measured(name, model, renderer, plan.questions),
             }
             append_jsonl(folder / f"{name}.jsonl", row)
-            print(" ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()), flush=True)
+            print(" ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             told, losses = elapsed, []
             measuring += time.monotonic() - at
         if elapsed >= plan.seconds:

@@ -22,6 +22,9 @@ def experiments(monkeypatch):
         "comparison",
         "comparison_tables",
         "comparison_reading",
+        "gpu_tables",
+        "large_lab",
+        "large_lab_models",
         "pages",
     ):
         sys.modules.pop(name, None)
@@ -55,3 +58,11 @@ def test_every_variant_is_a_config_and_changes_what_it_says(experiments, monkeyp
         for section, name in (key.split(".") for key in changes if key != "arms"):
             assert config.model_dump()[section][name] != plain[section][name], (variant, name)
         assert (config.arms[1:] == ("dart",)) is (variant == "originals left out")
+
+
+def test_the_page_on_gpus_says_what_its_results_say(experiments):
+    from gpu_tables import DOCUMENT, parts
+    from pages import filled
+
+    text = DOCUMENT.read_text("utf-8")
+    assert text.count("<!-- measured: ") == len(parts()) and filled(text, parts()) == text

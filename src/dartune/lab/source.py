@@ -37,7 +37,7 @@ def model_folder(address: str) -> Path:
 
 
 def world(address: str) -> tuple[Level, str]:
-    """Level and expert of demonstrations: `lab:values` is of the shipped models' level, `lab:deep/values` of a harder one.
+    """Level and expert of demonstrations: `lab:values` is of the shipped models' level, `lab:deep/values` harder.
 
     Raises:
         InputError: the lab has no such expert dialect, or no such level.
