@@ -25,6 +25,7 @@ from clock import Clock
 from random_model import MODELS, save_problems, save_random_model
 
 import dartune.rewards.reward as reward_module
+import dartune.train.loop as loop_module
 from dartune.config import load_config
 from dartune.environment import environment
 from dartune.models.hf_engine import HFEngine
@@ -56,16 +57,6 @@ TINY = {
     "mapper.max_new_tokens": "24",
     "sft.steps": "3",
     "evaluate.max_new_tokens": "24",
-}
-PARTS = {
-    "generate": "sampling",
-    "reward/score": "scoring under the target",
-    "reward/gates": "gates",
-    "reward": "the reward's rest",
-    "score": "scoring under the start (KL)",
-    "forward": "forward",
-    "backward": "backward",
-    "optimiser": "optimiser",
 }
 
 
@@ -111,6 +102,7 @@ class Recorder:
         clock.wrap(reward_module, "run_gates", "gates")
         for objective in (MapperObjective, SFTObjective):
             clock.wrap(objective, "loss", "forward")
+        clock.wrap(loop_module, "rehearse", "rehearsal")
         clock.wrap(Plain, "backward", "backward")
         clock.wrap(Plain, "step", "optimiser")
         self.steps = {"mapper": Steps(MapperObjective), "sft": Steps(SFTObjective)}
@@ -155,18 +147,6 @@ def rates(row: dict[str, Any], parts: dict[str, dict[str, float]]) -> dict[str, 
     return found
 
 
-def shares(stage: dict[str, Any]) -> list[str]:
-    """Lines: where a mapper stage's time went, largest first."""
-    parts = stage["parts"]
-    named = {PARTS.get(path, "the rest"): 0.0 for path in parts}
-    for path, one in parts.items():
-        named[PARTS.get(path, "the rest")] += one["seconds"]
-    return [
-        f"  {name}: {seconds:.2f} s, {100 * seconds / stage['seconds']:.0f}%"
-        for name, seconds in sorted(named.items(), key=lambda item: -item[1])
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -189,9 +169,9 @@ def main() -> None:
     found = recorder.found
     found["seconds"] = round(time.perf_counter() - recorder.began, 1)
     atomic_write_json(options.out, found)
-    mapper = found["stages"]["mapper-s0"]
     print(f"\n{name}: {found['seconds']} s in all; mapper {found['mapper']['steps_per_second']} steps/s")
-    print("\n".join(["a mapper stage's time:", *shares(mapper)]))
+    for path, part in sorted(found["stages"]["mapper-s0"]["parts"].items(), key=lambda item: -item[1]["seconds"]):
+        print(f"  {path}: {part['seconds']:.2f} s in {part['calls']} calls")
     if options.work is None:
         shutil.rmtree(work)
 

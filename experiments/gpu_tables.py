@@ -25,6 +25,8 @@ WORK = {
     "forward": "forward",
     "backward": "backward",
     "optimiser": "optimiser",
+    "rehearsal": "rehearsal of the largest microbatch",
+    "rehearsal/forward": "rehearsal of the largest microbatch",
 }
 
 

@@ -11,6 +11,7 @@ finished is in OUT.json at any time.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -79,7 +80,7 @@ SIZES = {
         },
     ),
     "smoke": Size(
-        Plan(Recipe(64, 2, 2, 128), batch=8, learning_rate=3e-3, seconds=8, workers=0, progress_every=8, questions=2),
+        Plan(Recipe(64, 2, 2, 128), batch=8, learning_rate=3e-3, seconds=8, workers=1, progress_every=8, questions=2),
         {
             "data.limit": "12",
             "data.dev": "2",
@@ -118,7 +119,8 @@ def configured(part: str, size: str, work: Path, arms: str) -> Config:
 def start(size: str, work: Path, verb: str, name: str) -> subprocess.Popen:
     """This program once more, for one model or one part."""
     words = [verb, "--name", name, "--size", size, "--work", str(work)]
-    return subprocess.Popen([sys.executable, __file__, *words])
+    # The processes that draw examples are forked, which threads of a tokenizer do not survive.
+    return subprocess.Popen([sys.executable, __file__, *words], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
 
 
 def wait(processes: dict[str, subprocess.Popen], told) -> list[str]:

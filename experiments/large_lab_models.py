@@ -121,7 +121,7 @@ def pretrain(name: str, plan: Plan, folder: Path) -> Path:
     renderer = Renderer(tokenizer)
     model = build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device)
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.set_float32_matmul_precision("high")
         compute_in(model, torch.bfloat16)
     optimizers = build_optimizers(
         model, LoopConfig(steps=1, learning_rate=plan.learning_rate, weight_decay=0.01, optimizer="muon")

@@ -57,7 +57,7 @@ def test_the_clock_counts_every_second_once(scripts):
 
 
 @pytest.mark.slow
-def test_the_full_pass_measures_every_stage(tmp_path):
+def test_the_full_pass_measures_every_stage(scripts, tmp_path, monkeypatch):
     out = tmp_path / "found.json"
     words = [str(ROOT / "benchmarks" / "full_pass.py"), str(out), "--shape", "tiny", "--work", str(tmp_path / "work")]
     subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=600)
@@ -70,6 +70,13 @@ def test_the_full_pass_measures_every_stage(tmp_path):
     assert 0.9 * most < mapper["generated_tokens"] <= most and mapper["scored_tokens"] == 2 * mapper["generated_tokens"]
     assert sum(part["seconds"] for part in mapper["parts"].values()) == pytest.approx(mapper["seconds"], rel=0.05)
     assert found["stages"]["train-sft-s0-lr1e-05"]["trained_tokens"] > 0
+    import gpu_tables
+
+    monkeypatch.setitem(gpu_tables.SOURCES, "full-pass", out)
+    made = gpu_tables.parts()
+    assert (
+        f"| `mapper-s0` | {mapper['seconds']:.1f} | " in made["full-pass"] and "| gates | " in made["where-a-step-goes"]
+    )
 
 
 def test_large_batches_hold_the_examples_that_the_loss_is_of(scripts):
