@@ -128,7 +128,7 @@ def collect() -> None:
     for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in _cells_of(one)]:
         folder, cells = folder_of(study, name), found.setdefault(study, {})
         if (folder / "report" / "results.json").exists():
-            new = _collected(folder, detailed=study == "matrix")
+            new = collected(folder, detailed=study == "matrix")
             cells[name] = merged(cells[name], new) if name in cells else new
         elif name not in cells:
             missing.append(f"{study}/{name}")
@@ -168,7 +168,7 @@ def _pooled(folders: list[Path]) -> dict[str, Any]:
     return {arm: {group: gap(runs, arm, group) for group in groups} for arm in shared_rivals(runs)}
 
 
-def _collected(folder: Path, detailed: bool) -> dict[str, Any]:
+def collected(folder: Path, detailed: bool) -> dict[str, Any]:
     results = json.loads((folder / "report" / "results.json").read_text("utf-8"))
     kept = {key: results[key] for key in KEPT}
     for key in ("summaries", "differences"):

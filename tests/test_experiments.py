@@ -23,6 +23,9 @@ def experiments(monkeypatch):
         "comparison_tables",
         "comparison_reading",
         "seed_batches",
+        "gpu_tables",
+        "large_lab",
+        "large_lab_models",
         "pages",
     ):
         sys.modules.pop(name, None)
@@ -85,3 +88,11 @@ def test_seeds_of_two_runs_are_joined_by_their_number_and_no_interval_gets_narro
     assert merged(both, later) == both and merged(cell, both) == both
     with pytest.raises(SystemExit, match="cannot be joined"):
         merged(both, later | {"seeds": [100, 101]})
+
+
+def test_the_page_on_gpus_says_what_its_results_say(experiments):
+    from gpu_tables import DOCUMENT, parts
+    from pages import filled
+
+    text = DOCUMENT.read_text("utf-8")
+    assert text.count("<!-- measured: ") == len(parts()) and filled(text, parts()) == text

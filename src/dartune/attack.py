@@ -14,7 +14,7 @@ from statistics import median
 from dartune.config import Config
 from dartune.lab import source as lab
 from dartune.lab.dialects import DIALECTS
-from dartune.lab.suites import DEMONSTRATIONS, demonstrate
+from dartune.lab.suites import demonstrate
 from dartune.lab.world import draw_many
 from dartune.rewards.alignment import Reference
 from dartune.rewards.checker import AnswerChecker
@@ -121,7 +121,8 @@ def _lab_fixtures(address: str, target: str) -> list[Fixture]:
     """Native solutions of the lab's target (`backward` for any other) as honest rewrites of an expert's."""
     native = target.removeprefix(lab.PREFIX)
     native = native if native in DIALECTS else "backward"
-    problems = draw_many("check-reward", DEMONSTRATIONS, LAB_QUESTIONS)
-    sources = demonstrate(problems, address.removeprefix(lab.PREFIX))
+    level, expert = lab.world(address)
+    problems = draw_many("check-reward", level.demonstrated, LAB_QUESTIONS)
+    sources = demonstrate(problems, expert)
     honest = demonstrate(problems, native)
     return [Fixture(row, HONEST, own.solution) for row, own in zip(sources, honest, strict=True)]

@@ -52,7 +52,8 @@ class DataConfig(Section):
     """The demonstrations."""
 
     path: Text = Field(
-        description="lab:<expert>, a .jsonl/.json/.csv/.parquet file, a folder, hub:<owner>/<name>, or gym:<task>"
+        description="lab:<expert> (lab:deep/<expert>: longer chains), a .jsonl/.json/.csv/.parquet file, a folder, "
+        "hub:<owner>/<name>, or gym:<task>"
     )
     task: Literal["math", "numeric", "exact", "choice", "code"] = Field(
         "math", description="what kind of answer it has; gym: brings its own (docs/tasks.md)"

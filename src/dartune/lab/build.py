@@ -16,8 +16,9 @@ from typing import Any
 
 from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.guidance import attention_loss
+from dartune.lab.suites import PLAIN, Level
 from dartune.lab.tokenizer import build_tokenizer
-from dartune.lab.world import Problem, ProblemSpec, draw, statement
+from dartune.lab.world import Problem, draw, statement
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 TARGETS = ("backward", "recall")
@@ -61,7 +62,8 @@ def build_model(recipe: Recipe, vocabulary_size: int, end_id: int, seed: int):
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=512,
-        initializer_range=0.08,
+        # Wider layers add up more terms; what comes out of them at first stays as large.
+        initializer_range=0.08 * (128 / recipe.hidden) ** 0.5,
         tie_word_embeddings=True,
         bos_token_id=2,
         eos_token_id=end_id,
@@ -81,29 +83,31 @@ def reading_drill(rng: random.Random, problem: Problem) -> tuple[str, str]:
     return " ".join(told), " ".join(repeated)
 
 
-def target_example(rng: random.Random, dialect: str) -> tuple[str, str]:
+def target_example(rng: random.Random, dialect: str, level: Level = PLAIN) -> tuple[str, str]:
     """(question, solution): old relations only, in the native dialect; a few reading drills."""
-    spec = ProblemSpec(
-        steps=(1, 5),
-        distractors=(1, 2) if rng.random() < 0.3 else (0, 0),
+    spec = replace(
+        level.taught,
+        distractors=level.taught.distractors if rng.random() < 0.3 else (0, 0),
         question_first=rng.random() < 0.15,
     )
     problem = draw(rng, spec)
     return reading_drill(rng, problem) if rng.random() < DRILLS else (problem.question, DIALECTS[dialect](problem))
 
 
-def mapper_problem(rng: random.Random) -> Problem:
-    distractors = (0, 1) if rng.random() < 0.2 else (0, 0)
-    return draw(rng, ProblemSpec(steps=(1, 3), new_steps=(0, 2), distractors=distractors))
+def mapper_problem(rng: random.Random, level: Level = PLAIN) -> Problem:
+    distractors = level.rewritten.distractors if rng.random() < 0.2 else (0, 0)
+    return draw(rng, replace(level.rewritten, distractors=distractors))
 
 
-def mapper_example(rng: random.Random, _name: str, rare: Mapping[str, float] = EVEN) -> tuple[str, str]:
+def mapper_example(
+    rng: random.Random, _name: str, rare: Mapping[str, float] = EVEN, level: Level = PLAIN
+) -> tuple[str, str]:
     """(question with a solution, the solution in another dialect), the wanted one drawn evenly; a few drills.
 
     Sources are mostly the experts': their solutions leave things out, so rewriting them takes longest to learn.
     `rare` gives dialects that are wanted less often than the others, as a share of their turn (1: as often).
     """
-    problem = mapper_problem(rng)
+    problem = mapper_problem(rng, level)
     if rng.random() < DRILLS:
         return reading_drill(rng, problem)
     source = rng.choice(EXPERTS if rng.random() < 0.6 else sorted(DIALECTS))

@@ -41,12 +41,14 @@ def attention_loss(model, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -
     """
     import torch
 
-    words = vocabulary()
+    from dartune.models.shared_prefix import device_of
+
+    words, device = vocabulary(), device_of(model)
     texts = [[*prompt, *reply] for prompt, reply in rows]
     subjects = [subject_positions([words[i] for i in ids]) for ids in texts]
     width = max(map(len, texts))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in texts])
-    where = torch.tensor([row + [-1] * (width - len(row)) for row in subjects])
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in texts], device=device)
+    where = torch.tensor([row + [-1] * (width - len(row)) for row in subjects], device=device)
     model.set_attn_implementation("eager")
     first = model.model(ids, output_attentions=True).attentions[0][:, 0]
     model.set_attn_implementation("sdpa")

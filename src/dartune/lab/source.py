@@ -10,7 +10,7 @@ from dartune.errors import InputError
 from dartune.lab.build import CHECKPOINTS, MODELS, TARGETS
 from dartune.lab.checker import check, dialect_of
 from dartune.lab.dialects import DIALECTS, EXPERTS, WRITERS
-from dartune.lab.suites import SUITES, demonstrate, demonstration_problems, suite
+from dartune.lab.suites import LEVELS, Level, demonstrate, demonstration_problems, suite
 from dartune.lab.world import parse_question
 
 PREFIX = "lab:"
@@ -36,26 +36,38 @@ def model_folder(address: str) -> Path:
     return CHECKPOINTS / name
 
 
-def data(
-    address: str, rows: int | None, dev: int, questions: int
-) -> tuple[list[Demonstration], list[Demonstration], dict[str, list[Demonstration]]]:
-    """Demonstrations of an expert, as in `lab:values`, the dev rows, and every suite.
-
-    Dev rows and demonstrations are distinct questions of one distribution; none is in a suite.
+def world(address: str) -> tuple[Level, str]:
+    """Level and expert of demonstrations: `lab:values` is of the shipped models' level, `lab:deep/values` harder.
 
     Raises:
-        InputError: the lab has no such expert dialect.
+        InputError: the lab has no such expert dialect, or no such level.
     """
-    expert = address.removeprefix(PREFIX)
+    name, _, expert = address.removeprefix(PREFIX).rpartition("/")
+    if name and name not in LEVELS:
+        raise InputError(f"the lab has no level {name!r}: it has {', '.join(LEVELS)}")
     if expert not in WRITERS:
         raise InputError(
             f"the lab has no expert {expert!r}: it has {', '.join(PREFIX + e for e in EXPERTS)} "
             f"(and every other writer: {', '.join(WRITERS)})"
         )
+    return LEVELS[name or "plain"], expert
+
+
+def data(
+    address: str, rows: int | None, dev: int, questions: int
+) -> tuple[list[Demonstration], list[Demonstration], dict[str, list[Demonstration]]]:
+    """Demonstrations of an expert (see `world`), the dev rows, and every suite.
+
+    Dev rows and demonstrations are distinct questions of one distribution; none is in a suite.
+
+    Raises:
+        InputError: the lab has no such expert dialect, or no such level.
+    """
+    level, expert = world(address)
     n = rows or DEFAULT_ROWS
-    problems = demonstration_problems(n + dev, DATA_SEED, questions)
+    problems = demonstration_problems(n + dev, DATA_SEED, questions, level)
     demonstrations = demonstrate(problems, expert)
-    suites = {name: demonstrate(suite(name, questions), expert, name) for name in SUITES}
+    suites = {name: demonstrate(suite(name, questions, level), expert, name) for name in level.suites}
     return demonstrations[:n], demonstrations[n:], suites
 
 

@@ -1,0 +1,51 @@
+"""Levels of the lab: the shipped models' stays as it is, the harder one is asked for by its address."""
+
+import hashlib
+import random
+
+import pytest
+
+from dartune.errors import InputError
+from dartune.lab import source
+from dartune.lab.build import mapper_example, target_example
+from dartune.lab.suites import DEEP, LEVELS, PLAIN, SUITES, demonstration_problems, suite
+from dartune.lab.world import NEW_RELATIONS
+
+SHIPPED_EXAMPLES = "1a3fcfd3e53d7d9e4d4f9b4d797d5f21d6cab12c351d832095b0cf414916372e"
+SHIPPED_QUESTIONS = "10341dc2c0a1ed65ed6edd8396761c3a74edd58b531cf3f12d0bf59457248f74"
+
+
+def digest(value) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def test_what_the_shipped_models_saw_and_are_asked_is_what_it_was():
+    rng = random.Random("recipe")
+    examples = [[target_example(rng, "backward"), mapper_example(rng, "mapper")] for _ in range(200)]
+    assert digest(examples) == SHIPPED_EXAMPLES
+    questions = [[problem.question for problem in suite(name, 20)] for name in SUITES]
+    questions.append([problem.question for problem in demonstration_problems(50, 0, 20)])
+    assert digest(questions) == SHIPPED_QUESTIONS
+
+
+def test_the_levels_ask_for_the_same_kinds_of_things_and_deep_for_longer_chains():
+    assert set(DEEP.suites) == set(PLAIN.suites)
+    for name in SUITES:
+        plain, deep = ([problem.steps for problem in suite(name, 64, level)] for level in (PLAIN, DEEP))
+        assert sum(deep) > sum(plain) and max(deep) <= DEEP.taught.steps[1]
+    for name in ("retention_short", "retention_long"):
+        assert not any(fact.relation in NEW_RELATIONS for problem in suite(name, 64, DEEP) for fact in problem.chain)
+
+
+def test_a_level_is_asked_for_in_the_address():
+    train, dev, suites = source.data("lab:deep/values", 40, 8, 16)
+    assert len(train) == 40 and len(dev) == 8
+    asked = {row.question for rows in suites.values() for row in rows}
+    assert not asked & {row.question for row in (*train, *dev)}
+    assert [row.question for row in suites["ood_length"]] == [p.question for p in suite("ood_length", 16, DEEP)]
+    assert source.data("lab:plain/values", 4, 1, 2) == source.data("lab:values", 4, 1, 2)
+
+
+def test_an_unknown_level_is_said():
+    with pytest.raises(InputError, match=f"no level 'steep': it has {', '.join(LEVELS)}"):
+        source.data("lab:steep/values", 4, 1, 2)
