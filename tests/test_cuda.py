@@ -1,0 +1,32 @@
+"""What a GPU does differently gives what it would give otherwise; skipped where there is none."""
+
+import pytest
+import torch
+
+from dartune.models import decoding
+from dartune.models.adapter import add_lora
+from dartune.models.hf_engine import HFEngine
+from fixtures_models import ARCHITECTURES
+from test_engine import random_prompts, spec, tokens
+from test_shared_prefix import make
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+def test_recorded_steps_sample_what_others_do(name, lora, monkeypatch):
+    model, prompts = make(name).cuda(), random_prompts()
+    model = add_lora(model, 4).eval() if lora else model
+    replays = []
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    found = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
+    assert len(replays) > 5 and model not in decoding.UNRECORDABLE
+    monkeypatch.setattr(decoding, "records", lambda device: False)
+    expected = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
+    same = sum(a == b for a, b in zip(sum(tokens(found), []), sum(tokens(expected), []), strict=True))
+    assert same >= 28  # of 30: rounding may tip a draw
+    for group, prompt in zip(found, prompts, strict=True):
+        for sample, scores in zip(group, HFEngine(model).score([(prompt, s.ids) for s in group]), strict=True):
+            assert sample.logprobs == pytest.approx(scores, abs=1e-3)
