@@ -39,6 +39,7 @@ from dartune.train.updates import Plain
 RECIPE = Path(__file__).parents[1] / "recipes" / "gsm8k-qwen3-0.6b.yaml"
 ROWS = 96
 SETTINGS = {
+    "evaluate.suites": "{}",
     "data.dev": "9",
     "data.test": "9",
     "data.limit": "44",
