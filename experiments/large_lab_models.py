@@ -98,7 +98,6 @@ def batches(name: str, plan: Plan, device: torch.device) -> Iterator[tuple[torch
         batch_size=None,
         num_workers=plan.workers,
         prefetch_factor=4 if plan.workers else None,
-        pin_memory=device.type == "cuda",
     )
     for pool in loader:
         for ids, wanted, rows in pool:

@@ -13,7 +13,7 @@ from test_shared_prefix import make
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "gemma3"])  # has a sliding window
 @pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 def test_recorded_steps_sample_what_others_do(name, lora, monkeypatch):
     model, prompts = make(name).cuda(), random_prompts()

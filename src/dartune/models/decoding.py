@@ -48,6 +48,8 @@ class Decoder:
         plain = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
         self.packed = plain and model.config._attn_implementation in ("sdpa", "eager")
         self.fixed = self.packed and records(self.device) and model not in UNRECORDABLE
+        if self.fixed:
+            self.room += -(self.width + room) % 8  # kernels want rows of a mask that begin at such places
         self.row, self.column = torch.arange(len(owner), device=self.device), 0
         if self.packed:
             self.cache = copy.copy(prefix.cache)
@@ -121,16 +123,16 @@ class Decoder:
         Measured: time goes with the keys read, and a key costs about 24 + C for C queries. Beyond one
         query, transformers copies grouped keys out to every query head.
         """
+        if self.fixed:
+            return 1  # attention with a mask is slow on several queries there
         groups = Counter(self.owner).values()
         config = self.model.config.get_text_config()
         copies = config.num_attention_heads // self.cache.layers[0].keys.shape[1]
-        steps = self.room if self.fixed else (self.t + self.room) / 2
-        # A GPU waits for keys, not for queries; a copy is written and read again.
-        each, copied = (1024, 1 + 2 * copies) if self.fixed else (24, copies)
+        steps = (self.t + self.room) / 2
 
         def cost(columns: int) -> float:
             rows = sum(math.ceil(size / columns) for size in groups)
-            return rows * (self.width + columns * steps) * (each + columns) * (copied if columns > 1 < copies else 1)
+            return rows * (self.width + columns * steps) * (24 + columns) * (copies if columns > 1 else 1)
 
         return min(range(1, max(groups) + 1), key=cost)
 
@@ -197,7 +199,7 @@ class Recording:
         stream.wait_stream(torch.cuda.current_stream(self.ids.device))
         try:
             with torch.cuda.stream(stream):
-                graph.capture_begin()
+                graph.capture_begin(capture_error_mode="thread_local")
                 try:
                     self.logits = self._step()
                 finally:
@@ -226,8 +228,8 @@ class PackedLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.places is not None:
-            self.keys.index_copy_(2, self.places, key_states)
-            self.values.index_copy_(2, self.places, value_states)
+            self.keys.index_copy_(2, self.places, key_states.to(self.keys.dtype))
+            self.values.index_copy_(2, self.places, value_states.to(self.values.dtype))
             return self.keys, self.values
         start, self.length = self.length, self.length + key_states.shape[-2]
         self.keys[:, :, start : self.length] = key_states
