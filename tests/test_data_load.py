@@ -368,9 +368,13 @@ def test_check_report_notices_thinking_blocks_the_template_would_double():
         "{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    rows = [Demonstration("a", "q", "<think>\nlong\n</think>\n\nfour")]
+    rows = [Demonstration("a", "q", "<think>\nlong\n</think>\n\nfour"), Demonstration("b", "r", "five")]
     assert check_report(rows, Renderer(tokenizer)).thinking == 1
     assert check_report(rows, Renderer(tokenizer, thinking=True)).thinking == 0
+    assert check_report(rows, Renderer(tokenizer)).thoughtless == 0
+    report = check_report(rows, Renderer(tokenizer, thinking=True))
+    assert report.thoughtless == len(rows) - 1
+    assert any("set target.thinking: false" in warning for warning in report.warnings())
 
 
 def test_shown_rows_mark_what_is_trained_and_cannot_steer_the_terminal():

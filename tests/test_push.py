@@ -94,6 +94,17 @@ def test_the_model_is_the_chosen_one_and_its_card_says_what_was_measured(hub, fi
     assert "No licence was named" in card
 
 
+def test_a_model_that_had_nothing_to_learn_from_says_so_on_its_card(hub, copy):
+    results = copy / "report" / "results.json"
+    said = json.loads(results.read_text())
+    note = "dart, seed 0: no row was adapted, so there was nothing to train on and the arm is the untouched target."
+    said["notes"] += [note, note.replace("dart", "sft")]
+    results.write_text(json.dumps(said))
+    push(copy, "--what", "model")
+    card = hub.files["model", REPO]["README.md"].decode()
+    assert f"**Note.** {note}" in card and "sft, seed 0: no row" not in card
+
+
 def test_the_mapper_arrives_as_an_adapter_with_the_request_it_answers(hub, finished_run):
     push(finished_run, "--what", "mapper")
     files = hub.files["model", REPO]

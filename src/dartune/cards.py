@@ -49,6 +49,7 @@ def model_card(run: Finished, arm: str, seed: int, licence: str | None) -> str:
         f"# {config.name}: `{arm}`, seed {seed}",
         f"`{run.model_name(config.target.path)}`, trained as the arm `{arm}`: {ARMS[arm].says}.",
         _facts(facts),
+        *(f"**Note.** {note}" for note in run.results["notes"] if note.startswith(f"{arm}, seed {seed}: ")),
         "## Results",
         *_accuracy(run, arm, seed),
         _again(run),

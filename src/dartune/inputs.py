@@ -121,7 +121,8 @@ def _split(config: Config, rows: list[Demonstration], suites: dict[str, list[Dem
             f"{len(rows)} rows are too few to train, choose a learning rate and test on: give at least 3 rows, "
             "and set data.dev and data.test to 1 or more (or evaluate.suites to test files of your own)"
         )
-    notes = [f"{len(train)} rows are adapted and trained on, {len(dev)} choose the learning rate, {n_test} test."]
+    asked = sum(map(len, suites.values()))
+    notes = [f"{len(train)} rows to adapt and train on, {len(dev)} to choose the learning rate, {asked} to test."]
     if len(kept) != len(train) and not config.data.limit:
         notes.append(f"{len(kept) - len(train)} rows repeat a held-out question and are left out of training.")
     unchecked = sum(row.answer is None for row in train)

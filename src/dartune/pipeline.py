@@ -109,7 +109,7 @@ def check(config: Config) -> str:
         wrong=wrong,
     )
     memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
-    return "\n".join([*report.lines(), *data.notes, "Memory of training, estimated:", *memory])
+    return "\n".join([*data.notes, *report.lines(), "Memory of training, estimated:", *memory])
 
 
 def show(subject: Config | Path, what: str) -> str:

@@ -23,7 +23,8 @@ class QualityReport:
 
     `tokens` and `solution_tokens` map a percentile to a length in tokens: of the whole row as trained, and of
     its trained part (end token included). `too_long`, `near_empty` and `contradicted` (solutions whose own answer is
-    not the row's) list ids.
+    not the row's) list ids. `thinking` counts solutions with a thought where the prompt closes one, `thoughtless` those
+    without where it leaves the thought to them.
     """
 
     rows: int
@@ -37,11 +38,12 @@ class QualityReport:
     too_long: tuple[str, ...]
     unknown_share: float | None
     thinking: int
+    thoughtless: int = 0
     contradicted: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The facts, one per line, then one line per warning."""
-        lines = [f"{self.rows} rows"]
+        lines = [f"{self.rows} demonstrations:"]
         if self.checkable is not None:
             lines.append(f"{self.checkable} of {self.rows} have a checkable answer")
         for name, lengths in (("row", self.tokens), ("solution", self.solution_tokens)):
@@ -87,6 +89,11 @@ class QualityReport:
                 f"{self.thinking} solutions carry a <think> block, but the chat template closes one before "
                 "the response; set target.thinking: true or remove the blocks"
             )
+        if self.thoughtless:
+            found.append(
+                f"{self.thoughtless} solutions carry no <think> block, but target.thinking is true: the model is "
+                "trained to answer without thinking, where it usually thinks; set target.thinking: false"
+            )
         return found
 
 
@@ -128,6 +135,7 @@ def check_report(
         too_long=tuple(too_long),
         unknown_share=unknown / max(1, sum(trained) - len(trained)) if renderer else None,
         thinking=sum("<think>" in row.solution for row in demonstrations) if closes else 0,
+        thoughtless=sum("</think>" not in row.solution for row in demonstrations if renderer and renderer.thinking),
         contradicted=tuple(row.id for row in wrong),
     )
 

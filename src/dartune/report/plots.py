@@ -137,7 +137,8 @@ def _cost(results: Mapping[str, Any], name: str, kind: str, axis: str) -> str | 
     near = max(spent[arm] for arm in arms) < NEAR * min(spent[arm] for arm in arms)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -FEWEST_POINTS), max(high, low + FEWEST_POINTS))
+    if high - low < FEWEST_POINTS:
+        axes.set_ylim(low - FEWEST_POINTS / 10, low + FEWEST_POINTS)  # with room for a dot at the bottom
     axes.xaxis.set_major_formatter(
         lambda count, _: f"{count:.0e}" if count >= 1e4 else f"{count:g}"
     )  # matplotlib's own are formulas
