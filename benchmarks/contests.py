@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import stock_rest
@@ -42,20 +42,16 @@ NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Bench:
-    """The circumstances of a measurement: `rates` are the machine's best, `folder` is for what is thrown away."""
+    """The circumstances of a measurement; `folder` is for what is thrown away."""
 
     device: str
     rounds: int
     budget: float
     folder: Path
     checker: AnswerChecker
-    rates: Mapping[str, float]
 
     def duel(self, contenders: Mapping[str, Callable]) -> dict[str, Any]:
         return compared(by_turns(contenders, self.device, self.rounds, self.budget))
-
-    def share_of_peak(self, operations: float, seconds: float) -> float:
-        return operations / seconds / self.rates["flops"]
 
 
 class AfterStep(TrainerCallback):
@@ -78,9 +74,7 @@ def rl_step(bench: Bench, load: Load, questions: int, group: int, new: int, lora
     asked = [len(prompt) for prompt in load.prompts(len(load.rows))]
     read = [len(load.renderer.prompt_ids(row.question)) for row in load.rows]
     generated = mean(found["dartune"]["generated_tokens"])
-    needed = rl_flops(model, questions * mean(asked), questions * mean(read), generated, lora)
-    seconds = median(found["dartune"]["seconds"])
-    found["share_of_peak"] = bench.share_of_peak(needed, seconds)
+    found["operations"] = rl_flops(model, questions * mean(asked), questions * mean(read), generated, lora)
     return found | {"rollouts": [questions, group], "prompt_tokens": mean(asked), "adapter": "lora" if lora else "full"}
 
 
@@ -170,8 +164,7 @@ def scoring(bench: Bench, load: Load, questions: int, group: int, rollouts: bool
             "dartune": lambda: engine.score(pairs) and None,
         }
     )
-    seconds = median(found["dartune"]["seconds"])
-    found["share_of_peak"] = bench.share_of_peak(flops(model, tokens), seconds)
+    found["operations"] = flops(model, tokens)
     peaks = [found[name]["peak_bytes"] for name in ("dartune", "layers alone")]
     found["peak_over_layers"] = peaks[0] / peaks[1] if all(peaks) else None
     return found | {"tokens": tokens.read, "vocabulary": engine.vocabulary}
@@ -193,8 +186,7 @@ def sampling(
     asked = load.prompts(prompts)
     found = _generated(bench, load, model, asked, n=n, new=new, at_once=at_once, greedy=False)
     if bench.device == "cuda" and mean_length is None:
-        moved = decode_bytes(model, asked, n, new)
-        found["share_of_bandwidth"] = moved / median(found["dartune"]["seconds"]) / bench.rates["bandwidth"]
+        found["bytes"] = decode_bytes(model, asked, n, new)
     return found | {"prompts": prompts, "samples": n, "at_once": at_once, "new_tokens": new, "mean_length": mean_length}
 
 
@@ -252,8 +244,7 @@ def sft_step(bench: Bench, load: Load, batch_size: int) -> dict[str, Any]:
         found = bench.duel({"stock": stock, "dartune": ours})
     mine = found["dartune"]
     tokens = Tokens(mean(mine["read_tokens"]), mean(mine["trained_tokens"]))
-    needed = 3 * flops(frozen(load.target, bench.device), tokens)
-    found["share_of_peak"] = bench.share_of_peak(needed, median(mine["seconds"]))
+    found["operations"] = 3 * flops(frozen(load.target, bench.device), tokens)
     return found | {"batch_size": batch_size}
 
 

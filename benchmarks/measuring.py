@@ -28,10 +28,10 @@ Work = Callable[[], Mapping[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One round: how long it took, how long processors worked in this process, by how much memory grew at most, its facts.
+    """One round: how long it took, processor time of this process, by how much memory grew at most, its facts.
 
-    Memory is in bytes, None where the system does not tell. Where processors worked for less time than a round on a CPU
-    took, something else had them.
+    Memory is in bytes, None where the system does not tell. A round on a CPU that took longer than its processor time
+    had to share the processor with something else.
     """
 
     seconds: float
@@ -136,6 +136,11 @@ class ByStep:
 
 class _Enough(BaseException):
     """Ends a training; not an `Exception`, which a training might handle."""
+
+
+def machine_rates(device: str) -> dict[str, float]:
+    """What the machine does at best right now: operations a second, and on a GPU bytes a second."""
+    return {"flops": matrix_rate(device)} | ({"bandwidth": bandwidth()} if device == "cuda" else {})
 
 
 def free(device: str) -> None:

@@ -74,7 +74,7 @@ def _ratios(results: Mapping[str, Any], device: str) -> str:
                 _seconds(median(part["dartune"]["seconds"])),
                 f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}, {part['rounds']} rounds)",
                 _against(ratio["median"], goal),
-                f"{part['share_of_peak']:.0%}" if "share_of_peak" in part else "",
+                f"{_share(part, 'operations', results['rates']['flops']):.0%}" if "operations" in part else "",
                 f"{_size(part['stock']['peak_bytes'])} / {_size(part['dartune']['peak_bytes'])}",
             ]
         )
@@ -93,8 +93,9 @@ def _floors(results: Mapping[str, Any], device: str) -> str:
             goal = MEMORY_GOAL if part["vocabulary"] > 100_000 else None
             what = f"memory over that of the layers, vocabulary {part['vocabulary']:,}"
             rows.append([f"`{name}`", what, f"**{memory:.2f}**", _against(memory, goal, most=True)])
-        if "share_of_bandwidth" in part:
-            rows.append([f"`{name}`", "share of the memory bandwidth", f"**{part['share_of_bandwidth']:.0%}**", ""])
+        if "bytes" in part:
+            share = _share(part, "bytes", results["rates"]["bandwidth"])
+            rows.append([f"`{name}`", "share of the memory bandwidth", f"**{share:.0%}**", ""])
         if name == "start-up":
             shown = f"**{part['median']:.2f} s** ({part['min']:.2f} to {part['max']:.2f})"
             rows.append(["`start-up`", "`dartune --help`", shown, _against(part["median"], START_GOAL, most=True)])
@@ -102,6 +103,10 @@ def _floors(results: Mapping[str, Any], device: str) -> str:
 
 
 def _scaling(results: Mapping[str, Any]) -> str:
+    """The pictures, and their figures as a table."""
+    pictures = [
+        f"![Time and memory against {dial['label']}](images/cost-{name}.svg)" for name, dial in results["dials"].items()
+    ]
     rows = []
     for dial in results["dials"].values():
         for value, point in zip(dial["values"], dial["points"], strict=True):
@@ -114,7 +119,8 @@ def _scaling(results: Mapping[str, Any]) -> str:
                     f"{_size(stock['peak_bytes'])} / {_size(ours['peak_bytes'])}",
                 ]
             )
-    return table(("dial", "time: stock / dartune", "times as fast", "memory: stock / dartune"), rows)
+    figures = table(("dial", "time: stock / dartune", "times as fast", "memory: stock / dartune"), rows)
+    return "\n\n".join([*pictures, figures])
 
 
 MAKERS = {"machine": _machine, "ratios": _ratios, "floors": _floors}
@@ -132,16 +138,21 @@ def _against(value: float, goal: float | None, *, most: bool = False) -> str:
     return f"{'at most' if most else 'at least'} {goal:g}: {'reached' if reached else 'missed'}"
 
 
-def console(name: str, part: Part) -> str:
+def _share(part: Part, what: str, rate: float) -> float:
+    """What had to be done, over dartune's time and the machine's rate."""
+    return part[what] / median(part["dartune"]["seconds"]) / rate
+
+
+def console(name: str, part: Part, rates: Mapping[str, float]) -> str:
     """A part in one line."""
     if "ratios" not in part:
         return f"{name}: {part['median']:.3f} s ({part['min']:.3f} to {part['max']:.3f})"
     told = [f"{name}: dartune {_seconds(median(part['dartune']['seconds']))}"]
     told += [f"{who} x{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for who, r in part["ratios"].items()]
     told += [f"by processor time x{_worked(part, 'stock') / _worked(part, 'dartune'):.2f}"]
-    told += [
-        f"{key} {part[key]:.3g}" for key in ("share_of_peak", "share_of_bandwidth", "peak_over_layers") if part.get(key)
-    ]
+    kinds = (("operations", "flops"), ("bytes", "bandwidth"))
+    told += [f"{_share(part, what, rates[of]):.1%} of peak {of}" for what, of in kinds if what in part]
+    told += [f"memory over layers' {part['peak_over_layers']:.2f}"] if part.get("peak_over_layers") else []
     told += [f"peaks {_size(part['dartune']['peak_bytes'])}, stock {_size(part['stock']['peak_bytes'])}"]
     return ", ".join(told)
 

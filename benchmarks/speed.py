@@ -27,13 +27,13 @@ sys.path[:0] = [str(ROOT / "experiments")]  # `pages`
 import torch  # noqa: E402
 from contests import Bench, evaluation, rl_step, sampling, scoring, sft_step, start_up  # noqa: E402
 from loads import Load, lab_load, random_load  # noqa: E402
-from measuring import bandwidth, free, machine, matrix_rate  # noqa: E402
+from measuring import free, machine, machine_rates  # noqa: E402
 from performance_tables import RESULTS, console, write_page  # noqa: E402
 
 from dartune.rewards.checker import AnswerChecker  # noqa: E402
 from dartune.run import atomic_write_json  # noqa: E402
 
-ROUNDS, BUDGET = 5, 75.0  # rounds and seconds of a part, its warm-up not counted
+ROUNDS, BUDGET = 5, 60.0  # rounds and seconds of a part, its warm-up not counted
 GPU_ROUNDS, GPU_BUDGET, GPU_LIMIT = 4, 14.0, 150.0
 Part = Callable[[Bench], dict[str, Any]]
 
@@ -76,7 +76,10 @@ def gpu_parts(load: Callable[[str], Load], shape: str) -> dict[str, Part]:
 def measure(
     parts: Mapping[str, Part], bench: Bench, found: dict[str, Any], limit: float, keep: Callable[[], None]
 ) -> None:
-    """Fill `found` with every part's result or what went wrong; `keep` is called after each."""
+    """Fill `found` with every part's result or what went wrong; `keep` is called after each.
+
+    The machine's rates are the best of those measured between the parts, lest a busy moment pass for its best.
+    """
     start = time.perf_counter()
     for name, part in parts.items():
         if time.perf_counter() - start > limit:
@@ -85,11 +88,16 @@ def measure(
         began = time.perf_counter()
         try:
             found["parts"][name] = part(bench)
-            print(console(name, found["parts"][name]), f"[{time.perf_counter() - began:.0f} s]", flush=True)
+            print(
+                console(name, found["parts"][name], found["rates"]),
+                f"[{time.perf_counter() - began:.0f} s]",
+                flush=True,
+            )
         except Exception as failure:
             traceback.print_exc()
             found["failed"][name] = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
         free(bench.device)
+        found["rates"] = {name: max(found["rates"][name], rate) for name, rate in machine_rates(bench.device).items()}
         found["seconds"] = time.perf_counter() - start
         keep()
 
@@ -101,9 +109,9 @@ def main() -> None:
     on_gpu = options.device == "cuda"
     rounds, budget = (GPU_ROUNDS, GPU_BUDGET) if on_gpu else (ROUNDS, BUDGET)
     rounds, budget = (1, 0.0) if options.quick else (rounds, budget)
-    rates = {"flops": matrix_rate(options.device)} | ({"bandwidth": bandwidth()} if on_gpu else {})
+    rates = machine_rates(options.device)
     found: dict[str, Any] = {"machine": machine(options.device), "rates": rates, "parts": {}, "failed": {}}
-    print(found["machine"], f"{rates['flops'] / 1e9:,.0f} GFLOP/s", flush=True)
+    print(found["machine"], {name: f"{rate:.3g}/s" for name, rate in rates.items()}, flush=True)
     everything = not options.names and not options.quick and not options.shape
     output = options.output or (RESULTS["gpu" if on_gpu else "cpu"] if everything else None)
 
@@ -119,7 +127,7 @@ def main() -> None:
         gpu_like = on_gpu or options.shape
         parts = gpu_parts(load, options.shape or "0.6B") if gpu_like else cpu_parts(load)
         chosen = {name: part for name, part in parts.items() if not options.names or name.startswith(options.names)}
-        bench = Bench(options.device, rounds, budget, Path(folder), checker, rates)
+        bench = Bench(options.device, rounds, budget, Path(folder), checker)
         measure(chosen, bench, found, options.limit or (GPU_LIMIT if on_gpu else float("inf")), keep)
     if everything and not options.output:
         write_page()

@@ -35,14 +35,16 @@ def test_a_goal_is_reached_or_missed_by_the_figure_beside_it(benchmarks):
         side = {"seconds": [1.0], "peak_bytes": 5_000_000}
         ratios = {"stock": dict.fromkeys(("median", "min", "max"), ratio)}
         ratios["bare forward"] = dict.fromkeys(("median", "min", "max"), share)
-        return {"rounds": 1, "stock": side, "dartune": side, "ratios": ratios, "share_of_peak": 0.25}
+        return {"rounds": 1, "stock": side, "dartune": side, "ratios": ratios, "operations": 1.25e10}
 
     results = {"score-1M": part(2.5, 0.5), "step-1M-12x8": part(2.9, 0.9)}
     box = {"device": "a CPU", "threads": 1, "python": "3", "torch": "2", "transformers": "5", "trl": "1"}
     found = {"cpu": {"machine": box, "rates": {"flops": 5e10}, "parts": results, "failed": {"sft-1M": "no room"}}}
     made = parts(found)
     score, step = made["ratios-cpu"].splitlines()[2:]
-    assert "**2.50**" in score and "at least 2: reached" in score and "at least 3: missed" in step
+    assert (
+        "**2.50**" in score and "| 25% |" in score and "at least 2: reached" in score and "at least 3: missed" in step
+    )
     assert "at least 0.8: missed" in made["floors-cpu"].splitlines()[2]
     assert "50 GFLOP/s" in made["machine-cpu"] and "`sft-1M` (no room)" in made["machine-cpu"]
     assert made["ratios-gpu"] == made["scaling"] == "Not measured yet."
