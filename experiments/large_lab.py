@@ -56,10 +56,10 @@ SIZES = {
     "full": Size(
         Plan(
             Recipe(768, 5, 12, 2048),
-            batch=128,
+            batch=64,
             learning_rate=1.2e-3,
             seconds=125,
-            workers=6,
+            workers=4,
             progress_every=25,
             questions=48,
         ),
