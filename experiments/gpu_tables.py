@@ -79,6 +79,7 @@ def _mapper_step(found: Mapping[str, Any]) -> str:
     rows = [
         [name, f"{seconds:.2f}", percent(seconds / stage["seconds"])]
         for name, seconds in sorted(spent.items(), key=lambda item: -item[1])
+        if seconds
     ]
     return table(["mapper training", "seconds", "%"], rows)
 

@@ -56,10 +56,10 @@ SIZES = {
     "full": Size(
         Plan(
             Recipe(768, 5, 12, 2048),
-            batch=128,
+            batch=64,
             learning_rate=1.2e-3,
-            seconds=100,
-            workers=6,
+            seconds=125,
+            workers=4,
             progress_every=25,
             questions=48,
         ),
@@ -69,7 +69,7 @@ SIZES = {
             "mapper.questions_per_step": "24",
             "mapper.learning_rate": "1e-4",
             "mapper.max_new_tokens": "160",
-            "sft.steps": "100",
+            "sft.steps": "120",
             "sft.batch_size": "32",
             "sft.learning_rates": "[1e-4, 3e-4]",
             "direct_rl.questions_per_step": "48",
