@@ -12,6 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "__init__",
     "errors",
+    "stopping",
     "arms",
     "families",
     "recipe",

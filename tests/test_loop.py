@@ -34,6 +34,9 @@ class Regression:
     def loss(self, model, x):
         return ((model(x) - x.flip(1)) ** 2).sum() / 32
 
+    def shown(self, x):
+        return [{"x": row.tolist()} for row in x]
+
     def end(self, step):
         return {"seen": step}
 
@@ -68,15 +71,16 @@ def test_a_finished_run_is_a_no_op(tmp_path):
     assert train(again, Regression(fail_at=0), config(), tmp_path) == first
 
 
-def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before_and_told(tmp_path, caplog):
     train(new_model(), Regression(), config(), tmp_path)
-    last = checkpoint.latest(tmp_path / "checkpoints")
-    assert last.name == "step-000012"
+    last, step = checkpoint.latest(tmp_path / "checkpoints")
+    assert (last.name, step) == ("step-000012", 12)
     data = (last / "parameters.safetensors").read_bytes()
     (last / "parameters.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000008"
+    assert checkpoint.latest(tmp_path / "checkpoints")[1] == 8
+    assert "step-000012 is incomplete or damaged" in caplog.text
     (last / checkpoint.MARK).unlink()
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000008"
+    assert checkpoint.latest(tmp_path / "checkpoints")[1] == 8
 
 
 def test_only_the_last_two_checkpoints_are_kept(tmp_path):
@@ -93,9 +97,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
             self.now = step
             return super().begin(step)
 
-    with pytest.raises(MachineError, match="step 7"):
+    with pytest.raises(MachineError, match=r"step 7: .*not-finite\.json"):
         train(new_model(), Broken(), config(), tmp_path)
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000004"
+    assert checkpoint.latest(tmp_path / "checkpoints")[1] == 4
+    batches = json.loads((tmp_path / "not-finite.json").read_text())["microbatches"]
+    assert [batch["loss"] for batch in batches] == ["nan", "nan"] and [len(batch["rows"]) for batch in batches] == [4, 4]
+    assert [row["x"] for row in batches[1]["rows"]] == Regression().begin(6)[1].tolist()
+    train(new_model(), Regression(), config(), tmp_path)
+    assert not (tmp_path / "not-finite.json").exists()
 
 
 def test_one_batch_of_eight_equals_two_of_four(tmp_path):

@@ -1,6 +1,6 @@
 """The `dartune` command: thin verbs over the pipeline, and every error as a message with an exit code.
 
-0 done, 1 a bug, 2 your input, 3 this machine, 130 interrupted.
+0 done, 1 a bug, 2 your input, 3 this machine, 130 interrupted (Ctrl-C), 143 stopped (SIGTERM).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dartune import __version__
+from dartune import __version__, stopping
 from dartune.errors import DartuneError, InputError, machine_error
 
 if TYPE_CHECKING:
@@ -25,16 +25,20 @@ CONFIGURED = ("run", "check", "check-reward", "show", "demo")
 FOOTER = """\
 Any key of the config is a flag, as in --mapper.steps 40 or --arms base,sft; --data and --target are
 short for --data.path and --target.path. `dartune run --help` lists them all.
-Exit codes: 2 something in your input, 3 something about this machine, 1 a bug."""
+Exit codes: 2 something in your input, 3 something about this machine, 1 a bug, 130 Ctrl-C, 143 SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(arguments)
+        with stopping.heeded():
+            _dispatch(arguments)
         sys.stdout.flush()
         return 0
+    except stopping.Stopped:
+        print(f"\nstopped (SIGTERM); the same command continues: dartune {' '.join(arguments)}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 import shutil
 import sys
@@ -24,6 +25,7 @@ from dartune import lock, processes
 from dartune.environment import environment, peak_memory_mb, reset_peak_memory
 from dartune.errors import DartuneError, InputError, MachineError, machine_error
 from dartune.files import (
+    DRAFT,
     append_jsonl,
     append_log,
     atomic_write_json,
@@ -131,6 +133,17 @@ def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+class _Warnings(logging.Handler):
+    """Passes what modules warn of on to a run's log."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+
 class Run:
     """One run folder, held by this process from construction to `close` (or the end of the process)."""
 
@@ -145,6 +158,8 @@ class Run:
         self._print = log
         self._keys: dict[str, str] = {}
         self._lock: int | None = lock.take(self.folder) if processes.is_first() else None
+        self._warnings = _Warnings(self.log)
+        logging.getLogger("dartune").addHandler(self._warnings)
         try:
             self._note_environment()
             if config is not None:
@@ -164,6 +179,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the folder."""
+        logging.getLogger("dartune").removeHandler(self._warnings)
         if self._lock is not None:
             lock.release(self.folder, self._lock)
             self._lock = None
@@ -314,9 +330,11 @@ def _reason(old: Any, new: Any) -> str:
 
 
 def _settle(folder: Path) -> dict[str, int]:
-    """Flush every output to disk; returns their sizes in bytes, by path."""
+    """Flush every output to disk; returns their sizes in bytes, by path. Drafts that a crash left go."""
     sizes = {}
     with writing(folder):
+        for left in folder.rglob(f".*{DRAFT}"):
+            left.unlink()
         for path in sorted(folder.rglob("*")):
             sync(path)
             if path.is_file() and path.name != STARTED:

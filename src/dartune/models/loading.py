@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -17,8 +16,8 @@ import torch
 from torch import nn
 
 from dartune import processes
-from dartune.errors import InputError, MachineError
-from dartune.files import sync
+from dartune.errors import InputError
+from dartune.files import sync, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Sampling, scoring and training must agree to the last digits, so they all attend the same way.
@@ -140,22 +139,22 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
     """
     model = getattr(model, "module", model)
     folder = Path(folder)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    # Always the same names, so that what a crash leaves is cleared away by the next attempt.
+    fresh, stale = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        with _quiet():
-            model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        for file in (*fresh.rglob("*"), fresh):
-            sync(file)
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise MachineError(f"cannot write the model to {folder}: {error}") from error
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for left in (fresh, stale):
+                shutil.rmtree(left, ignore_errors=True)
+            with _quiet():
+                model.save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
+            for file in (*fresh.rglob("*"), fresh):
+                sync(file)
+            if folder.exists():
+                folder.rename(stale)
+            fresh.rename(folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
