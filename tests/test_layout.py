@@ -13,6 +13,7 @@ ORDER = (
     "__init__",
     "errors",
     "stopping",
+    "redaction",
     "arms",
     "families",
     "recipe",

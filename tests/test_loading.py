@@ -97,6 +97,25 @@ def test_weights_that_transformers_would_make_up_are_an_error(folder):
     assert "up_proj.weight has another shape" in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_an_error(value, folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"weight model\.norm\.weight is not finite"):
+        load_model(folder)
+
+
+def test_an_index_cannot_name_files_elsewhere(folder):
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="no file of this folder"):
+        load_model(folder)
+
+
 def test_loading_and_saving_print_nothing(folder, tmp_path, capfd, caplog):
     save_model(load_model(folder), load_tokenizer(folder), tmp_path / "again")
     assert capfd.readouterr() == ("", "") and not caplog.records

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dartune import __version__, stopping
 from dartune.errors import DartuneError, InputError, machine_error
+from dartune.redaction import redacted
 
 if TYPE_CHECKING:
     from dartune.config import Config
@@ -37,24 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except stopping.Stopped:
-        print(f"\nstopped (SIGTERM); the same command continues: dartune {' '.join(arguments)}", file=sys.stderr)
+        _say(f"\nstopped (SIGTERM); the same command continues: dartune {' '.join(arguments)}")
         return 143
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}", file=sys.stderr)
+        _say(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except DartuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return error.exit_code
     except Exception as error:
         if known := machine_error(error):
-            print(f"error: {known}", file=sys.stderr)
+            _say(f"error: {known}")
             return known.exit_code
-        traceback.print_exc()
-        print(f"error: this is a bug in dartune {__version__}; please report these lines", file=sys.stderr)
+        _say(f"{traceback.format_exc()}error: this is a bug in dartune {__version__}; please report these lines")
         return 1
+
+
+def _say(text: str) -> None:
+    print(redacted(text), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

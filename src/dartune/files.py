@@ -15,6 +15,7 @@ from typing import Any
 
 from dartune import processes
 from dartune.errors import DartuneError, MachineError, machine_error
+from dartune.redaction import redacted
 
 DRAFT = ".draft"
 """Ends the name of a file that is being written."""
@@ -136,8 +137,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @processes.first_only
 def append_log(path: Path, text: str) -> None:
-    """Append `text` to a log file, with the time in front of it."""
+    """Append `text` to a log file, without secrets and with the time in front of it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+            stream.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {redacted(text)}\n")

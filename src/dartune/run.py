@@ -36,6 +36,7 @@ from dartune.files import (
     write_jsonl,
     writing,
 )
+from dartune.redaction import redacted
 
 if TYPE_CHECKING:
     from dartune.config import Config
@@ -163,7 +164,7 @@ class Run:
         try:
             self._note_environment()
             if config is not None:
-                atomic_write_text(self.folder / "config.resolved.yaml", config.resolved_yaml())
+                atomic_write_text(self.folder / "config.resolved.yaml", redacted(config.resolved_yaml()))
         except BaseException:
             self.close()
             raise
@@ -191,7 +192,7 @@ class Run:
     def log(self, message: str) -> None:
         """Say `message` on stderr and in `logs/run.log`; of several processes the first one speaks."""
         if processes.is_first():
-            self._print(message)
+            self._print(redacted(message))
         append_log(self.log_path, message)
 
     def stage_folder(self, name: str) -> Path:

@@ -6,6 +6,7 @@ answers a line of JSON, `{"command": [...], "trouble": {...}}`, with another: ho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import types
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +89,15 @@ class Trouble:
         self.active = stage is None
         self.durable: dict[str, int] = {}
 
-    def begin(self) -> None:
+    def begin(self, log: str) -> None:
         """In the forked process, before the run."""
+        self.log = log
+        import dartune.environment
         import dartune.pipeline
         import dartune.run
-        import dartune.train.direct_rl
 
         self._set_clock()
+        dartune.environment._commit = lambda: None  # whoever commits meanwhile changes no run
         dartune.run.peak_memory_mb = lambda: 0.0
         if self.file_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
@@ -108,6 +112,8 @@ class Trouble:
                 return report(*words)
 
         dartune.run.Run._attempt, dartune.pipeline.written_report = watched_attempt, watched_report
+        if self.stage != "report":
+            self._remember_plots()
         self._fsync, os.fsync = os.fsync, self.flush
         sys.addaudithook(self.audit)
         if self.stage is None:
@@ -124,9 +130,24 @@ class Trouble:
         for module in (dartune.run, dartune.progress, dartune.train.direct_rl):
             module.time = frozen
 
-    def watching(self, name: str):
-        from contextlib import contextmanager
+    def _remember_plots(self) -> None:
+        """Plots of equal results are drawn once, for they take most of a report's time."""
+        import dartune.report.page as page
 
+        draw = page.draw_plots
+
+        def drawn_once(results):
+            digest = hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
+            place = Path(self.log).with_name(f"plots-{digest[:16]}.json")
+            if not place.exists():
+                active, self.active = self.active, False
+                place.write_text(json.dumps(draw(results)))
+                self.active = active
+            return json.loads(place.read_text())
+
+        page.draw_plots = drawn_once
+
+    def watching(self, name: str):
         @contextmanager
         def watched():
             self.active, began = self.active or name == self.stage, time.monotonic()
@@ -179,7 +200,7 @@ def attempt(request: dict[str, Any], log: str) -> dict[str, Any]:
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(out, 1), os.dup2(out, 2)
             trouble = Trouble(**request["trouble"])
-            trouble.begin()
+            trouble.begin(log)
             from dartune.cli import main
 
             code = main(request["command"])
@@ -208,6 +229,7 @@ def serve(log: str) -> None:
     import scipy.stats  # noqa: F401
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import dartune.lab.source  # noqa: F401
     import dartune.pipeline
@@ -221,6 +243,7 @@ def serve(log: str) -> None:
     import dartune.train.sft  # noqa: F401
 
     torch.set_num_threads(1)
+    get_checkpoint_conversion_mapping("llama")  # builds its table
     for line in sys.stdin:
         print(json.dumps(attempt(json.loads(line), log)), flush=True)
 
