@@ -101,7 +101,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         train(new_model(), Broken(), config(), tmp_path)
     assert checkpoint.latest(tmp_path / "checkpoints")[1] == 4
     batches = json.loads((tmp_path / "not-finite.json").read_text())["microbatches"]
-    assert [batch["loss"] for batch in batches] == ["nan", "nan"] and [len(batch["rows"]) for batch in batches] == [4, 4]
+    assert [batch["loss"] for batch in batches] == ["nan", "nan"]
+    assert [len(batch["rows"]) for batch in batches] == [4, 4]
     assert [row["x"] for row in batches[1]["rows"]] == Regression().begin(6)[1].tolist()
     train(new_model(), Regression(), config(), tmp_path)
     assert not (tmp_path / "not-finite.json").exists()

@@ -208,7 +208,7 @@ def _model_names(config: Config) -> dict[str, str]:
 def synthesise(job: Job, adaptation: str, seed: int) -> None:
     """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
     from dartune.data.adapted import accounting, write_adapted
-    from dartune.stages.synthesise import synthesise, synthesis_cost
+    from dartune.stages.synthesise import synthesis_cost, synthesise
 
     config, models = job.view(adaptation)
     trained, name = ADAPTATIONS[adaptation].trained, synthesis_stage(adaptation, seed)

@@ -231,7 +231,7 @@ def serve(log: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    import dartune.lab.source  # noqa: F401
+    import dartune.lab.source
     import dartune.pipeline
     import dartune.stages.evaluate
     import dartune.stages.format_warmup

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from attempts import Server
-from dartune.files import append_jsonl, read_jsonl
 from world import STAGES, World
+
+from dartune.files import append_jsonl, read_jsonl
 
 KINDS = ("calls", "flushes", "after_s")
 FULL_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -63,7 +64,7 @@ def kill_everywhere(world: World, tally: Tally, n: int, rng: random.Random) -> N
     for stage in STAGES:
         began, late = time.monotonic(), 0
         for number, point in enumerate(points(world, stage, n, rng)):
-            # Every so often all that comes after the stage is still to be done, too.
+            # Once, all that comes after the stage is still to be done, too.
             world.before(stage) if number == 0 and stage != "report" else world.without(stage)
             for _ in range(1 + (number % 4 == 3)):  # some are killed again while they continue
                 ended = world.server(world.command, **point)
@@ -118,7 +119,10 @@ def _call(*command: str) -> bool:
 
 
 def cut_every_file(world: World, tally: Tally, rng: random.Random) -> None:
-    """Each file of a finished run, then of interrupted ones, is cut somewhere; nothing may differ in the end."""
+    """Each file of a finished run, then of interrupted ones, is cut somewhere; nothing may differ in the end.
+
+    But for `samples.jsonl` of an interrupted stage: a few samples a step to read, which are not drawn again.
+    """
     world.without()
     names = sorted(path.relative_to(world.run) for path in world.run.rglob("*") if path.is_file())
     for name in names:
@@ -135,7 +139,8 @@ def cut_every_file(world: World, tally: Tally, rng: random.Random) -> None:
             shutil.rmtree(world.run)
             shutil.copytree(left, world.run)
             _cut(world.run / name, rng)
-            tally.note("files of interrupted stages cut", str(name), ends_the_same(world))
+            lost = ("samples.jsonl", "DONE") if name.name == "samples.jsonl" else ()
+            tally.note("files of interrupted stages cut", str(name), ends_the_same(world, lost))
 
 
 def _cut(path: Path, rng: random.Random) -> None:
@@ -150,7 +155,7 @@ def cut_lines(tally: Tally, world: World) -> None:
         last = whole.rstrip(b"\n").rfind(b"\n") + 1
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / path.name
-            step = max(1, (len(whole) - last) // 500)  # of lines that are very long, 500 places
+            step = max(1, (len(whole) - last) // 200)  # of lines that are very long, 200 places
             for end in range(last, len(whole), step):
                 copy.write_bytes(whole[:end])
                 complete = end == len(whole) - 1  # only the line's end is missing

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attempts import Server
+
 from fixtures_models import save_tiny
 
 SETTINGS = [
@@ -77,8 +78,9 @@ class World:
 
     def before(self, stage: str) -> None:
         """A run folder in which all is done up to a stage, and nothing after it."""
-        order = [path.name for path in sorted((self.whole / "stages").iterdir(), key=lambda path: finished(path / "DONE"))]
-        self.without(*order[order.index(stage) :], "report")
+        order = sorted((self.whole / "stages").iterdir(), key=lambda path: finished(path / "DONE"))
+        names = [path.name for path in order]
+        self.without(*names[names.index(stage) :], "report")
 
     def differences(self, ignored: tuple[str, ...] = ()) -> list[str]:
         """Files that differ between `run` and `whole`, or are in one only."""

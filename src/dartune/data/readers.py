@@ -109,7 +109,8 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
             content, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             # After a broken object nothing says where the next one starts.
-            detail = f"at column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else f": {error}"
+            known = isinstance(error, json.JSONDecodeError)
+            detail = f"at column {error.colno}: {error.msg}" if known else f": {error}"
             yield RawRow(f"{path.name} line {getattr(error, 'lineno', line)}", f"invalid JSON {detail}; rest unread")
             return
         yield RawRow(place, content if isinstance(content, dict) else _no_row(content, "an object"))

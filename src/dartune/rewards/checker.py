@@ -1,7 +1,8 @@
 """Whether answers are right, whatever they are: nothing that is checked can stall or change this process.
 
 Numbers, words and labels are compared here. Mathematical notation goes to math-verify, which has no safe time limit, in
-processes that can be killed and, where the kernel helps, only compute; programs and reasoning-gym's answers, which run what a stranger wrote, go to the sandbox.
+processes that can be killed and, where the kernel helps, do nothing but compute; programs and reasoning-gym's answers,
+which run what a stranger wrote, go to the sandbox.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def synthesise(
     """Append one adapted row per demonstration to `path`; rows already there are kept, not redone.
 
     A chunk's samples depend on its place and the seed alone, so a resumed synthesis ends with the
-    rows of an uninterrupted one. `spent` says what the engines spent so far: the first row of a chunk keeps the chunk's.
+    rows of an uninterrupted one. `spent` says what the engines spent so far; a chunk's first row keeps what it took.
     """
     done = processes.agreed(read_jsonl(path) if path.exists() else [])
     if [row["id"] for row in done] != [d.id for d in demonstrations[: len(done)]]:

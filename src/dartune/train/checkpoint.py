@@ -87,7 +87,7 @@ def latest(folder: Path, most: float = float("inf")) -> tuple[Path, int] | None:
         if step is None:
             logger.warning("%s is incomplete or damaged and is passed over", place)
         elif step > most:
-            logger.warning("%s is passed over: the metrics of its %d steps are damaged from %d on", place, step, most + 1)
+            logger.warning("%s is passed over, for metrics.jsonl is damaged after step %d", place, most)
         else:
             return place, step
     return None

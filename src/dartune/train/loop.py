@@ -28,7 +28,6 @@ from dartune.run import append_jsonl, atomic_write_json, read_jsonl, write_jsonl
 from dartune.train import checkpoint
 from dartune.train.updates import Updates, updates
 
-
 NOT_FINITE = "not-finite.json"
 
 

@@ -166,11 +166,10 @@ class PolicyObjective:
     def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
         spell = self.renderer.tokenizer.decode
         flat = [(prompt, ids) for prompt, completions in microbatch.groups for ids in completions]
+        numbers = zip(microbatch.advantages.tolist(), map(sum, microbatch.start_logprobs), strict=True)
         return [
-            {"prompt": spell(prompt), "response": spell(ids), "advantage": str(float(advantage)), "start": str(sum(start))}
-            for (prompt, ids), advantage, start in zip(
-                flat, microbatch.advantages, microbatch.start_logprobs, strict=True
-            )
+            {"prompt": spell(prompt), "response": spell(ids), "advantage": str(advantage), "start_logprob": str(logprob)}
+            for (prompt, ids), (advantage, logprob) in zip(flat, numbers, strict=True)
         ]
 
     def end(self, step: int) -> dict[str, Any]:
