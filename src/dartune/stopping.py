@@ -22,12 +22,12 @@ def heeded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked = False
     before = signal.signal(signal.SIGTERM, _heed)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _asked = False
 
 
 def _heed(*_: Any) -> None:

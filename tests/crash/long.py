@@ -56,8 +56,8 @@ def points(world: World, stage: str, n: int, rng: random.Random) -> Iterator[dic
 
 def ends_the_same(world: World, ignored: tuple[str, ...] = ()) -> list[str]:
     """The same command once more; what is then wrong."""
-    done = world.server(world.command)
-    return world.differences(ignored) if done["exit"] == 0 else [f"exit code {done['exit']}", world.server.said()[-600:]]
+    code = world.server(world.command)["exit"]
+    return [f"exit code {code}", world.server.said()[-600:]] if code else world.differences(ignored)
 
 
 def kill_everywhere(world: World, tally: Tally, n: int, rng: random.Random) -> None:

@@ -168,7 +168,7 @@ class PolicyObjective:
         flat = [(prompt, ids) for prompt, completions in microbatch.groups for ids in completions]
         numbers = zip(microbatch.advantages.tolist(), map(sum, microbatch.start_logprobs), strict=True)
         return [
-            {"prompt": spell(prompt), "response": spell(ids), "advantage": str(advantage), "start_logprob": str(logprob)}
+            {"prompt": spell(prompt), "response": spell(ids), "advantage": str(advantage), "start": str(logprob)}
             for (prompt, ids), (advantage, logprob) in zip(flat, numbers, strict=True)
         ]
 
