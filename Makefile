@@ -1,10 +1,10 @@
-# make install | demo | test | lint | docs | clean      PYTHON=python3.12 picks another interpreter
+# make install | demo | test | crash | lint | audit | docs | clean      PYTHON=python3.12 picks another interpreter
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint docs clean
+.PHONY: install demo test crash lint audit docs clean
 
 install: $(VENV)/runtime.done
 
@@ -14,6 +14,16 @@ demo: $(VENV)/runtime.done
 test: $(VENV)/dev.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
+# Kills, full disks and cut files by the hundred; `python tests/crash/long.py --help` has less of it.
+crash: $(VENV)/dev.done
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/crash/long.py
+
+# Asks pypi.org for known weaknesses of what the lock files name, which is why it is no part of .ci/run.
+audit:
+	test -x $(VENV)-audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit
+	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock -r requirements-dev.lock -r requirements-docs.lock
+
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 
@@ -22,7 +32,7 @@ docs: $(VENV)/docs.done
 	@echo "site/index.html; to search it, too: $(BIN)/python -m http.server --directory site"
 
 clean:
-	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit build dist site src/*.egg-info .pytest_cache .hypothesis .ruff_cache
 
 # The marks are written last, so an interrupted installation is done again.
 $(VENV)/runtime.done: requirements.lock pyproject.toml

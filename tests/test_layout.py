@@ -12,6 +12,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "__init__",
     "errors",
+    "stopping",
+    "redaction",
     "arms",
     "families",
     "recipe",

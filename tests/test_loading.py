@@ -97,6 +97,25 @@ def test_weights_that_transformers_would_make_up_are_an_error(folder):
     assert "up_proj.weight has another shape" in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_an_error(value, folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"weight model\.norm\.weight is not finite"):
+        load_model(folder)
+
+
+def test_an_index_cannot_name_files_elsewhere(folder):
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="no file of this folder"):
+        load_model(folder)
+
+
 def test_loading_and_saving_print_nothing(folder, tmp_path, capfd, caplog):
     save_model(load_model(folder), load_tokenizer(folder), tmp_path / "again")
     assert capfd.readouterr() == ("", "") and not caplog.records
@@ -138,7 +157,7 @@ def test_a_failed_save_leaves_the_old_model_and_no_litter(folder):
 
     before = load_model(folder)(IDS).logits
     other = tiny_model("qwen3", before.shape[-1], pad=0, eos=1, seed=9)
-    with pytest.raises(MachineError, match="No space left"):
+    with pytest.raises(MachineError, match="the disk is full"):
         save_model(other, FullDisk(), folder)
     assert torch.equal(load_model(folder)(IDS).logits, before)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]

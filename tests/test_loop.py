@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from dartune import stopping
 from dartune.errors import MachineError
 from dartune.run import read_jsonl
 from dartune.train import checkpoint
-from dartune.train.loop import LoopConfig, shuffled_rows, train
+from dartune.train.loop import LoopConfig, _earlier, shuffled_rows, train
 
 
 class Regression:
@@ -33,6 +35,9 @@ class Regression:
 
     def loss(self, model, x):
         return ((model(x) - x.flip(1)) ** 2).sum() / 32
+
+    def shown(self, x):
+        return [{"x": row.tolist()} for row in x]
 
     def end(self, step):
         return {"seen": step}
@@ -68,15 +73,80 @@ def test_a_finished_run_is_a_no_op(tmp_path):
     assert train(again, Regression(fail_at=0), config(), tmp_path) == first
 
 
-def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path):
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before_and_told(tmp_path, caplog):
     train(new_model(), Regression(), config(), tmp_path)
-    last = checkpoint.latest(tmp_path / "checkpoints")
-    assert last.name == "step-000012"
+    last, step = checkpoint.latest(tmp_path / "checkpoints")
+    assert (last.name, step) == ("step-000012", 12)
     data = (last / "parameters.safetensors").read_bytes()
     (last / "parameters.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000008"
+    assert checkpoint.latest(tmp_path / "checkpoints")[1] == 8
+    assert "step-000012 is incomplete or damaged" in caplog.text
     (last / checkpoint.MARK).unlink()
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000008"
+    assert checkpoint.latest(tmp_path / "checkpoints")[1] == 8
+
+
+def test_metrics_cut_at_any_byte_of_their_last_line_end_the_same(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(new_model(), Regression(fail_at=6), config(), tmp_path / "whole")
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    expected = train(new_model(), Regression(), config(), tmp_path / "uncut")
+    cut = tmp_path / "cut.jsonl"
+    first = lines[:-1].rfind(b"\n") + 1
+    for end in range(first, len(lines)):
+        cut.write_bytes(lines[:end])
+        assert _earlier(cut) == expected[: 6 if end == len(lines) - 1 else 5]
+    for end in (first, first + 1, len(lines) - 2, len(lines) - 1):
+        folder = tmp_path / str(end)
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "metrics.jsonl").write_bytes(lines[:end])
+        assert train(new_model(), Regression(), config(), folder) == expected
+        assert read_jsonl(folder / "metrics.jsonl") == expected
+
+
+@pytest.mark.parametrize(("kept", "at"), [(5, 4), (3, 0)])
+def test_a_checkpoint_whose_metrics_are_lost_is_passed_over_and_told(kept, at, tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        train(new_model(), Regression(fail_at=10), config(), tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join([*lines[:kept], b'{"step": \0\0\n', *lines[kept + 1 :]]))
+    started = []
+    expected = train(new_model(), Regression(), config(), tmp_path / "whole")
+    objective = Regression()
+    begin = objective.begin
+    objective.begin = lambda step: started.append(step) or begin(step)
+    assert train(new_model(), objective, config(), tmp_path) == expected and started[0] == at
+    assert f"metrics.jsonl is damaged after step {kept}" in caplog.text
+
+
+def test_sigterm_ends_a_step_saves_it_and_the_next_call_continues(tmp_path):
+    class Ended(Regression):
+        def begin(self, step):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().begin(step)
+
+    with pytest.raises(stopping.Stopped), stopping.heeded():
+        train(new_model(), Ended(), config(), tmp_path / "ended")
+    assert checkpoint.latest(tmp_path / "ended" / "checkpoints")[1] == 6
+    expected = train(new_model(), Regression(), config(), tmp_path / "whole")
+    assert train(new_model(), Regression(fail_at=5), config(), tmp_path / "ended") == expected
+
+
+def test_a_second_sigterm_does_not_wait(tmp_path):
+    class Slow(Regression):
+        def loss(self, model, x):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(model, x)
+
+    with pytest.raises(stopping.Stopped), stopping.heeded():
+        train(new_model(), Slow(), config(), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_what_a_crash_left_of_a_checkpoint_is_cleared_away(tmp_path):
+    (tmp_path / "checkpoints" / ".draft-000003").mkdir(parents=True)
+    train(new_model(), Regression(), config(), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000008", "step-000012"]
 
 
 def test_only_the_last_two_checkpoints_are_kept(tmp_path):
@@ -93,9 +163,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
             self.now = step
             return super().begin(step)
 
-    with pytest.raises(MachineError, match="step 7"):
+    with pytest.raises(MachineError, match=r"step 7: .*not-finite\.json"):
         train(new_model(), Broken(), config(), tmp_path)
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-000004"
+    assert checkpoint.latest(tmp_path / "checkpoints")[1] == 4
+    batches = json.loads((tmp_path / "not-finite.json").read_text())["microbatches"]
+    assert [batch["loss"] for batch in batches] == ["nan", "nan"]
+    assert [len(batch["rows"]) for batch in batches] == [4, 4]
+    assert [row["x"] for row in batches[1]["rows"]] == Regression().begin(6)[1].tolist()
+    train(new_model(), Regression(), config(), tmp_path)
+    assert not (tmp_path / "not-finite.json").exists()
 
 
 def test_one_batch_of_eight_equals_two_of_four(tmp_path):

@@ -1,5 +1,7 @@
 """A step is cut so that no forward holds more tokens than allowed, and the cut changes nothing but rounding."""
 
+import json
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +87,28 @@ def test_smaller_microbatches_of_fine_tuning_give_the_same_gradient():
     (whole, expected), (parts, found) = both
     assert parts > whole == 1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_eight_microbatches_of_one_row_and_one_of_eight_differ_by_rounding_that_leans_nowhere():
+    model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    rows = [("why? " * (1 + i % 3), "because " * (8 - i)) for i in range(8)]
+    both = [gradients(model, SFTObjective(rows, RENDERER, 8, 0, 512, limit)) for limit in (100_000, 1)]
+    (one, whole), (eight, parts) = both
+    assert (one, eight) == (1, 8)
+    rest = torch.cat([(a - b).flatten() for a, b in zip(whole, parts, strict=True)])
+    size = torch.cat([a.flatten() for a in whole]).abs().mean()
+    assert rest.abs().mean() < 1e-4 * size and abs(rest.mean()) < 1e-6 * size
+
+
+def test_a_microbatch_is_shown_as_text(tmp_path):
+    model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    objective = SFTObjective([("why?", "so")] * 3, RENDERER, 3, 0, 512, 100_000)
+    shown = [row for batch in objective.begin(0) for row in objective.shown(batch)]
+    assert len(shown) == 3 and "why?" in shown[0]["prompt"] and shown[0]["response"] == "so<|im_end|>"
+    objective = policy(tmp_path, model)
+    shown = [row for batch in objective.begin(0) for row in objective.shown(batch)]
+    assert len(shown) == 4 * 4 and all("why?" in row["prompt"] for row in shown)
+    assert json.loads(json.dumps(shown))[0].keys() == {"prompt", "response", "advantage", "start"}
 
 
 def test_the_rehearsed_microbatch_is_as_heavy_as_any_step_and_leaves_no_trace(tmp_path):

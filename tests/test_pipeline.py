@@ -134,7 +134,7 @@ def test_with_lora_the_mapper_is_an_adapter_and_the_target_a_plain_model(problem
         assert [path.stem for path in files] == [weights]
 
 
-STAGES = ["probe", "mapper-s0", "synthesise-s0", "train-sft-s0-lr0.001", "evaluate-dart-s0"]
+STAGES = ["mapper-s0", "train-sft-s0-lr0.001"]  # as the shell runs them; tests/crash has all
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -51,6 +51,14 @@ def test_sampling_scoring_and_training_agree_on_what_is_computed(architecture):
         torch.testing.assert_close(torch.tensor(other), torch.tensor(third), atol=0.03, rtol=0)
 
 
+def test_logprobs_of_a_bfloat16_model_are_taken_in_float32():
+    model = rounded(compute_in(model_of(), torch.bfloat16))
+    pairs = [(RENDERER.prompt_ids("why?"), RENDERER.response_ids("because it is so"))]
+    found = torch.tensor(HFEngine(model).score(pairs)[0])
+    off_the_grid = found != found.bfloat16().float()
+    assert off_the_grid.float().mean() > 0.8, "log-probabilities of bfloat16 have three digits"
+
+
 def test_a_trained_model_is_rounded_to_what_it_was_computed_in():
     model = compute_in(model_of(), torch.bfloat16)
     assert model.dtype == torch.float32

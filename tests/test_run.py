@@ -195,6 +195,8 @@ def test_killed_while_done_is_written_the_stage_is_complete_or_continued(tmp_pat
     with quiet_run(tmp_path / "run")[0] as run:
         run.stage("s", {}, unexpected if complete else lambda out: (out / "a.txt").write_text("a") and None)
     assert sorted(path.name for path in out.iterdir()) == ["DONE", "a.txt"]
+    with quiet_run(tmp_path / "run")[0] as run:
+        run.stage("s", {}, unexpected)
 
 
 def test_killed_while_old_outputs_are_removed_nothing_of_them_is_taken_for_complete(tmp_path):

@@ -10,8 +10,8 @@ from dartune.models.engine import Sample
 from dartune.rewards.alignment import Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.reward import GatedReward
-from dartune.run import read_jsonl, write_jsonl
-from dartune.stages.synthesise import synthesise
+from dartune.run import Cost, read_jsonl, write_jsonl
+from dartune.stages.synthesise import synthesis_cost, synthesise
 from test_reward import GOOD, OTHER, RENDERER, ROW, THRESHOLDS
 
 BETTER = "Ann has 3, and Bob has 2 * 3 = 6 pens.\n#### 6"
@@ -172,3 +172,21 @@ def test_rows_of_other_data_are_not_mistaken_for_done(adapt):
     rows, _ = adapt((GOOD,), ("rewrite", "original"), rows=(ROW, OTHER))
     assert [row["id"] for row in rows] == [ROW.id, OTHER.id]
     assert math.isfinite(rows[0]["alignment_after"])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_what_an_interrupted_synthesis_spent_counts_once(kept, checker, tmp_path):
+    rows, target, mapper = (ROW, OTHER), Scripted((GOOD,)), Scripted((GOOD,))
+    lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
+    references = {id: Reference(length, -1.0, None, length) for id, length in lengths.items()}
+    reward = GatedReward(target, RENDERER, checker, THRESHOLDS, references)
+    config, path = SynthesiseConfig(samples=2), tmp_path / "rows.jsonl"
+
+    def spent():
+        return Cost(generated_tokens=10 * len(mapper.prompts), flops=0.5 * len(mapper.prompts))
+
+    words = (rows, [probe(row) for row in rows], mapper, target, reward, RENDERER, config, PROMPT, 99, 0, path)
+    whole = synthesise(*words, spent=spent)
+    assert synthesis_cost(whole) == Cost(generated_tokens=20, flops=1.0)
+    write_jsonl(path, read_jsonl(path)[:kept])
+    assert synthesise(*words, spent=spent) == whole

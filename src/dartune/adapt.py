@@ -17,7 +17,7 @@ from dartune.progress import Progress, follow
 from dartune.roster import Meter
 from dartune.run import Cost
 
-INTERNAL = ("ids", "logprobs", "alternatives", "accepted", "runner_up")
+INTERNAL = ("ids", "logprobs", "alternatives", "accepted", "runner_up", "spent")
 """Fields of a synthesised row that are not published."""
 STUCK_STEPS = 3
 """So many first steps without a rewrite that passes are worth a word."""
@@ -215,7 +215,7 @@ def _model_names(config: Config) -> dict[str, str]:
 def synthesise(job: Job, adaptation: str, seed: int) -> None:
     """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
     from dartune.data.adapted import accounting, write_adapted
-    from dartune.stages.synthesise import synthesise
+    from dartune.stages.synthesise import synthesis_cost, synthesise
 
     config, models = job.view(adaptation)
     trained, name = ADAPTATIONS[adaptation].trained, synthesis_stage(adaptation, seed)
@@ -244,12 +244,13 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
                 seed,
                 out / "rows.jsonl",
                 progress,
+                meter.cost,
             )
         published = [{key: row[key] for key in row if key not in INTERNAL} for row in rows]
         note = {"run": config.name, "data": data_name(config.data.path), **_model_names(config), "seed": seed}
         accounting(rows, len(job.data.train))
         chat = models.renderer.template is not None
         write_adapted(out / "adapted", published, provenance_note=note, chat=chat)
-        return meter.cost()
+        return synthesis_cost(rows)
 
     job.run.stage(name, stage_inputs, work)

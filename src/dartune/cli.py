@@ -1,6 +1,6 @@
 """The `dartune` command: thin verbs over the pipeline, and every error as a message with an exit code.
 
-0 done, 1 a bug, 2 your input, 3 this machine, 130 interrupted.
+0 done, 1 a bug, 2 your input, 3 this machine, 130 interrupted (Ctrl-C), 143 stopped (SIGTERM).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dartune import __version__
+from dartune import __version__, stopping
 from dartune.errors import DartuneError, InputError, machine_error
+from dartune.redaction import redacted
 
 if TYPE_CHECKING:
     from dartune.config import Config
@@ -25,32 +26,39 @@ CONFIGURED = ("run", "check", "check-reward", "show", "demo")
 FOOTER = """\
 Any key of the config is a flag, as in --mapper.steps 40 or --arms base,sft; --data and --target are
 short for --data.path and --target.path. `dartune run --help` lists them all.
-Exit codes: 2 something in your input, 3 something about this machine, 1 a bug."""
+Exit codes: 2 something in your input, 3 something about this machine, 1 a bug, 130 Ctrl-C, 143 SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(arguments)
+        with stopping.heeded():
+            _dispatch(arguments)
         sys.stdout.flush()
         return 0
+    except stopping.Stopped:
+        _say(f"\nstopped (SIGTERM); the same command continues: dartune {' '.join(arguments)}")
+        return 143
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}", file=sys.stderr)
+        _say(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except DartuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return error.exit_code
     except Exception as error:
         if known := machine_error(error):
-            print(f"error: {known}", file=sys.stderr)
+            _say(f"error: {known}")
             return known.exit_code
-        traceback.print_exc()
-        print(f"error: this is a bug in dartune {__version__}; please report these lines", file=sys.stderr)
+        _say(f"{traceback.format_exc()}error: this is a bug in dartune {__version__}; please report these lines")
         return 1
+
+
+def _say(text: str) -> None:
+    print(redacted(text), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,6 +17,7 @@ from dartune.arms import ARMS
 from dartune.errors import InputError
 from dartune.families import GYM, REQUESTS, family
 from dartune.recipe import Recipe, dump, explain, place_override, read_recipe
+from dartune.redaction import redacted
 
 ArmName = Literal[tuple(ARMS)]
 Rung = Literal["rewrite", "own", "guided", "original"]
@@ -321,7 +322,7 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
         problems += explain(error, recipe, Config)
         config = None
     if config is not None:
-        problems += missing_paths(config, recipe)
+        problems += missing_paths(config, recipe) + secrets(config.model_dump(), recipe)
     if problems or config is None:
         raise InputError(f"{path or 'the settings'} cannot be used", problems)
     return config
@@ -340,6 +341,18 @@ def missing_paths(config: Config, recipe: Recipe) -> list[str]:
         what = "model folder" if key in models else "file or folder"
         problems.append(f"{recipe.place(key)}: there is no {what} {text!r} (looked for from {Path.cwd()})")
     return problems
+
+
+def secrets(values: Any, recipe: Recipe, key: str = "") -> list[str]:
+    """Values that are or hold secrets, which the files of a run would show."""
+    if isinstance(values, dict):
+        return [line for name, value in values.items() for line in secrets(value, recipe, f"{key}.{name}".strip("."))]
+    if isinstance(values, (list, tuple)):
+        return [line for value in values for line in secrets(value, recipe, key)]
+    if isinstance(values, str) and redacted(values) != values:
+        where = "DARTUNE_VLLM_API_KEY for a server, HF_TOKEN for the Hub"
+        return [f"{recipe.place(key)} holds a secret, which the run's files would show: set {where}"]
+    return []
 
 
 def describe_keys() -> str:

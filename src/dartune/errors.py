@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 
 SHOWN_PROBLEMS = 20
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+DISK = {
+    errno.ENOSPC: "the disk is full ({}); free space and repeat the command: it continues",
+    errno.EDQUOT: "the disk is full ({}); free space and repeat the command: it continues",
+    errno.EFBIG: "a file is too large for the disk or `ulimit -f` ({}); raise it and repeat the command: it continues",
+    errno.EROFS: "the disk is read-only ({}); mount it to be written, or choose another --output",
+    errno.EIO: "the disk fails ({}); copy the run folder to another one and repeat the command there: it continues",
+}
+"""What trouble with a disk is called here."""
 OUT_OF_MEMORY = ("OutOfMemoryError", "not enough memory", "can't allocate memory", "CUDA out of memory")
 
 
@@ -49,15 +57,16 @@ class MachineError(DartuneError, RuntimeError):
 
 
 def machine_error(error: BaseException) -> MachineError | None:
-    """What a full disk or used-up memory is called here; None where `error` is neither.
+    """What trouble with the disk, or used-up memory, is called here; None where `error` is neither.
 
     Libraries wrap both in errors of their own, so type names and texts are looked at too.
     """
     if isinstance(error, MachineError):
         return error
     text = f"{type(error).__name__}: {error}"
-    if getattr(error, "errno", None) in FULL_DISK or "No space left on device" in text:
-        return MachineError(f"the disk is full ({error}); free space and repeat the command: it continues")
+    for code, said in DISK.items():
+        if getattr(error, "errno", None) == code or os.strerror(code) in text:
+            return MachineError(said.format(error))
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(name in text for name in OUT_OF_MEMORY)
     ):

@@ -15,6 +15,10 @@ from typing import Any
 
 from dartune import processes
 from dartune.errors import DartuneError, MachineError, machine_error
+from dartune.redaction import redacted
+
+DRAFT = ".draft"
+"""Ends the name of a file that is being written."""
 
 
 @contextmanager
@@ -43,7 +47,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     Raises:
         MachineError: the disk is full; the old file is untouched.
     """
-    draft = path.with_name(f".{path.name}.draft")  # one name, so a draft left by a crash is overwritten
+    draft = path.with_name(f".{path.name}{DRAFT}")  # one name, so a draft left by a crash is overwritten
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,8 +90,11 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
             os.fsync(stream.fileno())
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, *, damaged: bool = False) -> list[dict[str, Any]]:
     """Rows of a JSONL file of ours; a last line cut by a crash is left out.
+
+    Args:
+        damaged: it may be: then reading ends before the first line that is not JSON.
 
     Raises:
         DartuneError: any other line is not JSON.
@@ -100,6 +107,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
+            if damaged:
+                break
             raise DartuneError(f"{path} line {number} is not JSON ({error}); was it edited?") from error
     return rows
 
@@ -128,8 +137,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @processes.first_only
 def append_log(path: Path, text: str) -> None:
-    """Append `text` to a log file, with the time in front of it."""
+    """Append `text` to a log file, without secrets and with the time in front of it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {redacted(text)}\n")

@@ -31,10 +31,31 @@ SAID = {
     "bool_type": "should be true or false",
 }
 """What pydantic says in terms of Python."""
+UNREADABLE = (ValueError, LookupError, AttributeError, TypeError)
+"""What PyYAML raises for such as the date 2026-99-99, `!!int ""` and `!!bool perhaps`."""
+LONGEST_VALUE = 80
+"""Characters of a value that a message shows."""
+
+
+DEEPEST = 30
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """Builds no objects, and nothing that is larger or deeper than what is written."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1}: an alias (*name) is not read; write the value out")
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: it is nested too deeply")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -115,7 +136,7 @@ def read_recipe(path: Path) -> Recipe:
         recipe.values = loader.construct_document(root)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML", [" ".join(str(error).split())]) from error
-    except ValueError as error:  # such as the date 2026-99-99
+    except UNREADABLE as error:
         raise InputError(f"{path} holds a value that cannot be read: {error}") from error
     finally:
         loader.dispose()
@@ -147,8 +168,8 @@ def place_override(recipe: Recipe, schema: type[BaseModel], flag: str, text: str
         return [f"--{flag} is a section; set one of its keys, as in --{key}.{inner}"]
     try:
         value = _parse(text, found)
-    except (yaml.YAMLError, ValueError):
-        return [f"--{flag}: {text!r} cannot be read as a value; quote it for YAML"]
+    except (yaml.YAMLError, *UNREADABLE):
+        return [f"--{flag}: {_shown(text)} cannot be read as a value; quote it for YAML"]
     *parents, last = key.split(".")
     at = recipe.values
     for parent in parents:
@@ -227,10 +248,11 @@ def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> 
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"] if part != "[key]")
         place, kind, given = recipe.place(key), item["type"], item["input"]
+        shown = _shown(given)
         if kind == "extra_forbidden":
             lines.append(f"{place.removesuffix(key)}unknown key {key}{_meant(schema, key)}")
         elif kind == "missing" and isinstance(item["loc"][-1], int):
-            lines.append(f"{recipe.place(key.rpartition('.')[0])} is {given!r} but should have more items")
+            lines.append(f"{recipe.place(key.rpartition('.')[0])} is {shown} but should have more items")
         elif kind == "missing":
             lines.append(f"{key} is not set: put it into a recipe, or add --{_short(key)}")
         elif kind == "too_short" and given:
@@ -238,8 +260,13 @@ def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> 
         elif isinstance(given, dict) and kind == "value_error":  # keys that do not go together
             lines.append(f"{place}: {_said(item['msg'])}")
         else:
-            lines.append(f"{place} is {given!r} but {SAID.get(kind) or _said(item['msg'])}")
+            lines.append(f"{place} is {shown} but {SAID.get(kind) or _said(item['msg'])}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _said(message: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 import shutil
 import sys
@@ -24,6 +25,7 @@ from dartune import lock, processes
 from dartune.environment import environment, peak_memory_mb, reset_peak_memory
 from dartune.errors import DartuneError, InputError, MachineError, machine_error
 from dartune.files import (
+    DRAFT,
     append_jsonl,
     append_log,
     atomic_write_json,
@@ -34,6 +36,7 @@ from dartune.files import (
     write_jsonl,
     writing,
 )
+from dartune.redaction import redacted
 
 if TYPE_CHECKING:
     from dartune.config import Config
@@ -131,6 +134,17 @@ def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+class _Warnings(logging.Handler):
+    """Passes what modules warn of on to a run's log."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+
 class Run:
     """One run folder, held by this process from construction to `close` (or the end of the process)."""
 
@@ -145,10 +159,12 @@ class Run:
         self._print = log
         self._keys: dict[str, str] = {}
         self._lock: int | None = lock.take(self.folder) if processes.is_first() else None
+        self._warnings = _Warnings(self.log)
+        logging.getLogger("dartune").addHandler(self._warnings)
         try:
             self._note_environment()
             if config is not None:
-                atomic_write_text(self.folder / "config.resolved.yaml", config.resolved_yaml())
+                atomic_write_text(self.folder / "config.resolved.yaml", redacted(config.resolved_yaml()))
         except BaseException:
             self.close()
             raise
@@ -164,6 +180,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the folder."""
+        logging.getLogger("dartune").removeHandler(self._warnings)
         if self._lock is not None:
             lock.release(self.folder, self._lock)
             self._lock = None
@@ -175,7 +192,7 @@ class Run:
     def log(self, message: str) -> None:
         """Say `message` on stderr and in `logs/run.log`; of several processes the first one speaks."""
         if processes.is_first():
-            self._print(message)
+            self._print(redacted(message))
         append_log(self.log_path, message)
 
     def stage_folder(self, name: str) -> Path:
@@ -314,9 +331,11 @@ def _reason(old: Any, new: Any) -> str:
 
 
 def _settle(folder: Path) -> dict[str, int]:
-    """Flush every output to disk; returns their sizes in bytes, by path."""
+    """Flush every output to disk; returns their sizes in bytes, by path. Drafts that a crash left go."""
     sizes = {}
     with writing(folder):
+        for left in folder.rglob(f".*{DRAFT}"):
+            left.unlink()
         for path in sorted(folder.rglob("*")):
             sync(path)
             if path.is_file() and path.name != STARTED:

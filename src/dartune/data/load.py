@@ -58,11 +58,11 @@ def load_demonstrations(
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
     rows, example = _first_readable(chain([first], rows))  # the layout shows in it
-    public = recognised(example) if example and not columns and not _fitting(set(example)) else None
+    public = recognised(example) if example is not None and not columns and not _fitting(set(example)) else None
     if public:
         rows = (row._replace(content=_tidied(row.content, public)) for row in rows)
         return _collect(rows, public.base, {"id": "id", **public.fields}, limit, path)
-    layout, fields = choose_layout(example, dict(columns or {}), path) if example else (None, {})
+    layout, fields = choose_layout(example, dict(columns or {}), path) if example is not None else (None, {})
     return _collect(rows, layout, fields, limit, path)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,14 +60,31 @@ def _jsonl_rows(path: Path) -> Iterator[RawRow]:
 
 def _parse_line(line: bytes) -> dict[str, Any] | str:
     try:
-        content = json.loads(line.decode("utf-8").rstrip("\r\n"))
+        content = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=_once_each)
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8"
     except json.JSONDecodeError as error:
         return f"invalid JSON at column {error.colno}: {error.msg}"
     except RecursionError:
         return "invalid JSON: nested too deeply"
-    return content if isinstance(content, dict) else f"must be a JSON object, not {_json_name(content)}"
+    except ValueError as error:
+        return f"invalid JSON: {error}"
+    return content if isinstance(content, dict) else _no_row(content, "a JSON object")
+
+
+@dataclass(frozen=True, slots=True)
+class Doubled:
+    """A JSON object that names something twice, of which JSON readers would take the last silently."""
+
+    name: str
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Doubled:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    names = [name for name, _ in pairs]
+    return Doubled(next(name for name in names if names.count(name) > 1))
 
 
 def _json_rows(path: Path) -> Iterator[RawRow]:
@@ -81,7 +99,7 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
     except UnicodeDecodeError as error:
         yield RawRow(path.name, f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8")
         return
-    space, decoder = re.compile(r"[ \t\r\n]*"), json.JSONDecoder()
+    space, decoder = re.compile(r"[ \t\r\n]*"), json.JSONDecoder(object_pairs_hook=_once_each)
     position, line, counted = text.index("[") + 1, 1, 0
     while True:
         position = space.match(text, position).end()
@@ -91,12 +109,13 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
         place = f"{path.name} line {line}"
         try:
             content, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             # After a broken object nothing says where the next one starts.
-            detail = f"at column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": nested"
+            known = isinstance(error, json.JSONDecodeError)
+            detail = f"at column {error.colno}: {error.msg}" if known else f": {error}"
             yield RawRow(f"{path.name} line {getattr(error, 'lineno', line)}", f"invalid JSON {detail}; rest unread")
             return
-        yield RawRow(place, content if isinstance(content, dict) else f"must be an object, not {_json_name(content)}")
+        yield RawRow(place, content if isinstance(content, dict) else _no_row(content, "an object"))
         position = space.match(text, position).end()
         if text[position : position + 1] == ",":
             position += 1
@@ -106,16 +125,21 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
             return
 
 
-def _json_name(value: Any) -> str:
-    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null", dict: "an object"}
-    return names.get(type(value), "a number")
+def _no_row(value: Any, wanted: str) -> str:
+    if isinstance(value, Doubled):
+        return f"names {value.name!r} twice"
+    names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return f"must be {wanted}, not {names.get(type(value), 'a number')}"
 
 
 def _csv_rows(path: Path) -> Iterator[RawRow]:
     csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
-        header = next(reader, None)
+        try:
+            header = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{path}: the header is invalid CSV: {error}") from error
         if header is None:
             return
         twice = sorted({name for name in header if header.count(name) > 1})
@@ -155,7 +179,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
             for index in range(batch.num_rows):
                 number += 1
                 yield RawRow(f"{path.name} row {number}", _arrow_row(batch, index))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a column name may be no Unicode
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
 
 
@@ -164,6 +188,8 @@ def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
         return batch.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1} of a field"
+    except (ValueError, ArithmeticError) as error:  # such as a date in the year 300 000
+        return f"has a value that Python cannot hold: {error}"
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:

@@ -149,6 +149,10 @@ class Pretraining:
         loss = -(logprobs * mask).sum() / self.tokens
         return loss + attention_loss(model, microbatch) * len(microbatch) / self.recipe.batch if self.guided else loss
 
+    def shown(self, microbatch) -> list[dict[str, Any]]:
+        spell = self.renderer.tokenizer.decode
+        return [{"prompt": spell(prompt), "response": spell(reply)} for prompt, reply in microbatch]
+
     def end(self, step: int) -> dict[str, Any]:
         return {"trained_tokens": self.tokens}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import sys
@@ -17,8 +16,8 @@ import torch
 from torch import nn
 
 from dartune import processes
-from dartune.errors import InputError, MachineError
-from dartune.files import sync
+from dartune.errors import InputError
+from dartune.files import sync, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Sampling, scoring and training must agree to the last digits, so they all attend the same way.
@@ -75,9 +74,14 @@ def load_model(
     # transformers only warns about weights that it had to make up.
     wrong = [f"weight {name} is missing" for name in sorted(info["missing_keys"])]
     wrong += [f"weight {entry[0]} has another shape" for entry in sorted(info["mismatched_keys"], key=str)]
+    wrong += [f"weight {name} is not finite" for name, weight in model.named_parameters() if not _finite(weight)]
     if wrong:
-        raise InputError(f"the weights of {source} do not fit its config.json", wrong)
+        raise InputError(f"the weights of {source} cannot be used", wrong)
     return model.to(place).eval()
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    return weight.is_meta or bool(torch.isfinite(weight).all())
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -110,7 +114,7 @@ def model_problems(folder: str | Path) -> list[str]:
     else:
         try:
             json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.append(f"config.json is not JSON: {error}")
     problems += _weight_problems(folder)
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
@@ -140,22 +144,22 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | Path) -> Path:
     """
     model = getattr(model, "module", model)
     folder = Path(folder)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    stale = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    # Always the same names, so that what a crash leaves is cleared away by the next attempt.
+    fresh, stale = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        with _quiet():
-            model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        for file in (*fresh.rglob("*"), fresh):
-            sync(file)
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise MachineError(f"cannot write the model to {folder}: {error}") from error
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for left in (fresh, stale):
+                shutil.rmtree(left, ignore_errors=True)
+            with _quiet():
+                model.save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
+            for file in (*fresh.rglob("*"), fresh):
+                sync(file)
+            if folder.exists():
+                folder.rename(stale)
+            fresh.rename(folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
@@ -167,8 +171,10 @@ def _weight_problems(folder: Path) -> list[str]:
     if index.exists():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             return [f"{index.name} is not a list of weight files"]
+        if outside := [shard for shard in shards if Path(str(shard)).name != shard]:
+            return [f"{index.name} names {outside[0]!r}, which is no file of this folder"]
         return [f"the weight file {shard} is missing" for shard in shards if not (folder / shard).exists()]
     if (folder / "model.safetensors").exists():
         return []

@@ -99,15 +99,20 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def kernel_guard() -> bool:
-    """Ask the kernel to hold this process, for good, to what the module says; False where it does not."""
+def kernel_guard(*, dies_with_parent: bool = True) -> bool:
+    """Ask the kernel to hold this process, for good, to what the module says; False where it does not.
+
+    Args:
+        dies_with_parent: also when the thread that started it ends.
+    """
     machine = _MACHINES.get(platform.machine())
     if not sys.platform.startswith("linux") or machine is None:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     code = [struct.pack("HBBI", *instruction) for instruction in _filter(*machine)]
     program = _Program(len(code), b"".join(code))
-    libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if dies_with_parent:
+        libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False
     return libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program), 0, 0) == 0

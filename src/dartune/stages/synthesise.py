@@ -6,7 +6,7 @@ ladder; whatever it becomes, its provenance and the reason are recorded. No row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text
-from dartune.run import append_jsonl, read_jsonl, write_jsonl
+from dartune.run import Cost, append_jsonl, read_jsonl, write_jsonl
 from dartune.train.mapper import mapper_prompt
 
 CHUNK = 32
+COUNTED = ("generated_tokens", "scored_tokens", "flops")
 STRANGEST = 5  # percent of the demonstrations; less natural than these is no solution that is worth training on
 
 
@@ -55,11 +56,12 @@ def synthesise(
     seed: int,
     path: Path,
     progress: Progress | None = None,
+    spent: Callable[[], Cost] = Cost,
 ) -> list[dict[str, Any]]:
     """Append one adapted row per demonstration to `path`; rows already there are kept, not redone.
 
     A chunk's samples depend on its place and the seed alone, so a resumed synthesis ends with the
-    rows of an uninterrupted one.
+    rows of an uninterrupted one. `spent` says what the engines spent so far; a chunk's first row keeps what it took.
     """
     done = processes.agreed(read_jsonl(path) if path.exists() else [])
     if [row["id"] for row in done] != [d.id for d in demonstrations[: len(done)]]:
@@ -79,14 +81,17 @@ def synthesise(
             seed * 1_000_003 + 500_000 + low,
         )
         prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
+        before = spent()
         rungs = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
         if "guided" in config.ladder:
             rungs["guided"] = reward(chunk, target.generate(prompts, spec))
+        cost = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
         for index, demonstration in enumerate(chunk):
             if low + index < len(done):
                 continue
             tried = {rung: groups[index] for rung, groups in rungs.items()}
             row = adapted_row(demonstration, probed[low + index], tried, config.ladder, renderer)
+            row |= {"spent": {} if index else cost}
             append_jsonl(path, row)
             done.append(row)
         if progress:
@@ -94,6 +99,11 @@ def synthesise(
     done = settled(done)
     write_jsonl(path, done)
     return done
+
+
+def synthesis_cost(rows: Sequence[dict[str, Any]]) -> Cost:
+    """What all attempts that these rows come from spent on them."""
+    return sum((Cost(**row["spent"]) for row in rows), Cost())
 
 
 def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

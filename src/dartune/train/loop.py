@@ -19,14 +19,16 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dartune import processes
+from dartune import processes, stopping
 from dartune.config import Adapter
 from dartune.errors import InputError, MachineError
 from dartune.models.adapter import add_lora
 from dartune.models.sharding import gathered
-from dartune.run import append_jsonl, read_jsonl, write_jsonl
+from dartune.run import append_jsonl, atomic_write_json, read_jsonl, write_jsonl
 from dartune.train import checkpoint
 from dartune.train.updates import Updates, updates
+
+NOT_FINITE = "not-finite.json"
 
 
 class Objective(Protocol):
@@ -40,6 +42,9 @@ class Objective(Protocol):
 
     def heaviest(self) -> Any:
         """The largest microbatch that a step can come to; its loss must not count anywhere."""
+
+    def shown(self, microbatch: Any) -> list[dict[str, Any]]:
+        """The rows of a microbatch for a person to read, JSON-friendly."""
 
     def end(self, step: int) -> dict[str, Any]:
         """The step's metrics, JSON-friendly; with a reason under "stop" the step is the last."""
@@ -117,43 +122,48 @@ def train(
     """Train `model` in place and return the metrics of every step, resumed ones included.
 
     `folder` holds `metrics.jsonl` and `checkpoints/`; where it holds the complete checkpoint of an
-    earlier, interrupted call, training continues from it.
+    earlier, interrupted call, training continues from it. SIGTERM is heeded after a step and its checkpoint.
 
     Raises:
-        MachineError: the loss or the gradient is not finite (the checkpoint before it is kept).
+        MachineError: the loss or the gradient is not finite (the checkpoint before it is kept, and its batch written).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOT_FINITE).unlink(missing_ok=True)
     build = partial(build_optimizers, config=config)
     stepping = updates(model, build, config.sharding, config.max_grad_norm)
-    start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, stepping))
     metrics_path = folder / "metrics.jsonl"
-    history = processes.agreed(_earlier(metrics_path, start))
+    earlier = processes.agreed(_earlier(metrics_path))
+    start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, stepping, len(earlier)))
+    history = earlier[:start]
+    if metrics_path.exists():
+        write_jsonl(metrics_path, history)
     stopped = bool(history) and "stop" in history[-1]
     if next(model.parameters()).device.type != "cpu":
         rehearse(stepping.model, objective)
     for step in range(start, start if stopped else config.steps):
-        row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
-        # Whether to stop may hang on a clock; all processes go by the first one's.
-        row = processes.agreed(row | _one_step(stepping, objective, config, step))
-        append_jsonl(metrics_path, row)
-        history.append(row)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or "stop" in row:
-            checkpoint.save(folder / "checkpoints", model, stepping, step + 1)
+        with stopping.after_this():
+            row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
+            # Whether to stop may hang on a clock; all processes go by the first one's.
+            row = processes.agreed(row | _one_step(stepping, objective, config, step, folder))
+            append_jsonl(metrics_path, row)
+            history.append(row)
+            asked = processes.agreed(stopping.asked())
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or "stop" in row or asked:
+                checkpoint.save(folder / "checkpoints", model, stepping, step + 1)
         if on_step:
             on_step(step + 1, row)
+        if asked:
+            raise stopping.Stopped
         if "stop" in row:
             break
     model.eval()
     return history
 
 
-def _earlier(path: Path, start: int) -> list[dict[str, Any]]:
-    """The metrics of the first `start` steps, which the file then ends with."""
-    if not path.exists():
-        return []
-    history = [row for row in read_jsonl(path) if row["step"] <= start]
-    write_jsonl(path, history)
-    return history
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """The metrics of the first steps, as far as the file is whole."""
+    rows = read_jsonl(path, damaged=True) if path.exists() else []
+    return [row for step, row in enumerate(rows, start=1) if row.get("step") == step]
 
 
 def rehearse(model: nn.Module, objective: Objective) -> None:
@@ -202,10 +212,10 @@ def train_as_set(
     return gathered(model), history
 
 
-def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step: int) -> dict[str, Any]:
+def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step: int, folder: Path) -> dict[str, Any]:
     microbatches = objective.begin(step)
     stepping.model.train()
-    total = 0.0
+    losses: list[float] = []
     # All processes go through as many microbatches.
     counts = processes.everyones(len(microbatches))
     most = max(counts)
@@ -217,13 +227,22 @@ def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step:
     for number in range(most):
         idle = number >= len(microbatches)
         loss = objective.loss(stepping.model, microbatches[0 if idle else number]) * (0 if idle else 1)
-        total += loss.item()
+        losses.append(loss.item())
         stepping.backward(loss, last=number + 1 == most)
-    total = processes.totals({"loss": total})["loss"]
+    total = processes.totals({"loss": sum(losses)})["loss"]
     norm = stepping.step(config.learning_rate_at(step)) if most else 0.0
     if not math.isfinite(total) or not math.isfinite(norm):
+        path = folder / NOT_FINITE
+        _write_batch(path, objective, microbatches, losses)
         raise MachineError(
-            f"step {step + 1}: the loss is {total} and the gradient norm {norm}; "
-            "lower the learning rate, or look at this step's rows"
+            f"step {step + 1}: the loss is {total} and the gradient norm {norm}; its batch is in {path}: "
+            "look at its rows, or lower the learning rate"
         )
     return {"loss": total, "grad_norm": norm, **objective.end(step)}
+
+
+def _write_batch(path: Path, objective: Objective, microbatches: Sequence[Any], losses: Sequence[float]) -> None:
+    """Every process's microbatches with their losses, for a person to read."""
+    parts = zip(losses, microbatches, strict=False)  # idle passes are left out
+    shown = [{"loss": str(loss), "rows": objective.shown(microbatch)} for loss, microbatch in parts]
+    atomic_write_json(path, {"microbatches": [part for parts in processes.everyones(shown) for part in parts]})

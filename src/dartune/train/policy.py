@@ -163,6 +163,15 @@ class PolicyObjective:
         self._sums["entropy"] += float((entropy.detach() * mask).sum())
         return loss
 
+    def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
+        spell = self.renderer.tokenizer.decode
+        flat = [(prompt, ids) for prompt, completions in microbatch.groups for ids in completions]
+        numbers = zip(microbatch.advantages.tolist(), map(sum, microbatch.start_logprobs), strict=True)
+        return [
+            {"prompt": spell(prompt), "response": spell(ids), "advantage": str(advantage), "start": str(logprob)}
+            for (prompt, ids), (advantage, logprob) in zip(flat, numbers, strict=True)
+        ]
+
     def end(self, step: int) -> dict[str, Any]:
         tokens = max(1, self._sums["tokens"])
         sums = processes.totals({name: self._sums[name] for name in ("kl", "entropy")})

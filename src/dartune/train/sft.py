@@ -47,6 +47,7 @@ class SFTObjective:
         Raises:
             InputError: there is no row, or rows do not fit the context (all of them are named).
         """
+        self.renderer = renderer
         self.rows = [(renderer.prompt_ids(question), renderer.response_ids(solution)) for question, solution in rows]
         long = [i for i, (prompt, reply) in enumerate(self.rows) if len(prompt) + len(reply) > context]
         if not rows or long:
@@ -83,6 +84,10 @@ class SFTObjective:
             return asft(logprobs, kl, mask, tokens)
         logprobs, mask = sequence_logprobs(model, rows)
         return (dft if self.kind == "dft" else cross_entropy)(logprobs, mask, tokens)
+
+    def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
+        spell = self.renderer.tokenizer.decode
+        return [{"prompt": spell(prompt), "response": spell(reply)} for prompt, reply in microbatch[0]]
 
     def end(self, step: int) -> dict[str, Any]:
         return {"trained_tokens": self._tokens, "read_tokens": self._read}

@@ -1,0 +1,24 @@
+"""Secrets, which no file and no message of a run may show: those of the environment, and what looks like one."""
+
+from __future__ import annotations
+
+import os
+import re
+
+NAMES = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?$", re.IGNORECASE)
+"""Environment variables whose values are secrets."""
+SHORTEST = 8
+LOOKS = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bAKIA[A-Z0-9]{16}\b"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+"""Tokens of well-known services, and user and password in an address."""
+HIDDEN = "***"
+
+
+def redacted(text: str) -> str:
+    """The text with `***` in place of every secret."""
+    values = {value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= SHORTEST}
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return LOOKS.sub(HIDDEN, text)
