@@ -120,6 +120,8 @@ def pretrain(name: str, plan: Plan, folder: Path) -> Path:
     renderer = Renderer(tokenizer)
     model = build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device)
     if device.type == "cuda":
+        # Suspected of the launch failures that docs/gpu.md tells of.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_float32_matmul_precision("high")
         compute_in(model, torch.bfloat16)
     optimizers = build_optimizers(

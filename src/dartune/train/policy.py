@@ -23,7 +23,7 @@ from dartune.models.parallel_engine import LocalEngine
 from dartune.models.shared_prefix import Group, group_logprobs
 from dartune.run import Cost, read_jsonl, write_jsonl
 from dartune.train.loop import shuffled_rows
-from dartune.train.microbatches import Piece, cut, padded_tokens, pieces
+from dartune.train.microbatches import Piece, cut, most_together, padded_tokens, pieces
 from dartune.train.objectives import grpo
 
 GROUPS_PER_MICROBATCH = 6
@@ -138,7 +138,7 @@ class PolicyObjective:
                 start_logprobs=[row for one in batch for row in start[one.group * size :][one.low : one.high]],
                 tokens=self._sums["tokens"],
             )
-            for batch in cut(parts, GROUPS_PER_MICROBATCH, tokens, limit)
+            for batch in cut(parts, most_together(self.policy.model, GROUPS_PER_MICROBATCH), tokens, limit)
         ]
 
     def heaviest(self) -> Microbatch:

@@ -21,7 +21,6 @@ from dartune.train.loop import shuffled_rows, train_as_set
 from dartune.train.microbatches import cut
 from dartune.train.objectives import asft, cross_entropy, dft
 
-ROWS_PER_MICROBATCH = 16
 Loss = Literal["ce", "dft", "asft"]
 Row = tuple[list[int], list[int]]
 Microbatch = tuple[list[Row], int]
@@ -73,9 +72,7 @@ class SFTObjective:
         return max(batches, key=lambda batch: _padded_tokens(batch[0]))
 
     def _cut(self, rows: list[Row]) -> list[Microbatch]:
-        return [
-            (batch, self._tokens) for batch in cut(rows, ROWS_PER_MICROBATCH, _padded_tokens, self.microbatch_tokens)
-        ]
+        return [(batch, self._tokens) for batch in cut(rows, None, _padded_tokens, self.microbatch_tokens)]
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         rows, tokens = microbatch
