@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Most logits (positions x vocabulary) of a chunk: 256 MB in float32.
-CHUNK_LOGITS = 2**26
+# Most logits (positions x vocabulary) of a chunk: 32 MB in float32; more on a GPU, where a chunk of few rows is slow.
+CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**23, 2**25
 
 
 def chosen_logprobs(
@@ -30,7 +30,7 @@ def chosen_logprobs(
         inputs: of the model's forward.
     """
     head = _head(model)
-    size = max(1, CHUNK_LOGITS // head.weight.shape[0]) if head is not None else len(targets)
+    size = rows_at_once(head.weight) if head is not None else len(targets)
     if len(targets) <= size or not _gives_the_logits(model, head):
         return token_logprobs(model(logits_to_keep=keep, **inputs).logits, targets, with_entropy)
     hidden, dtype = _up_to_the_head(model, head, keep, inputs)
@@ -41,6 +41,11 @@ def chosen_logprobs(
         for rows, ids in zip(hidden.split(size), targets.split(size), strict=True)
     ]
     return _joined(parts, with_entropy)
+
+
+def rows_at_once(weights: torch.Tensor) -> int:
+    """Positions whose logits may be held at a time, by the head's weights (V, ...)."""
+    return max(1, (GPU_CHUNK_LOGITS if weights.is_cuda else CHUNK_LOGITS) // weights.shape[0])
 
 
 def _head(model: nn.Module) -> nn.Linear | None:
@@ -121,7 +126,7 @@ def token_logprobs(
 
     Large vocabularies are worked off in chunks whose float32 copies are recomputed in the backward.
     """
-    size = max(1, CHUNK_LOGITS // logits.shape[-1])
+    size = rows_at_once(logits.T)
     if len(logits) <= size:
         return _token_logprobs(logits, targets, with_entropy)
     parts = [

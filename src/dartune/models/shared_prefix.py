@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dartune.errors import InputError
 from dartune.models.engine import TokenIds
-from dartune.models.head import CHUNK_LOGITS, chosen_logprobs, is_sharded, token_logprobs
+from dartune.models.head import chosen_logprobs, is_sharded, rows_at_once, token_logprobs
 
 # Any id will do where the mask or the causal order hides the position.
 FILL_ID = 0
@@ -172,7 +172,7 @@ def anchored_logprobs(
     logits = model(logits_to_keep=keep, **inputs).logits
     with torch.no_grad():
         fixed = anchor(logits_to_keep=keep, **inputs).logits
-    size = max(1, CHUNK_LOGITS // logits.shape[-1])
+    size = rows_at_once(logits.T)
     parts = [
         checkpoint(_divergence, ours, theirs, use_reentrant=False)
         for ours, theirs in zip(logits.split(size), fixed.split(size), strict=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dartune.models.engine import TokenIds, TokenStats
-from dartune.models.head import CHUNK_LOGITS
+from dartune.models.head import rows_at_once
 from dartune.models.shared_prefix import device_of
 
 ROWS_PER_FORWARD = 16
@@ -35,7 +35,7 @@ def _forward(model: nn.Module, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> li
     for row, (prompt, completion) in enumerate(pairs):
         targets = ids[row, len(prompt) : len(prompt) + len(completion)]
         logits = hidden[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-        size = max(1, CHUNK_LOGITS // logits.shape[-1])
+        size = rows_at_once(logits.T)
         parts = [_statistics(*chunk) for chunk in zip(logits.split(size), targets.split(size), strict=True)]
         columns = [torch.cat(column).tolist() for column in zip(*parts, strict=True)] if parts else [[], [], []]
         stats.append(TokenStats(*map(tuple, columns)))
