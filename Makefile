@@ -18,7 +18,7 @@ test: $(VENV)/dev.done
 crash: $(VENV)/dev.done
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/crash/long.py
 
-# Asks pypi.org for known weaknesses of what the lock files name, which is why it is no part of .ci/run.
+# Asks a service beside the package index for known weaknesses of what the lock files name; so it is no part of .ci/run.
 audit:
 	test -x $(VENV)-audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit
