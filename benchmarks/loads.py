@@ -28,7 +28,7 @@ from dartune.models.loading import load_model, load_tokenizer
 from dartune.models.shared_prefix import device_of
 
 LONG = ProblemSpec(steps=(4, 5))
-ROWS = 256
+LAB_ROWS, LONG_ROWS = 256, 64
 STEADY = 0  # the place in the residual stream that `end_after` steers by
 STEADY_VALUE = 0.1
 NEVER = -1000.0
@@ -93,7 +93,7 @@ class Load:
 def lab_load() -> Load:
     """The shipped mapper start and target: texts end where the models end them."""
     policy = model_folder("lab:mapper")
-    rows = demonstrate(draw_many("speed", DEMONSTRATIONS, ROWS), "values")
+    rows = demonstrate(draw_many("speed", DEMONSTRATIONS, LAB_ROWS), "values")
     renderer = Renderer(load_tokenizer(policy))
     return Load("lab", policy, model_folder("lab:backward"), renderer, rows, MAPPER_PROMPT, 3e-4)
 
@@ -106,7 +106,7 @@ def random_load(name: str, folder: Path, device: str, shape: Any = None) -> Load
     if not place.exists():
         _random_model(shape, tokenizer, device).save_pretrained(place)
         tokenizer.save_pretrained(place)
-    rows = demonstrate(draw_many("speed", LONG, ROWS), "explicit")
+    rows = demonstrate(draw_many("speed", LONG, LONG_ROWS), "explicit")
     return Load(name, place, place, Renderer(load_tokenizer(place)), rows, MAPPER_PROMPT, 1e-5)
 
 

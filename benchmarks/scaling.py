@@ -13,7 +13,8 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,18 +58,21 @@ def dials(folder: Path) -> dict[str, Dial]:
     }
 
 
-def measure(bench: Bench) -> dict[str, Any]:
-    found = {}
+def measure(bench: Bench) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dial with its points, as they are finished; points that failed are told and left out."""
     for name, (label, values, at) in dials(bench.folder).items():
-        points = []
+        points = {}
         for value in values:
-            part = at(bench, value)
-            points.append(
-                {who: {"seconds": median(part[who]["seconds"]), "peak_bytes": part[who]["peak_bytes"]} for who in SHOWN}
-            )
-            print(name, value, {who: round(one["seconds"], 3) for who, one in points[-1].items()}, flush=True)
-        found[name] = {"label": label, "values": list(values), "points": points}
-    return found
+            try:
+                part = at(bench, value)
+            except Exception:
+                traceback.print_exc()
+                continue
+            points[value] = {
+                who: {"seconds": median(part[who]["seconds"]), "peak_bytes": part[who]["peak_bytes"]} for who in SHOWN
+            }
+            print(name, value, {who: round(one["seconds"], 3) for who, one in points[value].items()}, flush=True)
+        yield name, {"label": label, "values": list(points), "points": list(points.values())}
 
 
 def draw(name: str, dial: Mapping[str, Any]) -> str:
@@ -109,7 +113,10 @@ def main() -> None:
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder, AnswerChecker() as checker:
             bench = Bench("cpu", 2, 60.0, Path(folder), checker)
-            atomic_write_json(SCALING, {"machine": machine("cpu"), "dials": measure(bench)})
+            found: dict[str, Any] = {"machine": machine("cpu"), "dials": {}}
+            for name, dial in measure(bench):
+                found["dials"][name] = dial
+                atomic_write_json(SCALING, found)
     for name, dial in json.loads(SCALING.read_text("utf-8"))["dials"].items():
         (IMAGES / f"cost-{name}.svg").write_text(draw(name, dial), encoding="utf-8")
     write_page()
