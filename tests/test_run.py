@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -389,3 +390,14 @@ def test_atomic_writes_leave_no_drafts_even_after_one_was_left_by_a_crash(tmp_pa
     atomic_write_text(path, "new\n")
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
     assert path.read_text(encoding="utf-8") == "new\n"
+
+
+def test_what_modules_warn_of_is_in_the_log_of_the_run_that_was_open(tmp_path):
+    warn = logging.getLogger("dartune.somewhere").warning
+    run, said = quiet_run(tmp_path / "run")
+    with run:
+        warn("%s is odd", "row 3")
+    warn("later")
+    assert said == ["row 3 is odd"]
+    log = (tmp_path / "run/logs/run.log").read_text()
+    assert "row 3 is odd" in log and "later" not in log

@@ -111,10 +111,10 @@ def test_any_text_can_be_read_and_spans_point_at_the_answers(text: str) -> None:
 
 @pytest.mark.parametrize("piece", [r"\boxed{", "{", "#### ", "The answer is ", "answer: $", "$ ", ". * ", "1,111"])
 def test_reading_hostile_repetition_takes_no_time(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     final_answers(piece * 2000)
     same_plain(piece * 2000, "5")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
