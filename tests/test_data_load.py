@@ -383,7 +383,7 @@ def test_rows_are_told_apart_however_many_repeat_and_bad_ones_are_counted_withou
     assert [row.id for row in found if row.id.startswith(found[0].id)] == [
         found[0].id + (f"-{n}" if n > 1 else "") for n in range(1, 11)
     ]
-    monkeypatch.setattr("dartune.data.load.MOST_TOLD", 5)
+    monkeypatch.setattr("dartune.errors.KEPT_PROBLEMS", 5)
     with pytest.raises(InputError, match="12 problems.*1 others") as caught:
         load_demonstrations(jsonl(tmp_path / "d.jsonl", [*rows[:1], *[{"question": "q", "solution": ""}] * 12]))
     assert len(caught.value.problems) == 6 and caught.value.problems[-1] == "7 more problems"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dartune.data import rows as module
-from dartune.data.rows import Spool, index_path, open_rows, write_rows
+from dartune.data.rows import Spool, index_path, open_rows, taken, write_rows
 from dartune.errors import DartuneError
 
 ROWS = [{"n": n, "text": "é\u2028\n" * n} for n in range(40)]
@@ -25,7 +25,8 @@ def test_they_are_a_sequence_as_a_list_is_one(tmp_path):
     assert len(rows) == 40 and list(rows) == ROWS and rows == ROWS and rows != ROWS[1:]
     assert [rows[i] for i in (39, 0, -1, 7, 6)] == [ROWS[i] for i in (39, 0, -1, 7, 6)]
     assert rows[5:30:3] == ROWS[5:30:3] and list(reversed(rows)) == ROWS[::-1]
-    assert rows.take(np.array([3, 1, 39])) == [ROWS[3], ROWS[1], ROWS[39]]
+    for them in (rows, ROWS):
+        assert taken(them, np.array([3, 1, 39])) == [ROWS[3], ROWS[1], ROWS[39]]
     assert [(a["n"], b["n"]) for a, b in zip(rows, rows[20:], strict=False)] == [(n, n + 20) for n in range(20)]
     with pytest.raises(IndexError):
         rows[40]

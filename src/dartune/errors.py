@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
-SHOWN_PROBLEMS = 20
+SHOWN_PROBLEMS, KEPT_PROBLEMS = 20, 1000
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 OUT_OF_MEMORY = ("OutOfMemoryError", "not enough memory", "can't allocate memory", "CUDA out of memory")
 
@@ -40,6 +40,25 @@ class InputError(DartuneError, ValueError):
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
         return "\n".join(lines)
+
+
+class Problems:
+    """Problems of rows, however many: the first `KEPT_PROBLEMS` are kept, the others counted."""
+
+    def __init__(self) -> None:
+        self.first: list[str] = []
+        self.count = 0
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= KEPT_PROBLEMS:
+            self.first.append(problem)
+
+    @property
+    def lines(self) -> list[str]:
+        """For an `InputError`: one per problem, and how many more there are."""
+        more = self.count - len(self.first)
+        return [*self.first, *([f"{more} more problems"] if more else [])]
 
 
 class MachineError(DartuneError, RuntimeError):

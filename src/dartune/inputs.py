@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from dartune.config import Config
-from dartune.data.load import Told, load_demonstrations
+from dartune.data.load import load_demonstrations
 from dartune.data.records import Demonstration
-from dartune.data.rows import Rows, Spool, demonstration
-from dartune.errors import InputError
+from dartune.data.rows import Spool, demonstration, taken
+from dartune.errors import InputError, Problems
 from dartune.families import GYM
 from dartune.lab import source as lab
 from dartune.rewards import gym
@@ -99,7 +99,7 @@ def _read(path: str, config: Config, part: int = 0) -> Sequence[Demonstration]:
     if path.startswith(GYM):
         return gym.rows(path, part, to_learn=part == 0)
     task = TASKS[config.data.task]
-    rows, problems = load_demonstrations(path, split=config.data.split, columns=config.data.columns), Told()
+    rows, problems = load_demonstrations(path, split=config.data.split, columns=config.data.columns), Problems()
     with Spool() as spool:
         for row in rows:
             if trouble := task.trouble(row):
@@ -127,8 +127,7 @@ def _split(config: Config, rows: Sequence[Demonstration], suites: dict[str, Sequ
     held_out = {row.question for row in dev} | {row.question for part in suites.values() for row in part}
     others = np.sort(order[n_test + n_dev :])
     kept = others[np.fromiter((rows[i].question not in held_out for i in others), bool, len(others))]
-    used = kept[: config.data.limit or None]
-    train = rows.take(used) if isinstance(rows, Rows) else [rows[i] for i in used]
+    train = taken(rows, kept[: config.data.limit or None])
     if not train or not dev or not suites:
         raise InputError(
             f"{len(rows)} rows are too few to train, choose a learning rate and test on: give at least 3 rows, "

@@ -17,11 +17,10 @@ from dartune.data.layouts import PublicLayout, recognised
 from dartune.data.readers import RawRow, read_rows
 from dartune.data.records import Demonstration
 from dartune.data.rows import Rows, Spool, demonstration
-from dartune.errors import InputError
+from dartune.errors import InputError, Problems
 
 logger = logging.getLogger(__name__)
 
-MOST_TOLD = 1000
 FIELDS = ("question", "solution", "answer", "id", "prompt", "completion", "messages")
 LAYOUTS = {
     "question/solution": ("question", "solution"),
@@ -143,7 +142,7 @@ def _first_readable(rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], dict[str,
 def _collect(
     rows: Iterator[RawRow], layout: str | None, fields: dict[str, str], limit: int | None, path: str | Path
 ) -> Rows[Demonstration]:
-    problems, repeated = Told(), Told()
+    problems, repeated = Problems(), Problems()
     with Spool() as spool, _Names() as names:
         for row in islice(rows, limit):
             if isinstance(row.content, str):
@@ -174,24 +173,6 @@ def _collect(
             shown = "; ".join(repeated.first[:3])
             logger.warning("%s: %d rows repeat an earlier one (kept): %s", path, repeated.count, shown)
         return spool.rows(demonstration)
-
-
-class Told:
-    """Problems, of which the first `MOST_TOLD` are kept and the others counted."""
-
-    def __init__(self) -> None:
-        self.first: list[str] = []
-        self.count = 0
-
-    def add(self, problem: str) -> None:
-        self.count += 1
-        if self.count <= MOST_TOLD:
-            self.first.append(problem)
-
-    @property
-    def lines(self) -> list[str]:
-        more = self.count - len(self.first)
-        return [*self.first, *([f"{more} more problems"] if more else [])]
 
 
 class _Names:

@@ -43,7 +43,7 @@ class _Open:
 class Rows(Sequence[T]):
     """Rows of a JSONL file, read when they are asked for.
 
-    A slice, or `take`, is a view of the same file. Equal to any sequence of equal rows.
+    A slice, or `taken`, is a view of the same file. Equal to any sequence of equal rows.
     """
 
     def __init__(self, file: _Open, starts: np.ndarray, make: Callable[[dict[str, Any]], T]) -> None:
@@ -56,7 +56,7 @@ class Rows(Sequence[T]):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return self.take(index)
+            return self.view(index)
         line = self._line(int(self.starts[index]))
         try:
             return self.make(json.loads(line))
@@ -64,8 +64,8 @@ class Rows(Sequence[T]):
             number = range(len(self))[index] + 1
             raise DartuneError(f"{self.file.name} row {number} is not JSON ({error}); was it edited?") from error
 
-    def take(self, which: slice | np.ndarray) -> Rows[T]:
-        """The rows of a slice, of indices or of a mask."""
+    def view(self, which: slice | np.ndarray) -> Rows[T]:
+        """The rows of a slice, or at some indices."""
         return Rows(self.file, self.starts[which], self.make)
 
     def __eq__(self, other: object) -> bool:
@@ -103,10 +103,13 @@ class Spool:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+")
-            self._ends = array("q", _line_ends(path).tobytes())
-            self._file.truncate(self._end)  # a line cut by a crash, or rows that were not kept yet
-            index_path(path).write_bytes(self._ends.tobytes())
-            self._index, self._indexed = index_path(path).open("ab"), len(self)
+            ends = _line_ends(path).tobytes()
+            self._index = index_path(path).open("ab+")
+            self._index.seek(0)
+            if not self._index.read().startswith(ends):
+                index_path(path).write_bytes(ends)
+            self._ends = array("q", ends)
+        self.cut(len(self))
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +130,14 @@ class Spool:
         self._file.write(line)
         self._ends.append(self._end + len(line))
 
+    def cut(self, rows: int) -> None:
+        """Keep the first so many rows, and neither half a line nor rows that were not kept yet."""
+        del self._ends[rows:]
+        self._indexed = rows
+        self._file.truncate(self._end)
+        if self._index is not None:
+            self._index.truncate(rows * self._ends.itemsize)
+
     def keep(self) -> None:
         """Flush what was added to disk: the rows first, so that the index never names any that are not there."""
         if self._index is None:
@@ -144,6 +155,11 @@ class Spool:
         self._file.flush()
         file = _Open(self.path or "a temporary file", os.dup(self._file.fileno()))
         return Rows(file, _starts(np.array(self._ends, np.int64)), make)
+
+
+def taken(rows: Sequence[T], indices: np.ndarray) -> Sequence[T]:
+    """The rows at some indices: of rows on disk a view, of others a list."""
+    return rows.view(indices) if isinstance(rows, Rows) else [rows[index] for index in indices]
 
 
 def demonstration(row: dict[str, Any]) -> Demonstration:
