@@ -134,7 +134,7 @@ def test_a_second_writing_replaces_the_first_and_a_failed_one_leaves_it(tmp_path
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pyarrow.parquet.write_table", full_disk)
+        patched.setattr("pyarrow.parquet.ParquetWriter.write_table", full_disk)
         with pytest.raises(OSError):
             write_adapted(folder, ROWS, provenance_note=NOTE)
     assert len(read_adapted(folder)) == 2

@@ -385,3 +385,16 @@ def test_shown_rows_mark_what_is_trained_and_cannot_steer_the_terminal():
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦so\n4 \\x1b[2J<|im_end|>⟧"
     )
     assert "\x1b[32ms<|im_end|>\x1b[0m" in show_rows(rows, renderer, 2, colour=True)
+
+
+def test_rows_are_told_apart_however_many_repeat_and_bad_ones_are_counted_without_end(tmp_path, monkeypatch):
+    rows = [{"question": f"q{n % 3}", "solution": "s"} for n in range(30)] + [{"question": "q", "solution": "s"}]
+    found = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
+    assert len({row.id for row in found}) == 31
+    assert [row.id for row in found if row.id.startswith(found[0].id)] == [
+        found[0].id + (f"-{n}" if n > 1 else "") for n in range(1, 11)
+    ]
+    monkeypatch.setattr("dartune.errors.KEPT_PROBLEMS", 5)
+    with pytest.raises(InputError, match="12 problems.*1 others") as caught:
+        load_demonstrations(jsonl(tmp_path / "d.jsonl", [*rows[:1], *[{"question": "q", "solution": ""}] * 12]))
+    assert len(caught.value.problems) == 6 and caught.value.problems[-1] == "7 more problems"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample, TokenStats
-from dartune.rewards.alignment import Reference, gain_caps, lower_threshold, sum_logprob
+from dartune.rewards.alignment import Reference, gain_cap, lower_threshold, sum_logprob, typical_alignment
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, answer_tokens
 from dartune.train.mapper import judged_rewards
@@ -135,9 +135,12 @@ def test_a_further_token_never_raises_the_alignment(logprobs, length, further):
 
 
 def test_the_cap_comes_from_own_samples_then_from_the_data_set_then_not_at_all():
-    assert gain_caps([-3.0, -2.0], [[-1.0, -0.5, -0.8], []], minimum=3) == pytest.approx([2.2, 1.2])
-    assert gain_caps([-3.0, -2.0], [[-1.0], []], minimum=3) == [2.0, None]
-    assert gain_caps([-0.1], [[-1.0]], minimum=1) == [0.0]
+    typical = typical_alignment([-1.0, -0.5, -0.8], minimum=3)
+    assert gain_cap(-3.0, [-1.0, -0.5, -0.8], typical) == pytest.approx(2.2)
+    assert gain_cap(-2.0, [], typical) == pytest.approx(1.2)
+    assert typical_alignment([-1.0], minimum=3) is None
+    assert [gain_cap(-3.0, [-1.0], None), gain_cap(-2.0, [], None)] == [2.0, None]
+    assert gain_cap(-0.1, [-1.0], -1.0) == 0.0
 
 
 def test_a_threshold_from_percentiles_is_never_stricter_than_its_default():

@@ -17,8 +17,6 @@ from dartune.progress import Progress, follow
 from dartune.roster import Meter
 from dartune.run import Cost
 
-INTERNAL = ("ids", "logprobs", "alternatives", "accepted", "runner_up", "spent")
-"""Fields of a synthesised row that are not published."""
 STUCK_STEPS = 3
 """So many first steps without a rewrite that passes are worth a word."""
 
@@ -62,7 +60,7 @@ def probe(job: Job, adaptation: str) -> None:
     def work(out: Path) -> Cost:
         meter = Meter(models.target_engine)
         with job.progress(len(job.data.train), probe_stage(adaptation)) as progress:
-            probe(
+            return probe(
                 job.data.train,
                 models.target_engine,
                 models.renderer,
@@ -73,8 +71,8 @@ def probe(job: Job, adaptation: str) -> None:
                 0,
                 out,
                 progress,
+                meter.cost,
             )
-        return meter.cost()
 
     job.run.stage(probe_stage(adaptation), stage_inputs, work)
 
@@ -246,11 +244,10 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
                 progress,
                 meter.cost,
             )
-        published = [{key: row[key] for key in row if key not in INTERNAL} for row in rows]
         note = {"run": config.name, "data": data_name(config.data.path), **_model_names(config), "seed": seed}
         accounting(rows, len(job.data.train))
         chat = models.renderer.template is not None
-        write_adapted(out / "adapted", published, provenance_note=note, chat=chat)
+        write_adapted(out / "adapted", rows, provenance_note=note, chat=chat)
         return synthesis_cost(rows)
 
     job.run.stage(name, stage_inputs, work)

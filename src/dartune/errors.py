@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterable
 
-SHOWN_PROBLEMS = 20
+SHOWN_PROBLEMS, KEPT_PROBLEMS = 20, 1000
 DISK = {
     errno.ENOSPC: "the disk is full ({}); free space and repeat the command: it continues",
     errno.EDQUOT: "the disk is full ({}); free space and repeat the command: it continues",
@@ -32,22 +32,43 @@ class InputError(DartuneError, ValueError):
     Args:
         message: what is wrong, where, and what to do.
         problems: one line per problem; all are kept in `.problems`, `str()` shows the first 20.
+        count: how many there are, where `problems` are only the first of them.
     """
 
     exit_code = 2
 
-    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+    def __init__(self, message: str, problems: Iterable[str] = (), count: int | None = None) -> None:
         self.message = message
         self.problems = tuple(problems)
-        # Both arguments go to the base class so that the error survives pickling between processes.
-        super().__init__(message, self.problems)
+        self.count = len(self.problems) if count is None else count
+        # All arguments go to the base class so that the error survives pickling between processes.
+        super().__init__(message, self.problems, self.count)
 
     def __str__(self) -> str:
         lines = [self.message, *(f"  - {problem}" for problem in self.problems[:SHOWN_PROBLEMS])]
-        hidden = len(self.problems) - SHOWN_PROBLEMS
+        hidden = self.count - SHOWN_PROBLEMS
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
         return "\n".join(lines)
+
+
+class Problems:
+    """Problems of rows, however many: the first `KEPT_PROBLEMS` are kept, the others counted."""
+
+    def __init__(self) -> None:
+        self.first: list[str] = []
+        self.count = 0
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= KEPT_PROBLEMS:
+            self.first.append(problem)
+
+    @property
+    def lines(self) -> list[str]:
+        """For an `InputError`: one per problem, and how many more there are."""
+        more = self.count - len(self.first)
+        return [*self.first, *([f"{more} more problems"] if more else [])]
 
 
 class MachineError(DartuneError, RuntimeError):

@@ -40,23 +40,27 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@processes.first_only
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file that is, after a crash at any point, either the old one or the new one.
 
     Raises:
         MachineError: the disk is full; the old file is untouched.
     """
+    _atomic_write(path, [text])
+
+
+@processes.first_only
+def _atomic_write(path: Path, pieces: Iterable[str]) -> None:
     draft = path.with_name(f".{path.name}{DRAFT}")  # one name, so a draft left by a crash is overwritten
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+                stream.writelines(pieces)
                 stream.flush()
                 os.fsync(stream.fileno())
             draft.replace(path)
-        except OSError:
+        except BaseException:
             draft.unlink(missing_ok=True)
             raise
         sync(path.parent)
@@ -68,8 +72,8 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """`atomic_write_text` of one JSON object per line."""
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """`atomic_write_text` of one JSON object per line; the rows are taken as they are written."""
+    _atomic_write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @processes.first_only

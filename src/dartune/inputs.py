@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from dartune.config import Config
 from dartune.data.load import load_demonstrations
 from dartune.data.records import Demonstration
-from dartune.errors import InputError
+from dartune.data.rows import Spool, demonstration, taken
+from dartune.errors import InputError, Problems
 from dartune.families import GYM
 from dartune.lab import source as lab
 from dartune.rewards import gym
@@ -27,13 +32,13 @@ HELD_OUT_SHARE = 0.1
 class Data:
     """The rows of a run: `train` is adapted and trained on, `dev` chooses, `suites` test."""
 
-    train: list[Demonstration]
-    dev: list[Demonstration]
-    suites: dict[str, list[Demonstration]]
+    train: Sequence[Demonstration]
+    dev: Sequence[Demonstration]
+    suites: dict[str, Sequence[Demonstration]]
     notes: list[str] = field(default_factory=list)
 
     @property
-    def parts(self) -> dict[str, list[Demonstration]]:
+    def parts(self) -> dict[str, Sequence[Demonstration]]:
         return {
             "train": self.train,
             "dev": self.dev,
@@ -42,7 +47,7 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint([*self.train, *self.dev])
+        return fingerprint(chain(self.train, self.dev))
 
     @property
     def suites_fingerprint(self) -> str:
@@ -77,7 +82,7 @@ def load(config: Config) -> Data:
     return _split(config, rows or [], suites)
 
 
-def _loaded(read: Callable[[], list[Demonstration]], problems: list[str]) -> list[Demonstration] | None:
+def _loaded(read: Callable[[], Sequence[Demonstration]], problems: list[str]) -> Sequence[Demonstration] | None:
     try:
         return read()
     except InputError as error:
@@ -85,7 +90,7 @@ def _loaded(read: Callable[[], list[Demonstration]], problems: list[str]) -> lis
         return None
 
 
-def _read(path: str, config: Config, part: int = 0) -> list[Demonstration]:
+def _read(path: str, config: Config, part: int = 0) -> Sequence[Demonstration]:
     """Rows of the data (part 0) or of a suite, each with its gold answer.
 
     Raises:
@@ -94,28 +99,37 @@ def _read(path: str, config: Config, part: int = 0) -> list[Demonstration]:
     if path.startswith(GYM):
         return gym.rows(path, part, to_learn=part == 0)
     task = TASKS[config.data.task]
-    rows = load_demonstrations(path, split=config.data.split, columns=config.data.columns)
-    troubles = [(row.id, task.trouble(row)) for row in rows]
-    if problems := [f"{path}: row {name}: {trouble}" for name, trouble in troubles if trouble]:
-        raise InputError(f"{path}: {len(problems)} of {len(rows)} rows are no data.task: {task.name}", problems)
-    return [replace(row, answer=task.gold(row), task=task.name) for row in rows]
+    rows, problems = load_demonstrations(path, split=config.data.split, columns=config.data.columns), Problems()
+    with Spool() as spool:
+        for row in rows:
+            if trouble := task.trouble(row):
+                problems.add(f"{path}: row {row.id}: {trouble}")
+            else:
+                spool.add(asdict(replace(row, answer=task.gold(row), task=task.name)))
+        if problems.count:
+            raise InputError(
+                f"{path}: {problems.count} of {len(rows)} rows are no data.task: {task.name}",
+                problems.lines,
+                problems.count,
+            )
+        return spool.rows(demonstration)
 
 
-def _split(config: Config, rows: list[Demonstration], suites: dict[str, list[Demonstration]]) -> Data:
+def _split(config: Config, rows: Sequence[Demonstration], suites: dict[str, Sequence[Demonstration]]) -> Data:
     """Dev and test rows are drawn at random; rows that repeat a tested question are left out of training."""
-    order = list(range(len(rows)))
+    order = array("q", range(len(rows)))
     random.Random(SPLIT_SEED).shuffle(order)
+    order = np.array(order, np.int64)
     share = max(1, int(HELD_OUT_SHARE * len(rows)))
     n_test = min(config.data.test, share)
     n_dev = min(config.data.dev, share)
-    test = [rows[i] for i in sorted(order[:n_test])]
-    dev = [rows[i] for i in sorted(order[n_test : n_test + n_dev])]
+    test = [rows[i] for i in np.sort(order[:n_test])]
+    dev = [rows[i] for i in np.sort(order[n_test : n_test + n_dev])]
     suites = {**({"in_distribution": test} if test else {}), **suites}
     held_out = {row.question for row in dev} | {row.question for part in suites.values() for row in part}
-    kept = [rows[i] for i in sorted(order[n_test + n_dev :])]
-    train = [row for row in kept if row.question not in held_out]
-    if config.data.limit:
-        train = train[: config.data.limit]
+    others = np.sort(order[n_test + n_dev :])
+    kept = others[np.fromiter((rows[i].question not in held_out for i in others), bool, len(others))]
+    train = taken(rows, kept[: config.data.limit or None])
     if not train or not dev or not suites:
         raise InputError(
             f"{len(rows)} rows are too few to train, choose a learning rate and test on: give at least 3 rows, "
@@ -123,8 +137,8 @@ def _split(config: Config, rows: list[Demonstration], suites: dict[str, list[Dem
         )
     asked = sum(map(len, suites.values()))
     notes = [f"{len(train)} rows to adapt and train on, {len(dev)} to choose the learning rate, {asked} to test."]
-    if len(kept) != len(train) and not config.data.limit:
-        notes.append(f"{len(kept) - len(train)} rows repeat a held-out question and are left out of training.")
+    if len(others) != len(kept) and not config.data.limit:
+        notes.append(f"{len(others) - len(kept)} rows repeat a held-out question and are left out of training.")
     unchecked = sum(row.answer is None for row in train)
     if unchecked:
         notes.append(f"{unchecked} of {len(train)} training rows have no checkable answer.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dartune.adapt import mapper_stage, preparing, probe_stage, synthesis_stage
 from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
+from dartune.data.rows import open_rows
 from dartune.job import Job
-from dartune.report.gather import adapted_quality, examples
+from dartune.report.gather import EXAMPLES, adapted_quality, examples
 from dartune.run import read_jsonl
 from dartune.train_arms import chosen_rate, evaluation_stage, train_stages, training_rows
 
@@ -24,7 +26,9 @@ def measured(job: Job) -> dict[str, Any]:
     config = job.config
     arms = [arm for arm in in_order(config.arms) if arm in config.arms]
     made = adaptations(config.arms)
-    adapted = {name: {seed: _rows(job, synthesis_stage(name, seed), "rows") for seed in config.seeds} for name in made}
+    adapted = {
+        name: {seed: _on_disk(job, synthesis_stage(name, seed), "rows") for seed in config.seeds} for name in made
+    }
     mappers = {
         name: {seed: _rows(job, mapper_stage(name, seed), "metrics") for seed in config.seeds}
         for name in made
@@ -70,6 +74,10 @@ def _idle(job: Job, arms: list[str]) -> list[str]:
 
 def _rows(job: Job, stage: str, name: str) -> Rows:
     return read_jsonl(job.run.stage_folder(stage) / f"{name}.jsonl")
+
+
+def _on_disk(job: Job, stage: str, name: str) -> Sequence[dict[str, Any]]:
+    return open_rows(job.run.stage_folder(stage) / f"{name}.jsonl")
 
 
 def _charged(job: Job, arm: str) -> dict[str, list[str]]:
@@ -124,15 +132,15 @@ def _stops(mappers: dict[str, dict[int, Rows]]) -> list[str]:
     ]
 
 
-def _examples(job: Job, adapted: dict[str, dict[int, Rows]]) -> list[dict[str, Any]]:
+def _examples(job: Job, adapted: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
     """The first rows of the first adapted data set, before and after."""
     if not adapted:
         return []
     name, by_seed = next(iter(adapted.items()))
     _, models = job.view(name)
-    probed = _rows(job, probe_stage(name), "probe")
+    probed = _on_disk(job, probe_stage(name), "probe")
     sources = {
         row.id: (models.renderer.response_ids(row.solution), known["source_logprobs"])
-        for row, known in zip(job.data.train, probed, strict=True)
+        for row, known in zip(job.data.train[:EXAMPLES], probed[:EXAMPLES], strict=True)
     }
     return examples(by_seed[job.config.seeds[0]], sources, models.renderer.decode)

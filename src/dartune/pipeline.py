@@ -6,7 +6,8 @@ the reason said) when they did, continued where an interrupted attempt of it lef
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 from dartune import adapt, processes, train_arms
@@ -14,6 +15,7 @@ from dartune.arms import ARMS, adaptations, in_order
 from dartune.compare import compare
 from dartune.config import Config, load_config
 from dartune.data.quality import check_report, show_rows
+from dartune.data.rows import Rows, demonstration, open_rows, write_rows
 from dartune.errors import InputError
 from dartune.job import Job
 from dartune.matrix import cells
@@ -27,7 +29,7 @@ from dartune.report.summary import summarise
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.solved import contradicting
 from dartune.roster import prepared
-from dartune.run import Run, write_jsonl
+from dartune.run import Run
 from dartune.tracking import tracking
 
 SHOWN_ROWS = 3
@@ -77,9 +79,11 @@ def started(config: Config, folder: Run, checker: AnswerChecker) -> Job:
 
     def write(out: Path) -> None:
         for name, rows in data.parts.items():
-            write_jsonl(out / f"{name}.jsonl", [asdict(row) for row in rows])
+            write_rows(out / f"{name}.jsonl", map(asdict, rows))
 
-    folder.stage("data", {"data": data.fingerprint}, write)
+    kept = folder.stage("data", {"data": data.fingerprint}, write)
+    if isinstance(data.train, Rows):  # what is in the run folder need not stay in a temporary file
+        job.data = replace(data, train=open_rows(kept / "train.jsonl", demonstration))
     return job
 
 
@@ -98,11 +102,10 @@ def check(config: Config) -> str:
     if config.matrix:
         return "\n".join(f"{name}\n{check(cell)}\n" for name, cell in cells(config))
     data, models = prepared(config)
-    rows = [*data.train, *data.dev]
     with AnswerChecker() as checker:
-        wrong = contradicting(rows, checker)
+        wrong = contradicting(chain(data.train, data.dev), checker)
     report = check_report(
-        rows,
+        chain(data.train, data.dev),
         models.renderer,
         max_tokens=models.context,
         has_answer=lambda row: row.answer is not None,

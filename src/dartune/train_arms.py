@@ -9,20 +9,23 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from dartune.adapt import preparing, probe_stage, synthesis_stage
 from dartune.arm_settings import rates
 from dartune.arms import ARMS
 from dartune.data.adapted import VIEWS
+from dartune.data.rows import open_rows, taken
 from dartune.job import Job
 from dartune.lab import source as lab
 from dartune.progress import follow
 from dartune.roster import Meter
-from dartune.run import Cost, atomic_write_json, read_jsonl, write_jsonl
+from dartune.run import Cost, atomic_write_json, write_jsonl
 
-Rows = list[tuple[str, str]]
+Pairs = list[tuple[str, str]]
 
 
-def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
+def training_rows(job: Job, arm: str, seed: int) -> tuple[Pairs, str]:
     """(question, solution) rows an arm is fine-tuned on, and the key of the stage they come from."""
     source = ARMS[arm].rows
     if source == "demonstrations":
@@ -31,13 +34,14 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
         gold = lab.native_solutions(job.config.target.path, job.data.train)
         return [(row.question, row.solution) for row in gold], job.run.key("data")
     if source == "own":
-        probed = read_jsonl(job.run.stage_folder(probe_stage("dart")) / "probe.jsonl")
+        probed = open_rows(job.run.stage_folder(probe_stage("dart")) / "probe.jsonl")
         pairs = zip(job.data.train, probed, strict=True)
         rows = [(row.question, own["text"]) for row, known in pairs for own in known["own"]]
         return rows, job.run.key(probe_stage("dart"))
     name = synthesis_stage(source, seed)
     wanted = VIEWS[ARMS[arm].view].provenances
-    rows = [row for row in read_jsonl(job.run.stage_folder(name) / "rows.jsonl") if row["provenance"] in wanted]
+    rows = open_rows(job.run.stage_folder(name) / "rows.jsonl")
+    rows = taken(rows, np.flatnonzero([row["provenance"] in wanted for row in rows]))
     if share := ARMS[arm].select:
         rows = selected(rows, share)
     pairs = [(row["question"], row["solution"]) for row in rows]
@@ -46,15 +50,17 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Rows, str]:
     return pairs, job.run.key(name)
 
 
-def selected(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+def selected(rows: Sequence[dict[str, Any]], share: float) -> Sequence[dict[str, Any]]:
     """The adapted rows that gain most for each of their tokens, in their order, up to a share of all tokens."""
-    room = share * sum(len(row["ids"]) for row in rows)
-    chosen: set[str] = set()
-    for row in sorted(rows, key=lambda row: (row["alignment_before"] - row["alignment_after"]) / len(row["ids"])):
-        if len(row["ids"]) <= room:
-            room -= len(row["ids"])
-            chosen.add(row["id"])
-    return [row for row in rows if row["id"] in chosen]
+    facts = [(row["alignment_before"] - row["alignment_after"], len(row["ids"])) for row in rows]
+    room = share * sum(tokens for _, tokens in facts)
+    chosen = np.zeros(len(rows), bool)
+    for index in sorted(range(len(rows)), key=lambda index: facts[index][0] / facts[index][1]):
+        tokens = facts[index][1]
+        if tokens <= room:
+            room -= tokens
+            chosen[index] = True
+    return taken(rows, np.flatnonzero(chosen))
 
 
 def train_stage(arm: str, seed: int, rate: float) -> str:
@@ -122,7 +128,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
         job.run.stage(name, stage_inputs, work)
 
 
-def _mean_tokens(job: Job, rows: Rows) -> float:
+def _mean_tokens(job: Job, rows: Pairs) -> float:
     return mean(len(job.models.renderer.response_ids(solution)) for _, solution in rows) if rows else 0.0
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dartune import processes
-from dartune.errors import DartuneError, InputError
+from dartune.errors import DartuneError, InputError, Problems
 from dartune.files import sync
 
 ADAPTED = ("rewrite", "own", "guided")
@@ -34,6 +38,10 @@ FIELDS = (
     "hacks_refused",
     "reason",
 )
+
+
+STRUCTS = {"reward": "reward", "gates": "answer"}
+"""Columns that are structs, and a field for where no row has any: Parquet has no struct without fields."""
 
 
 class View(NamedTuple):
@@ -95,23 +103,37 @@ programs, not read by people.
 """
 
 
-def accounting(rows: Iterable[Mapping[str, Any]], n_input: int) -> dict[str, int]:
+ROWS_AT_ONCE = 1000
+"""Rows of a Parquet row group: what is in memory while a view is written."""
+
+
+def accounting(rows: Sequence[Mapping[str, Any]], n_input: int) -> dict[str, int]:
     """Counts rows by provenance: input = adapted + natural + original + dropped.
 
     Raises:
         DartuneError: a row is lost, doubled, or of unknown provenance.
     """
-    rows = list(rows)
-    counts = Counter(row["provenance"] for row in rows)
-    twice = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+    counts: Counter[str] = Counter()
+    hashes = array("q")
+    for row in rows:
+        counts[row["provenance"]] += 1
+        hashes.append(hash(row["id"]))
+    twice = _repeated(rows, np.asarray(hashes))
     unknown = sorted(set(counts) - set(PROVENANCES))
-    if twice or unknown or len(rows) != n_input:
+    if twice or unknown or len(hashes) != n_input:
         raise DartuneError(
-            f"the adapted data set does not account for its input: {n_input} rows in, {len(rows)} out, "
+            f"the adapted data set does not account for its input: {n_input} rows in, {len(hashes)} out, "
             f"repeated ids {twice[:5] or 'none'}, unknown provenance {unknown or 'none'}"
         )
     adapted = sum(counts[name] for name in ADAPTED)
     return {"input": n_input, "adapted": adapted} | {name: counts[name] for name in PROVENANCES}
+
+
+def _repeated(rows: Sequence[Mapping[str, Any]], hashes: np.ndarray) -> list[str]:
+    """Ids that several rows have, of those whose hashes are alike."""
+    values, times = np.unique(hashes, return_counts=True)
+    alike = np.flatnonzero(np.isin(hashes, values[times > 1]))
+    return [name for name, count in Counter(rows[i]["id"] for i in alike).items() if count > 1]
 
 
 @processes.first_only
@@ -137,18 +159,15 @@ def write_adapted(
         DartuneError: a row lacks a field, repeats an id, or has nothing to train on.
     """
     folder = Path(folder)
-    _check(rows)
-    rows = [{name: plain(row[name]) for name in FIELDS} for row in rows]
+    names, medians = _survey(rows)
     counts = accounting(rows, len(rows))
     fresh, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    with (fresh / "data.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    for name, view in VIEWS.items():
-        _write_view(fresh / f"{name}.parquet", rows, view.provenances, chat)
-    (fresh / "README.md").write_text(card(rows, counts, provenance_note, chat), encoding="utf-8")
+    views = [name for name in VIEWS if any(counts[provenance] for provenance in VIEWS[name].provenances)]
+    _write_rows(fresh, rows, views, _schema(names, chat), chat)
+    (fresh / "README.md").write_text(card(counts, medians, views, provenance_note, chat), encoding="utf-8")
     for file in fresh.iterdir():
         sync(file)
     if folder.exists():
@@ -187,27 +206,48 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, int) or math.isfinite(value) else None
 
 
-def _check(rows: Sequence[Mapping[str, Any]]) -> None:
-    problems = []
+def _survey(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The names that any row has in `reward` and in `gates`, and the median alignment `before` and `after`.
+
+    Raises:
+        DartuneError: a row lacks a field, or has nothing to train on.
+    """
+    problems, names = Problems(), {column: set() for column in STRUCTS}
+    alignment = {when: array("d") for when in ("before", "after")}
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in FIELDS if name not in row]
-        if missing:
-            problems.append(f"row {number}: lacks {', '.join(missing)}")
-        elif row["provenance"] != "dropped" and not row["solution"].strip():
-            problems.append(f"row {number} ({row['id']}): has an empty solution and is not dropped")
-    if problems:
-        shown = "; ".join(problems[:20])
-        raise DartuneError(f"{len(problems)} rows cannot be written to the adapted data set: {shown}")
+        if missing := [name for name in FIELDS if name not in row]:
+            problems.add(f"row {number}: lacks {', '.join(missing)}")
+            continue
+        if row["provenance"] != "dropped" and not row["solution"].strip():
+            problems.add(f"row {number} ({row['id']}): has an empty solution and is not dropped")
+        for column, known in names.items():
+            known.update(map(str, row[column]))
+        for when, values in alignment.items():
+            value = plain(row[f"alignment_{when}"])
+            if value is not None and row["provenance"] != "dropped":
+                values.append(value)
+    if problems.count:
+        shown = "; ".join(problems.first[:20])
+        raise DartuneError(f"{problems.count} rows cannot be written to the adapted data set: {shown}")
+    medians = {when: f"{np.median(values):.3f}" if values else "unknown" for when, values in alignment.items()}
+    return {column: sorted(known) for column, known in names.items()}, medians
 
 
-def _write_view(path: Path, rows: Sequence[dict[str, Any]], provenances: Sequence[str], chat: bool) -> None:
-    import pyarrow
-    from pyarrow import parquet
+def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]], views: Sequence[str], schema: Any, chat: bool) -> None:
+    """`data.jsonl` and the views, in one pass."""
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetWriter
 
-    schema = _schema(rows, chat)
-    kept = [_view_row(row, chat) for row in rows if row["provenance"] in provenances]
-    if kept:
-        parquet.write_table(pyarrow.Table.from_pylist(kept, schema=schema), path)
+    rows = iter(rows)
+    with ExitStack() as open_files:
+        everything = open_files.enter_context((folder / "data.jsonl").open("w", encoding="utf-8"))
+        tables = {name: open_files.enter_context(ParquetWriter(folder / f"{name}.parquet", schema)) for name in views}
+        while chunk := [{name: plain(row[name]) for name in FIELDS} for row in islice(rows, ROWS_AT_ONCE)]:
+            everything.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in chunk)
+            for name, table in tables.items():
+                kept = [_view_row(row, chat) for row in chunk if row["provenance"] in VIEWS[name].provenances]
+                if kept:
+                    table.write_table(Table.from_pylist(kept, schema=schema))
 
 
 def _view_row(row: dict[str, Any], chat: bool) -> dict[str, Any]:
@@ -216,14 +256,12 @@ def _view_row(row: dict[str, Any], chat: bool) -> dict[str, Any]:
     return {**row, "prompt": row["question"] + "\n", "completion": row["solution"]}
 
 
-def _schema(rows: Sequence[dict[str, Any]], chat: bool) -> Any:
+def _schema(names: Mapping[str, Sequence[str]], chat: bool) -> Any:
     """Equal for both views; a struct has one field per name that any row uses, None where a row lacks it."""
     import pyarrow
 
-    def struct(column: str, kind: Any, at_least: str) -> Any:
-        # Parquet has no struct without fields.
-        names = sorted({name for row in rows for name in row[column]}) or [at_least]
-        return pyarrow.struct([(name, kind) for name in names])
+    def struct(column: str, kind: Any) -> Any:
+        return pyarrow.struct([(name, kind) for name in names[column] or [STRUCTS[column]]])
 
     text, number = pyarrow.string(), pyarrow.float64()
     conversation = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
@@ -232,48 +270,54 @@ def _schema(rows: Sequence[dict[str, Any]], chat: bool) -> Any:
         "messages": conversation,
         "alignment_before": number,
         "alignment_after": number,
-        "reward": struct("reward", number, "reward"),
-        "gates": struct("gates", pyarrow.bool_(), "answer"),
+        "reward": struct("reward", number),
+        "gates": struct("gates", pyarrow.bool_()),
         "hacks": pyarrow.list_(text),
         "hacks_refused": pyarrow.list_(text),
     }
-    names = [name for name in FIELDS if chat or name != "messages"]
-    columns = [(name, kinds.get(name, text)) for name in names]
+    columns = [(name, kinds.get(name, text)) for name in FIELDS if chat or name != "messages"]
     return pyarrow.schema([*columns, ("prompt", turn), ("completion", turn)])
 
 
 def card(
-    rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], note: Mapping[str, Any], chat: bool = True
+    counts: Mapping[str, int],
+    medians: Mapping[str, str],
+    filled: Sequence[str],
+    note: Mapping[str, Any],
+    chat: bool = True,
 ) -> str:
-    """The data card: YAML front matter that `datasets` reads, then what the rows are and their source."""
+    """The data card: YAML front matter that `datasets` reads, then what the rows are and their source.
+
+    Args:
+        counts: rows by provenance, and of all.
+        medians: of the alignment, `before` and `after`.
+        filled: the views that have rows.
+    """
     configs = []
-    filled = {name: any(row["provenance"] in view.provenances for row in rows) for name, view in VIEWS.items()}
-    for view in (view for view in VIEWS if filled[view]):
+    for view in filled:
         configs += [f"- config_name: {view}", *([] if configs else ["  default: true"]), "  data_files:"]
         configs += ["  - split: train", f"    path: {view}.parquet"]
     shares = "\n".join(
         f"| {name} | {counts[name]} | {_percent(counts[name], counts['input'])} |" for name in PROVENANCES
     )
     views = "\n".join(
-        f"* `{name}`: {view.says}{'' if filled[name] else ' (no rows here, so no file)'}"
+        f"* `{name}`: {view.says}{'' if name in filled else ' (no rows here, so no file)'}"
         for name, view in VIEWS.items()
     )
     source = "\n".join(f"* {key}: {_one_line(value)}" for key, value in note.items()) or "* not recorded"
-    before, after = (_median(rows, f"alignment_{when}") for when in ("before", "after"))
     columns = (
         "`messages`, `prompt` and `completion` hold conversations"
         if chat
         else "`prompt` and `completion` hold plain text, for a model without a chat template"
     )
-    loads = [f'rows = load_dataset("{HERE}", "{name}", split="train")' for name in VIEWS if filled[name]]
+    loads = [f'rows = load_dataset("{HERE}", "{name}", split="train")' for name in VIEWS if name in filled]
     loading = "\n".join(["```python", "from datasets import load_dataset", *loads, "```"])
     front_matter = "\n".join(["---", "configs:" if configs else "configs: []", *configs, "---", ""])
     return front_matter + CARD.format(
         loading=loading if loads else "Neither has rows.",
         shares=shares,
         n_input=counts["input"],
-        before=before,
-        after=after,
+        **medians,
         views=views,
         columns=columns,
         provenances=", ".join(PROVENANCES),
@@ -283,11 +327,6 @@ def card(
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "-"
-
-
-def _median(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    values = [row[name] for row in rows if row[name] is not None and row["provenance"] != "dropped"]
-    return f"{median(values):.3f}" if values else "unknown"
 
 
 def _one_line(value: Any) -> str:

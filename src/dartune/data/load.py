@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dartune.data.layouts import PublicLayout, recognised
 from dartune.data.readers import RawRow, read_rows
 from dartune.data.records import Demonstration
-from dartune.errors import InputError
+from dartune.data.rows import Rows, Spool, demonstration
+from dartune.errors import InputError, Problems
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,8 @@ def load_demonstrations(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
-) -> list[Demonstration]:
-    """Reads and checks a data set.
+) -> Rows[Demonstration]:
+    """Reads and checks a data set, row by row into a temporary file: its size is no matter of memory.
 
     Args:
         path: a .jsonl, .json, .csv or .parquet file; a folder of such files or one written by
@@ -51,7 +53,8 @@ def load_demonstrations(
         limit: read the first so many rows only.
 
     Raises:
-        InputError: with one line per bad row in `.problems`; no row is ever left out silently.
+        InputError: with one line per bad row in `.problems` (of the first 1000; the last line counts the others); no
+            row is ever left out silently.
     """
     rows = read_rows(path, split)
     first = next(rows, None)
@@ -138,38 +141,69 @@ def _first_readable(rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], dict[str,
 
 def _collect(
     rows: Iterator[RawRow], layout: str | None, fields: dict[str, str], limit: int | None, path: str | Path
-) -> list[Demonstration]:
-    demonstrations: list[Demonstration] = []
-    problems: list[str] = []
-    seen: dict[str, tuple[str, str]] = {}  # id -> where, hash of the text
-    repeated: list[str] = []
-    for count, row in enumerate(rows):
-        if limit is not None and count >= limit:
-            break
-        if isinstance(row.content, str):
-            problems.append(f"{row.place}: {row.content}")
-            continue
-        found, complaints = parse_row(row.content, layout or "", fields)
-        problems += [f"{row.place}: {complaint}" for complaint in complaints]
-        if found is None:
-            continue
-        text = _text_hash(found)
-        name = found.id or text[:16]
-        if name in seen:
-            place, earlier = seen[name]
-            if earlier != text:
-                problems.append(f"{row.place}: id: {name!r} is already used in {place}; ids must be unique")
+) -> Rows[Demonstration]:
+    problems, repeated = Problems(), Problems()
+    with Spool() as spool, _Names() as names:
+        for row in islice(rows, limit):
+            if isinstance(row.content, str):
+                problems.add(f"{row.place}: {row.content}")
                 continue
-            repeated.append(f"{row.place} repeats {place}")
-            name = _next_free(name, seen)
-        seen[name] = (row.place, text)
-        demonstrations.append(replace(found, id=name))
-    if problems:
-        kept = f"; {len(demonstrations)} others are good" if demonstrations else ""
-        raise InputError(f"{path}: {len(problems)} problems in the data{kept}; correct or remove these rows", problems)
-    if repeated:
-        logger.warning("%s: %d rows repeat an earlier one (kept): %s", path, len(repeated), "; ".join(repeated[:3]))
-    return demonstrations
+            found, complaints = parse_row(row.content, layout or "", fields)
+            for complaint in complaints:
+                problems.add(f"{row.place}: {complaint}")
+            if found is None:
+                continue
+            text = _text_hash(found)
+            name = found.id or text[:16]
+            if known := names.get(name):
+                place, earlier = known
+                if earlier != text:
+                    problems.add(f"{row.place}: id: {name!r} is already used in {place}; ids must be unique")
+                    continue
+                repeated.add(f"{row.place} repeats {place}")
+                name = names.next_free(name)
+            names.add(name, row.place, text)
+            spool.add(asdict(replace(found, id=name)))
+        if problems.count:
+            kept = f"; {len(spool)} others are good" if len(spool) else ""
+            raise InputError(
+                f"{path}: {problems.count} problems in the data{kept}; correct or remove these rows",
+                problems.lines,
+                problems.count,
+            )
+        if repeated.count:
+            shown = "; ".join(repeated.first[:3])
+            logger.warning("%s: %d rows repeat an earlier one (kept): %s", path, repeated.count, shown)
+        return spool.rows(demonstration)
+
+
+class _Names:
+    """Ids given so far, with the place and the text's hash of their rows, in a temporary database on disk."""
+
+    def __enter__(self) -> Self:
+        self._rows = sqlite3.connect("")
+        self._rows.execute("PRAGMA journal_mode = OFF")
+        self._rows.execute(
+            "CREATE TABLE names (name TEXT PRIMARY KEY, place TEXT, text TEXT, next INTEGER) WITHOUT ROWID"
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+
+    def get(self, name: str) -> tuple[str, str] | None:
+        return self._rows.execute("SELECT place, text FROM names WHERE name = ?", (name,)).fetchone()
+
+    def add(self, name: str, place: str, text: str) -> None:
+        self._rows.execute("INSERT INTO names VALUES (?, ?, ?, 2)", (name, place, text))
+
+    def next_free(self, name: str) -> str:
+        """`name` with the first number from 2 on that nobody has."""
+        (number,) = self._rows.execute("SELECT next FROM names WHERE name = ?", (name,)).fetchone()
+        while self.get(f"{name}-{number}"):
+            number += 1
+        self._rows.execute("UPDATE names SET next = ? WHERE name = ?", (number + 1, name))
+        return f"{name}-{number}"
 
 
 def parse_row(row: Mapping[str, Any], layout: str, fields: Mapping[str, str]) -> tuple[Demonstration | None, list[str]]:
@@ -266,10 +300,3 @@ def _short_text(name: str, row: Mapping[str, Any], fields: Mapping[str, str], co
 def _text_hash(row: Demonstration) -> str:
     content = "\0".join([row.meta.get("system", ""), row.question, row.solution, row.answer or ""])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _next_free(name: str, seen: Mapping[str, Any]) -> str:
-    number = 2
-    while f"{name}-{number}" in seen:
-        number += 1
-    return f"{name}-{number}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
@@ -98,13 +100,13 @@ class QualityReport:
 
 
 def check_report(
-    demonstrations: Sequence[Demonstration],
+    demonstrations: Iterable[Demonstration],
     renderer: Renderer | None = None,
     max_tokens: int | None = None,
     has_answer: Callable[[Demonstration], bool] | None = None,
     wrong: Sequence[Demonstration] = (),
 ) -> QualityReport:
-    """Measures a data set.
+    """Measures a data set in one pass over its rows.
 
     Args:
         renderer: the target's; without one nothing is counted in tokens.
@@ -112,30 +114,40 @@ def check_report(
         has_answer: whether a row's answer can be checked by program.
         wrong: the rows whose own solution does not give it.
     """
-    pairs = Counter((row.question, row.solution) for row in demonstrations)
-    lengths, trained, too_long, unknown = [], [], [], 0
-    for row in demonstrations if renderer else ():
-        response = renderer.response_ids(row.solution)
-        trained.append(len(response))
-        lengths.append(len(renderer.prompt_ids(row.question)) + len(response))
-        if max_tokens is not None and lengths[-1] > max_tokens:
-            too_long.append(row.id)
-        # The end token is left out: some tokenizers use one token as end and as unknown.
-        unknown += response[:-1].count(renderer.tokenizer.unk_token_id)
     closes = renderer is not None and "</think>" in renderer.tokenizer.decode(renderer.prompt_ids("question"))
+    # Of every row a few numbers are kept: lengths in tokens, and hashes of 64 bits to see what repeats.
+    lengths, trained, questions, pairs = array("q"), array("q"), array("q"), array("q")
+    too_long, near_empty = [], []
+    unknown = checkable = thinking = thoughtless = 0
+    for row in demonstrations:
+        questions.append(hash(row.question))
+        pairs.append(hash((row.question, row.solution)))
+        checkable += has_answer is not None and has_answer(row)
+        thinking += closes and "<think>" in row.solution
+        thoughtless += renderer is not None and renderer.thinking and "</think>" not in row.solution
+        if len(row.solution.split()) < FEWEST_WORDS:
+            near_empty.append(row.id)
+        if renderer:
+            response = renderer.response_ids(row.solution)
+            trained.append(len(response))
+            lengths.append(len(renderer.prompt_ids(row.question)) + len(response))
+            if max_tokens is not None and lengths[-1] > max_tokens:
+                too_long.append(row.id)
+            # The end token is left out: some tokenizers use one token as end and as unknown.
+            unknown += response[:-1].count(renderer.tokenizer.unk_token_id)
     return QualityReport(
-        rows=len(demonstrations),
-        checkable=None if has_answer is None else sum(map(has_answer, demonstrations)),
-        repeated_rows=len(demonstrations) - len(pairs),
-        repeated_questions=len(pairs) - len({question for question, _ in pairs}),
-        near_empty=tuple(row.id for row in demonstrations if len(row.solution.split()) < FEWEST_WORDS),
+        rows=len(pairs),
+        checkable=None if has_answer is None else checkable,
+        repeated_rows=len(pairs) - _different(pairs),
+        repeated_questions=_different(pairs) - _different(questions),
+        near_empty=tuple(near_empty),
         tokens=_percentiles(lengths),
         solution_tokens=_percentiles(trained),
         max_tokens=max_tokens,
         too_long=tuple(too_long),
         unknown_share=unknown / max(1, sum(trained) - len(trained)) if renderer else None,
-        thinking=sum("<think>" in row.solution for row in demonstrations) if closes else 0,
-        thoughtless=sum("</think>" not in row.solution for row in demonstrations if renderer and renderer.thinking),
+        thinking=thinking,
+        thoughtless=thoughtless,
         contradicted=tuple(row.id for row in wrong),
     )
 
@@ -163,9 +175,13 @@ def _safe(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
-def _percentiles(values: Sequence[int]) -> dict[int, int] | None:
-    ordered = sorted(values)
-    return {q: ordered[(q * (len(ordered) - 1)) // 100] for q in PERCENTILES} if ordered else None
+def _different(hashes: array) -> int:
+    return len(np.unique(np.asarray(hashes)))
+
+
+def _percentiles(values: array) -> dict[int, int] | None:
+    ordered = np.sort(np.asarray(values))
+    return {q: int(ordered[(q * (len(ordered) - 1)) // 100]) for q in PERCENTILES} if len(ordered) else None
 
 
 def _percentile_name(percentile: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from dartune.data.adapted import ADAPTED, PROVENANCES, VIEWS
 from dartune.rewards.text import skeleton
@@ -51,37 +54,45 @@ def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def adapted_summary(
-    rows: Sequence[Mapping[str, Any]], input_rows: int | None, quality: Mapping[str, Any] | None
+    rows: Iterable[Mapping[str, Any]], input_rows: int | None, quality: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    provenance = Counter(row["provenance"] for row in rows)
-    total = len(rows) if input_rows is None else input_rows
-    gates = defaultdict(list)
+    """Everything the report says of an adapted data set, in one pass over its rows."""
+    found = {name: Counter() for name in ("provenance", "reasons", "hacks", "hacks_refused", "passed", "judged")}
+    before, after, ways = array("d"), array("d"), array("q")
     for row in rows:
-        for gate, passed in (row.get("gates") or {}).items():
-            gates[gate].append(float(passed))
-    written = [row for row in rows if row["provenance"] in ADAPTED]
-    trained = [row for row in rows if row["provenance"] in VIEWS["success_only"].provenances]
+        source, gates = row["provenance"], row.get("gates") or {}
+        found["provenance"][source] += 1
+        found["reasons"].update([row["reason"]] if row.get("reason") else [])
+        found["judged"].update(gates)
+        found["passed"].update(gate for gate, passed in gates.items() if passed)
+        found["hacks_refused"].update(set(row.get("hacks_refused") or []))
+        if source in ADAPTED:
+            found["hacks"].update(set(row.get("hacks") or []))
+            ways.append(hash(skeleton(row["solution"])))
+        before.extend(_known(row.get("alignment_before")))
+        if source in VIEWS["success_only"].provenances:
+            after.extend(_known(row.get("alignment_after")))
+    provenance, rows_out = found["provenance"], found["provenance"].total()
+    total = rows_out if input_rows is None else input_rows
     return {
-        "provenance": {source: provenance.pop(source, 0) for source in PROVENANCES} | dict(provenance),
+        "provenance": {source: provenance[source] for source in PROVENANCES} | dict(provenance),
         "accounting": {
             "input": total,
-            "adapted": sum(row["provenance"] in ADAPTED for row in rows),
-            "original": sum(row["provenance"] in ("natural", "original") for row in rows),
-            "dropped": sum(row["provenance"] == "dropped" for row in rows),
-            "unaccounted": total - len(rows),
+            "adapted": sum(provenance[source] for source in ADAPTED),
+            "original": provenance["natural"] + provenance["original"],
+            "dropped": provenance["dropped"],
+            "unaccounted": total - rows_out,
         },
-        "reasons": dict(Counter(row["reason"] for row in rows if row.get("reason")).most_common()),
-        "gates": {gate: sum(passed) / len(passed) for gate, passed in gates.items()},
-        "hacks": _rates(written, "hacks"),
-        "hacks_refused": _rates(rows, "hacks_refused"),
-        "skeletons": len({skeleton(row["solution"]) for row in written}) / max(1, len(written)),
-        "alignment_before": mean_known(row.get("alignment_before") for row in rows),
-        "alignment_after": mean_known(row.get("alignment_after") for row in trained),
+        "reasons": dict(found["reasons"].most_common()),
+        "gates": {gate: found["passed"][gate] / count for gate, count in found["judged"].items()},
+        "hacks": {name: count / len(ways) for name, count in found["hacks"].most_common()},
+        "hacks_refused": {name: count / rows_out for name, count in found["hacks_refused"].most_common()},
+        "skeletons": len(np.unique(np.asarray(ways))) / max(1, len(ways)),
+        "alignment_before": sum(before) / len(before) if before else None,
+        "alignment_after": sum(after) / len(after) if after else None,
         "quality": quality,
     }
 
 
-def _rates(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
-    """Share of rows whose list `field` has each name, most frequent first."""
-    counts = Counter(name for row in rows for name in set(row.get(field) or []))
-    return {name: count / len(rows) for name, count in counts.most_common()}
+def _known(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dartune.data.adapted import ADAPTED
+from dartune.data.rows import open_rows
 from dartune.errors import InputError
-from dartune.run import read_jsonl
 
 EXAMPLES = 10
 
@@ -77,7 +77,7 @@ def shown_rewrites(folder: Path) -> str:
         raise InputError(f"{folder} has no rewrites yet; run its recipe to the synthesis")
     blocks = []
     for place in places:
-        for row in read_jsonl(place)[:EXAMPLES]:
+        for row in open_rows(place)[:EXAMPLES]:
             after = row["alignment_after"]
             blocks.append(
                 f"[{place.parent.name} {row['id']}] {row['provenance']}: {row['reason']}\n"

@@ -95,7 +95,7 @@ def _adapted(
     by_seed: BySeed, input_rows: int | None, quality: Mapping[int, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     return {
-        str(seed): adapted_summary(_plain(rows), input_rows, quality.get(seed))
+        str(seed): adapted_summary(map(_plain, rows), input_rows, quality.get(seed))
         for seed, rows in sorted(by_seed.items())
     }
 

@@ -39,7 +39,7 @@ class Reference:
     source_alignment: float
     cap: float | None
     expected_tokens: int
-    own: tuple[float, ...] = ()
+    own: Sequence[float] = ()
 
     @property
     def best_gain(self) -> float:
@@ -109,21 +109,18 @@ SCORES: dict[str, AlignmentScore] = {
 }
 
 
-def gain_caps(
-    source: Sequence[float], verified: Sequence[Sequence[float]], minimum: int = MIN_VERIFIED
-) -> list[float | None]:
-    """Per row the most that is paid: median alignment of its verified own samples minus A(s).
+def typical_alignment(verified: Sequence[float], minimum: int = MIN_VERIFIED) -> float | None:
+    """Median alignment of a data set's verified own samples; None where there are fewer than `minimum`."""
+    return float(np.median(np.asarray(verified))) if len(verified) >= minimum else None
 
-    A row without verified samples takes the data set's median; where the whole data set has fewer
-    than `minimum`, there is no cap.
+
+def gain_cap(source: float, own: Sequence[float], typical: float | None) -> float | None:
+    """The most that is paid in a row: median alignment of its verified own samples minus A(s).
+
+    A row without verified samples takes the data set's `typical` one; where there is none, there is no cap.
     """
-    everything = [value for values in verified for value in values]
-    overall = median(everything) if len(everything) >= minimum else None
-    caps: list[float | None] = []
-    for own, values in zip(source, verified, strict=True):
-        typical = median(values) if values else overall
-        caps.append(None if typical is None else max(0.0, typical - own))
-    return caps
+    best = median(own) if own else typical
+    return None if best is None else max(0.0, best - source)
 
 
 def lower_threshold(values: Sequence[float], percentile: float, default: float, minimum: int = 20) -> float:

@@ -7,10 +7,12 @@ whatever passes the gate most safely. Gates G, alignment A, form and penalties P
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median_high
 from typing import Any, Protocol
+
+import numpy as np
 
 from dartune.config import RewardConfig
 from dartune.data.records import Demonstration
@@ -118,11 +120,11 @@ class GatedReward:
         self.target, self.renderer, self.checker = target, renderer, checker
         self.thresholds, self.references = thresholds, references
         self.score, self.form, self.penalties, self.gates = score, form, tuple(penalties), tuple(gates)
-        stakes = [
-            form(True, one.source_alignment + one.best_gain, one) - form(False, one.source_alignment, one)
-            for one in references.values()
-        ]
-        self.scale = max(median_high(stakes), SMALLEST_STAKE) if stakes else 1.0
+        stakes = array("d")
+        for one in references.values():
+            failed = form(False, one.source_alignment, one)
+            stakes.append(form(True, one.source_alignment + one.best_gain, one) - failed)
+        self.scale = max(float(np.sort(stakes)[len(stakes) // 2]), SMALLEST_STAKE) if stakes else 1.0
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
@@ -10,6 +11,9 @@ from dartune.models.engine import Sample
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.tasks import MATH, TASKS, Task
 from dartune.rewards.text import aloud
+
+CHUNK = 1024
+"""Rows whose answers are checked at once."""
 
 
 def stated_answer(text: str, task: Task, unannounced: bool) -> str:
@@ -22,12 +26,14 @@ def stated_answer(text: str, task: Task, unannounced: bool) -> str:
     return task.unannounced(text) if unannounced else ""
 
 
-def contradicting(rows: Sequence[Demonstration], checker: AnswerChecker) -> list[Demonstration]:
+def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list[Demonstration]:
     """Rows of one task family whose own solution gives another answer than the row has."""
-    (task,) = {TASKS[row.task] for row in rows} or {MATH}
-    checked = [row for row in rows if row.answer]
-    pairs = [(stated_answer(row.solution, task, unannounced=True), row.answer) for row in checked]
-    return [row for row, right in zip(checked, checker.check(pairs, task), strict=True) if right is False]
+    found, checked = [], (row for row in rows if row.answer)
+    while chunk := list(islice(checked, CHUNK)):
+        (task,) = {TASKS[row.task] for row in chunk}
+        pairs = [(stated_answer(row.solution, task, unannounced=True), row.answer) for row in chunk]
+        found += [row for row, right in zip(chunk, checker.check(pairs, task), strict=True) if right is False]
+    return found
 
 
 def solved(

@@ -7,28 +7,34 @@ pass the gate set the cap of the gain, the thresholds and one rung of the fallba
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
 
+from dartune import processes
 from dartune.config import RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
+from dartune.data.rows import Rows, Spool, open_rows, write_rows
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.progress import Progress
-from dartune.rewards.alignment import MIN_VERIFIED, AlignmentScore, Reference, gain_caps, lower_threshold
+from dartune.rewards.alignment import AlignmentScore, Reference, gain_cap, lower_threshold, typical_alignment
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateThresholds
 from dartune.rewards.reward import GatedReward, Scored, alignment_score, response_stats
 from dartune.rewards.text import known_names
 from dartune.rewards.wording import copied_share, filler_share
-from dartune.run import atomic_write_json, read_jsonl, write_jsonl
+from dartune.run import Cost, atomic_write_json
+from dartune.stages.references import References
 
-CHUNK = 64
+CHUNK, BLOCK = 64, 1024
+"""Rows that are sampled at once, and rows that are scored at once and then kept."""
+COUNTED = ("generated_tokens", "scored_tokens", "flops")
 ANSWER_LOGPROB = float(np.log(0.5))
 """The answer must be at least this likely after the reasoning, unless the target's own verified samples are laxer."""
 
@@ -44,58 +50,74 @@ def probe(
     seed: int,
     folder: Path,
     progress: Progress | None = None,
-) -> None:
-    """Write `probe.jsonl` (one row a demonstration) and `thresholds.json` into `folder`."""
-    lengths = [len(renderer.response_ids(d.solution)) for d in demonstrations]
-    pairs = [(renderer.prompt_ids(d.question), renderer.response_ids(d.solution)) for d in demonstrations]
-    score = alignment_score(config)
-    source = response_stats(target, score, pairs)
-    drawn: list[list[Sample]] = []
-    for start in range(0, len(demonstrations), CHUNK):
-        chunk = demonstrations[start : start + CHUNK]
-        prompts = [renderer.prompt_ids(d.question) for d in chunk]
-        if config.own_samples:
-            spec = SampleSpec(config.own_samples, max_new_tokens, 1.0, (renderer.end_id,), seed * 1_000_003 + start)
-            drawn += target.generate(prompts, spec)
-        else:
-            drawn += [[] for _ in chunk]
-        if progress:
-            progress.update(len(chunk))
-    rows = _rows(demonstrations, lengths, source, drawn, score)
+    spent: Callable[[], Cost] = Cost,
+) -> Cost:
+    """Write `probe.jsonl` (one row a demonstration) and `thresholds.json` into `folder`.
+
+    Blocks of rows that an interrupted call left there are kept. `spent` says what the engines spent so far; what all
+    calls spent is returned.
+    """
+    path, score = folder / "probe.jsonl", alignment_score(config)
     thresholds = _first_thresholds(config, prompt)
-    references = {
-        row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"]) for row in rows
-    }
-    scored = GatedReward(target, renderer, checker, thresholds, references, score=score)(demonstrations, drawn)
-    for row, group in zip(rows, scored, strict=True):
-        row["own"] = [_own_row(sample) for sample in group if sample.accepted]
-        row["own_correct"] = sum(sample.gates["correct_answer"] for sample in group)
-    caps = gain_caps([r["source_alignment"] for r in rows], [[o["alignment"] for o in r["own"]] for r in rows])
-    for row, cap in zip(rows, caps, strict=True):
-        row["cap"] = cap
-    thresholds = _final_thresholds(config, prompt, demonstrations, rows)
-    write_jsonl(folder / "probe.jsonl", rows)
-    atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
+    with Spool(path if processes.is_first() else None) as spool:
+        if len(spool) < len(demonstrations):
+            spool.cut(len(spool) // BLOCK * BLOCK)
+        done = processes.agreed(len(spool))
+        if progress and done:
+            progress.advance_to(done)
+        for low in range(done, len(demonstrations), BLOCK):
+            block, before = list(demonstrations[low : low + BLOCK]), spent()
+            pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
+            source = response_stats(target, score, pairs)
+            spec = SampleSpec(config.own_samples, max_new_tokens, 1.0, (renderer.end_id,), seed * 1_000_003 + low)
+            drawn = _drawn([question for question, _ in pairs], target, spec, progress)
+            rows = _rows(block, [len(solution) for _, solution in pairs], source, drawn, score)
+            references = {
+                row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"])
+                for row in rows
+            }
+            reward = GatedReward(target, renderer, checker, thresholds, references, score=score)
+            for row, group in zip(rows, reward(block, drawn), strict=True):
+                row["own"] = [_own_row(sample) for sample in group if sample.accepted]
+                row["own_correct"] = sum(sample.gates["correct_answer"] for sample in group)
+                row["spent"] = {}
+            rows[0]["spent"] = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
+            for row in rows:
+                spool.add(row)
+            spool.keep()
+    if processes.is_first():
+        write_rows(path, _capped(open_rows(path)))
+        thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
+        atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
+    processes.wait()
+    return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 
 
-def load_probe(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Reference], GateThresholds]:
+def load_probe(folder: Path) -> tuple[Rows[dict[str, Any]], References, GateThresholds]:
     """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds."""
-    rows = read_jsonl(folder / "probe.jsonl")
-    own = {row["id"]: sorted(mean(one["logprobs"]) for one in row["own"]) for row in rows}
-    everyones = tuple(sorted(value for values in own.values() for value in values))
-    references = {
-        row["id"]: Reference(
-            row["length"],
-            row["source_alignment"],
-            row["cap"],
-            row["expected_tokens"],
-            tuple(own[row["id"]]) if len(own[row["id"]]) >= MIN_VERIFIED else everyones,
-        )
-        for row in rows
-    }
+    rows = open_rows(folder / "probe.jsonl")
     saved = json.loads((folder / "thresholds.json").read_text())
     saved |= {"leak_phrases": tuple(saved["leak_phrases"]), "names": frozenset(saved["names"])}
-    return rows, references, GateThresholds(**saved)
+    return rows, References(rows), GateThresholds(**saved)
+
+
+def _drawn(
+    prompts: Sequence[list[int]], target: Engine, spec: SampleSpec, progress: Progress | None
+) -> list[list[Sample]]:
+    """The target's own samples, chunk by chunk: a chunk's seed is `spec`'s and its place."""
+    drawn: list[list[Sample]] = []
+    for start in range(0, len(prompts), CHUNK):
+        chunk = prompts[start : start + CHUNK]
+        drawn += target.generate(chunk, replace(spec, seed=spec.seed + start)) if spec.n else [[] for _ in chunk]
+        if progress:
+            progress.update(len(chunk))
+    return drawn
+
+
+def _capped(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    typical = typical_alignment(array("d", (own["alignment"] for row in rows for own in row["own"])))
+    for row in rows:
+        yield row | {"cap": gain_cap(row["source_alignment"], [own["alignment"] for own in row["own"]], typical)}
 
 
 def _rows(demonstrations, lengths, source, drawn, score: AlignmentScore) -> list[dict[str, Any]]:
@@ -145,14 +167,17 @@ def _final_thresholds(
     config: RewardConfig, prompt: str, demonstrations: Sequence[Demonstration], rows: Sequence[dict[str, Any]]
 ) -> GateThresholds:
     """Where the lines are drawn: percentiles of the originals and of the target's own verified samples."""
+    copied, filler, ratios, lows = array("d"), array("d"), array("d"), array("d")
+    for demonstration, row in zip(demonstrations, rows, strict=True):
+        question, source = demonstration.question, demonstration.solution
+        for text in (source, *(own["text"] for own in row["own"])):
+            copied.append(copied_share(question, text))
+            filler.append(filler_share(question, source, text))
+        lows.extend(own["answer_logprob"] for own in row["own"] if own["answer_logprob"] is not None)
+        ratios.extend(
+            length / row["expected_tokens"] for length in (row["length"], *(len(o["ids"]) for o in row["own"]))
+        )
     thresholds = _first_thresholds(config, prompt)
-    honest = [
-        (demonstration, text)
-        for demonstration, row in zip(demonstrations, rows, strict=True)
-        for text in (demonstration.solution, *(own["text"] for own in row["own"]))
-    ]
-    copied = [copied_share(demonstration.question, text) for demonstration, text in honest]
-    filler = [filler_share(demonstration.question, demonstration.solution, text) for demonstration, text in honest]
     thresholds = replace(
         thresholds,
         names=known_names((demonstration.question, demonstration.solution) for demonstration in demonstrations),
@@ -160,11 +185,8 @@ def _final_thresholds(
         filler=max(thresholds.filler, float(np.percentile(filler, 99.0))),
     )
     if config.answer_logprob is None:
-        lows = [own["answer_logprob"] for row in rows for own in row["own"] if own["answer_logprob"] is not None]
         thresholds = replace(thresholds, answer_logprob=lower_threshold(lows, 1.0, ANSWER_LOGPROB))
     if config.length_band is None:
-        ratios = [row["length"] / row["expected_tokens"] for row in rows]
-        ratios += [len(own["ids"]) / row["expected_tokens"] for row in rows for own in row["own"]]
         low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
         thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=3.0 * max(1.0, float(high)))
     return thresholds

@@ -6,7 +6,8 @@ ladder; whatever it becomes, its provenance and the reason are recorded. No row 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from dartune import processes
 from dartune.config import SynthesiseConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
+from dartune.data.rows import Rows, Spool, open_rows, write_rows
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text
-from dartune.run import Cost, append_jsonl, read_jsonl, write_jsonl
+from dartune.run import Cost
 from dartune.train.mapper import mapper_prompt
 
 CHUNK = 32
@@ -57,56 +59,61 @@ def synthesise(
     path: Path,
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
-) -> list[dict[str, Any]]:
-    """Append one adapted row per demonstration to `path`; rows already there are kept, not redone.
+) -> Rows[dict[str, Any]]:
+    """Append one adapted row per demonstration to `path`; rows already there are kept, not redone, and not read.
 
     A chunk's samples depend on its place and the seed alone, so a resumed synthesis ends with the
-    rows of an uninterrupted one. `spent` says what the engines spent so far; a chunk's first row keeps what it took.
+    rows of an uninterrupted one. `spent` says what the engines spent so far; a chunk's first row keeps the chunk's.
     """
-    done = processes.agreed(read_jsonl(path) if path.exists() else [])
-    if [row["id"] for row in done] != [d.id for d in demonstrations[: len(done)]]:
-        done = []
-        write_jsonl(path, done)
-    for low in range(0, len(demonstrations), CHUNK):
-        chunk = demonstrations[low : low + CHUNK]
-        if low + len(chunk) <= len(done):
+    done = processes.agreed(_kept(path, demonstrations) if processes.is_first() else 0)
+    if progress and done:
+        progress.advance_to(done)
+    written = rewritten = 0
+    with Spool(path if processes.is_first() else None) as spool:
+        for low in range(done // CHUNK * CHUNK, len(demonstrations), CHUNK):
+            chunk = list(demonstrations[low : low + CHUNK])
+            spec = SampleSpec(
+                config.samples,
+                max_new_tokens,
+                config.temperature,
+                (renderer.end_id,),
+                seed * 1_000_003 + 500_000 + low,
+            )
+            prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
+            before = spent()
+            rungs = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
+            if "guided" in config.ladder:
+                rungs["guided"] = reward(chunk, target.generate(prompts, spec))
+            cost = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
+            for index in range(max(0, done - low), len(chunk)):
+                tried = {rung: groups[index] for rung, groups in rungs.items()}
+                row = adapted_row(chunk[index], probed[low + index], tried, config.ladder, renderer)
+                spool.add(row | {"spent": {} if index else cost})
+                written, rewritten = written + 1, rewritten + (row["provenance"] == "rewrite")
+            spool.keep()
             if progress:
-                progress.update(len(chunk))
-            continue
-        spec = SampleSpec(
-            config.samples,
-            max_new_tokens,
-            config.temperature,
-            (renderer.end_id,),
-            seed * 1_000_003 + 500_000 + low,
-        )
-        prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
-        before = spent()
-        rungs = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
-        if "guided" in config.ladder:
-            rungs["guided"] = reward(chunk, target.generate(prompts, spec))
-        cost = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
-        for index, demonstration in enumerate(chunk):
-            if low + index < len(done):
-                continue
-            tried = {rung: groups[index] for rung, groups in rungs.items()}
-            row = adapted_row(demonstration, probed[low + index], tried, config.ladder, renderer)
-            row |= {"spent": {} if index else cost}
-            append_jsonl(path, row)
-            done.append(row)
-        if progress:
-            progress.update(len(chunk), rewritten=sum(row["provenance"] == "rewrite" for row in done) / len(done))
-    done = settled(done)
-    write_jsonl(path, done)
-    return done
+                progress.update(low + len(chunk) - max(low, done), rewritten=rewritten / written)
+    write_rows(path, settled(open_rows(path)) if processes.is_first() else ())
+    processes.wait()
+    return open_rows(path)
 
 
-def synthesis_cost(rows: Sequence[dict[str, Any]]) -> Cost:
+def _kept(path: Path, demonstrations: Sequence[Demonstration]) -> int:
+    """Rows that an earlier attempt left; those of other demonstrations are removed."""
+    rows = open_rows(path) if path.exists() else []
+    count = len(rows)
+    if count and (count > len(demonstrations) or rows[-1]["id"] != demonstrations[count - 1].id):
+        path.unlink()
+        return 0
+    return count
+
+
+def synthesis_cost(rows: Iterable[dict[str, Any]]) -> Cost:
     """What all attempts that these rows come from spent on them."""
     return sum((Cost(**row["spent"]) for row in rows), Cost())
 
 
-def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def settled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows, what stayed an original judged by how the demonstrations suit the target on the whole.
 
     They suit it where most rows for which some solution was accepted have none that is worth more than the original:
@@ -116,16 +123,21 @@ def settled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     demonstrations are.
     """
     left = ("natural", "original", "dropped")
-    judged = [row for row in rows if row["accepted"]]
-    if 2 * sum(row["provenance"] in left for row in judged) > len(judged):
-        return [row | {"provenance": "natural"} if row["provenance"] == "original" else row for row in rows]
-    floor = np.percentile([row["alignment_before"] for row in rows], STRANGEST)
+    judged, kept, before = 0, 0, array("d")
+    for row in rows:
+        before.append(row["alignment_before"])
+        judged += bool(row["accepted"])
+        kept += bool(row["accepted"]) and row["provenance"] in left
+    if 2 * kept > judged:
+        yield from (row | {"provenance": "natural"} if row["provenance"] == "original" else row for row in rows)
+        return
+    floor = np.percentile(before, STRANGEST)
 
     def taken(row: dict[str, Any]) -> bool:
         second = row["runner_up"]
         return row["provenance"] in left and second is not None and second["alignment_after"] >= floor
 
-    return [row | row["runner_up"] if taken(row) else row for row in rows]
+    yield from (row | row["runner_up"] if taken(row) else row for row in rows)
 
 
 def adapted_row(
