@@ -101,6 +101,12 @@ def test_rows_of_anything_are_read_or_told(tmp_path_factory, rows):
         assert len(found) == len(rows)
 
 
+@pytest.mark.parametrize("path", ["9" * 5000 + ".jsonl", "~nobody-has-this-home/x.jsonl", "a\0b.jsonl", "\udcff.jsonl"])
+def test_paths_that_cannot_be_are_told(path):
+    with pytest.raises(InputError):
+        load_config(None, {"data": path, "target": "lab:backward"})
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

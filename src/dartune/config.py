@@ -334,13 +334,20 @@ def missing_paths(config: Config, recipe: Recipe) -> list[str]:
     suites = {f"evaluate.suites.{name}": file for name, file in config.evaluate.suites.items()}
     problems = []
     for key, text in {"data.path": config.data.path, **models, **suites}.items():
-        if text is None or text.startswith(("lab:", "hub:", GYM)) or Path(text).expanduser().exists():
+        if text is None or text.startswith(("lab:", "hub:", GYM)) or _exists(text):
             continue
         if key in models and HUB_ID.fullmatch(text):
             continue
         what = "model folder" if key in models else "file or folder"
         problems.append(f"{recipe.place(key)}: there is no {what} {text!r} (looked for from {Path.cwd()})")
     return problems
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # a name that is too long, a home that nobody has
+        return False
 
 
 def secrets(values: Any, recipe: Recipe, key: str = "") -> list[str]:
