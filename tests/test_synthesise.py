@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from dartune.config import SynthesiseConfig
+from dartune.data.rows import Spool
 from dartune.models.engine import Sample
 from dartune.rewards.alignment import Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.reward import GatedReward
-from dartune.run import read_jsonl, write_jsonl
-from dartune.stages.synthesise import synthesise
+from dartune.run import Cost, read_jsonl, write_jsonl
+from dartune.stages import synthesise as module
+from dartune.stages.synthesise import synthesis_cost, synthesise
 from test_reward import GOOD, OTHER, RENDERER, ROW, THRESHOLDS
 
 BETTER = "Ann has 3, and Bob has 2 * 3 = 6 pens.\n#### 6"
@@ -62,6 +64,7 @@ def adapt(checker, tmp_path):
         samples=2,
         form="gain_over_fallback",
         sources=None,
+        spent=Cost,
     ):
         target = Scripted(solved, natural)
         lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
@@ -83,6 +86,7 @@ def adapt(checker, tmp_path):
             200,
             0,
             tmp_path / "rows.jsonl",
+            spent=spent,
         ), target
 
     return run
@@ -172,3 +176,39 @@ def test_rows_of_other_data_are_not_mistaken_for_done(adapt):
     rows, _ = adapt((GOOD,), ("rewrite", "original"), rows=(ROW, OTHER))
     assert [row["id"] for row in rows] == [ROW.id, OTHER.id]
     assert math.isfinite(rows[0]["alignment_after"])
+
+
+class Reached(Exception):
+    """Sampling began."""
+
+
+def test_a_resumed_synthesis_goes_on_without_reading_the_rows_that_are_done(adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1)
+    rows = [replace(ROW, id=str(index)) for index in range(5)]
+    whole, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows)
+    path = tmp_path / "rows.jsonl"
+    before = path.read_bytes()
+    with Spool(path) as spool:
+        spool.cut(4)
+    path.write_bytes(b"#" + path.read_bytes()[1:])
+
+    def reached(*_):
+        raise Reached
+
+    with monkeypatch.context() as patched, pytest.raises(Reached):
+        patched.setattr(Scripted, "generate", reached)
+        adapt((GOOD,), ("rewrite", "original"), rows=rows)
+    path.write_bytes(before[:1] + path.read_bytes()[1:])
+    assert adapt((GOOD,), ("rewrite", "original"), rows=rows)[0] == whole and path.read_bytes() == before
+
+
+def test_what_all_attempts_spent_is_in_the_rows(adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    rows = [replace(ROW, id=str(index)) for index in range(5)]
+    spent = iter(range(0, 1000, 10))
+    counted = {"spent": lambda: Cost(generated_tokens=next(spent))}
+    adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
+    with Spool(tmp_path / "rows.jsonl") as spool:
+        spool.cut(2)
+    found, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
+    assert synthesis_cost(found).generated_tokens == 30
