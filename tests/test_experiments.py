@@ -26,6 +26,7 @@ def experiments(monkeypatch):
         "gpu_tables",
         "large_lab",
         "large_lab_models",
+        "large_data",
         "pages",
     ):
         sys.modules.pop(name, None)
@@ -36,6 +37,15 @@ def test_the_page_on_rewards_is_made_from_its_results(experiments):
 
     rows = json.loads((ROOT / "results" / "rewards.json").read_text("utf-8"))
     assert page(rows) == (ROOT / "docs" / "reward-experiments.md").read_text("utf-8")
+
+
+def test_the_page_on_large_data_is_made_from_its_results(experiments, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from large_data import PAGE, RESULTS, parts
+    from pages import filled
+
+    text = PAGE.read_text("utf-8")
+    assert "<!-- measured: " in text and filled(text, parts(json.loads(RESULTS.read_text("utf-8")))) == text
 
 
 def test_the_measured_parts_of_the_documents_are_those_of_the_results(experiments):

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 
 from dartune.config import SynthesiseConfig
+from dartune.data.rows import Spool
 from dartune.models.engine import Sample
 from dartune.rewards.alignment import Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.reward import GatedReward
 from dartune.run import Cost, read_jsonl, write_jsonl
+from dartune.stages import synthesise as module
 from dartune.stages.synthesise import synthesis_cost, synthesise
 from test_reward import GOOD, OTHER, RENDERER, ROW, THRESHOLDS
 
@@ -62,6 +64,7 @@ def adapt(checker, tmp_path):
         samples=2,
         form="gain_over_fallback",
         sources=None,
+        spent=Cost,
     ):
         target = Scripted(solved, natural)
         lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
@@ -83,6 +86,7 @@ def adapt(checker, tmp_path):
             200,
             0,
             tmp_path / "rows.jsonl",
+            spent=spent,
         ), target
 
     return run
@@ -174,19 +178,37 @@ def test_rows_of_other_data_are_not_mistaken_for_done(adapt):
     assert math.isfinite(rows[0]["alignment_after"])
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2])
-def test_what_an_interrupted_synthesis_spent_counts_once(kept, checker, tmp_path):
-    rows, target, mapper = (ROW, OTHER), Scripted((GOOD,)), Scripted((GOOD,))
-    lengths = {row.id: len(RENDERER.response_ids(row.solution)) for row in rows}
-    references = {id: Reference(length, -1.0, None, length) for id, length in lengths.items()}
-    reward = GatedReward(target, RENDERER, checker, THRESHOLDS, references)
-    config, path = SynthesiseConfig(samples=2), tmp_path / "rows.jsonl"
+class Reached(Exception):
+    """Sampling began."""
 
-    def spent():
-        return Cost(generated_tokens=10 * len(mapper.prompts), flops=0.5 * len(mapper.prompts))
 
-    words = (rows, [probe(row) for row in rows], mapper, target, reward, RENDERER, config, PROMPT, 99, 0, path)
-    whole = synthesise(*words, spent=spent)
-    assert synthesis_cost(whole) == Cost(generated_tokens=20, flops=1.0)
-    write_jsonl(path, read_jsonl(path)[:kept])
-    assert synthesise(*words, spent=spent) == whole
+def test_a_resumed_synthesis_goes_on_without_reading_the_rows_that_are_done(adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1)
+    rows = [replace(ROW, id=str(index)) for index in range(5)]
+    whole, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows)
+    path = tmp_path / "rows.jsonl"
+    before = path.read_bytes()
+    with Spool(path) as spool:
+        spool.cut(4)
+    path.write_bytes(b"#" + path.read_bytes()[1:])
+
+    def reached(*_):
+        raise Reached
+
+    with monkeypatch.context() as patched, pytest.raises(Reached):
+        patched.setattr(Scripted, "generate", reached)
+        adapt((GOOD,), ("rewrite", "original"), rows=rows)
+    path.write_bytes(before[:1] + path.read_bytes()[1:])
+    assert adapt((GOOD,), ("rewrite", "original"), rows=rows)[0] == whole and path.read_bytes() == before
+
+
+def test_what_all_attempts_spent_is_in_the_rows(adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    rows = [replace(ROW, id=str(index)) for index in range(5)]
+    spent = iter(range(0, 1000, 10))
+    counted = {"spent": lambda: Cost(generated_tokens=next(spent))}
+    adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
+    with Spool(tmp_path / "rows.jsonl") as spool:
+        spool.cut(2)
+    found, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
+    assert synthesis_cost(found).generated_tokens == 30

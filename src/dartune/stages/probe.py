@@ -10,6 +10,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,6 +59,8 @@ def probe(
     calls spent is returned.
     """
     path, score = folder / "probe.jsonl", alignment_score(config)
+    own = config.own_samples
+    spec = partial(SampleSpec, own, max_new_tokens, 1.0, (renderer.end_id,)) if own else None
     thresholds = _first_thresholds(config, prompt)
     with Spool(path if processes.is_first() else None) as spool:
         if len(spool) < len(demonstrations):
@@ -69,8 +72,8 @@ def probe(
             block, before = list(demonstrations[low : low + BLOCK]), spent()
             pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
             source = response_stats(target, score, pairs)
-            spec = SampleSpec(config.own_samples, max_new_tokens, 1.0, (renderer.end_id,), seed * 1_000_003 + low)
-            drawn = _drawn([question for question, _ in pairs], target, spec, progress)
+            prompts = [question for question, _ in pairs]
+            drawn = _drawn(prompts, target, spec, seed * 1_000_003 + low, progress)
             rows = _rows(block, [len(solution) for _, solution in pairs], source, drawn, score)
             references = {
                 row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"])
@@ -102,13 +105,17 @@ def load_probe(folder: Path) -> tuple[Rows[dict[str, Any]], References, GateThre
 
 
 def _drawn(
-    prompts: Sequence[list[int]], target: Engine, spec: SampleSpec, progress: Progress | None
+    prompts: Sequence[list[int]],
+    target: Engine,
+    spec: Callable[[int], SampleSpec] | None,
+    first: int,
+    progress: Progress | None,
 ) -> list[list[Sample]]:
-    """The target's own samples, chunk by chunk: a chunk's seed is `spec`'s and its place."""
+    """The target's own samples, chunk by chunk; `first` is the seed of the first one."""
     drawn: list[list[Sample]] = []
     for start in range(0, len(prompts), CHUNK):
         chunk = prompts[start : start + CHUNK]
-        drawn += target.generate(chunk, replace(spec, seed=spec.seed + start)) if spec.n else [[] for _ in chunk]
+        drawn += target.generate(chunk, spec(first + start)) if spec else [[] for _ in chunk]
         if progress:
             progress.update(len(chunk))
     return drawn
