@@ -14,15 +14,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from comparison_tables import parts
 from pages import fill
-from seed_batches import merged, merged_intervals
+from seed_batches import merged, pooled
 
-from dartune.compare import finished, gap, shared_rivals
 from dartune.config import Config, load_config
 from dartune.lab.build import build_one
 from dartune.lab.suites import demonstrate, demonstration_problems
@@ -123,7 +121,6 @@ def _knowing_target(rows: int) -> None:
 
 def collect() -> None:
     found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    before = {name: len(cell["seeds"]) for name, cell in found.get("matrix", {}).items()}
     missing = []
     for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in _cells_of(one)]:
         folder, cells = folder_of(study, name), found.setdefault(study, {})
@@ -134,38 +131,11 @@ def collect() -> None:
             missing.append(f"{study}/{name}")
     if missing:
         print(f"not run yet, left out: {', '.join(missing)}")
-    _pool(found, before)
+    found["pooled"] = pooled(found["matrix"])
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_write_json(RESULTS, {study: cells for study, cells in found.items() if cells})
     if (picture := RUNS / "matrix" / DETAILED[0] / "report" / "accuracy.svg").exists():
         shutil.copy(picture, PICTURE)
-
-
-def _pool(found: dict[str, dict[str, Any]], before: Mapping[str, int]) -> None:
-    """Gaps over all cells, brought up to the seeds that joined; cells must all be there."""
-    folders = [RUNS / "matrix" / name for name in found["matrix"]]
-    if not all((folder / "report" / "results.json").exists() for folder in folders):
-        return
-    pooled, earlier = _pooled(folders), sum(before.values())
-    ran, now = (sum(map(len, seeds)) for seeds in ([run.results["seeds"] for run in finished(folders)], _seeds(found)))
-    if earlier + ran == now:  # all that ran is new, the rest was measured earlier
-        weights = earlier / now, ran / now
-        for arm, groups in pooled.items() if earlier else ():
-            pooled[arm] = {g: merged_intervals(found["pooled"][arm][g], one, weights) for g, one in groups.items()}
-    elif ran != now:
-        return
-    found["pooled"] = pooled
-
-
-def _seeds(found: Mapping[str, Any]) -> list[list[int]]:
-    return [cell["seeds"] for cell in found["matrix"].values()]
-
-
-def _pooled(folders: list[Path]) -> dict[str, Any]:
-    """dart - arm over all cells of the matrix, per arm and group."""
-    runs = finished(folders)
-    groups = runs[0].results["groups"]
-    return {arm: {group: gap(runs, arm, group) for group in groups} for arm in shared_rivals(runs)}
 
 
 def collected(folder: Path, detailed: bool) -> dict[str, Any]:
@@ -183,9 +153,10 @@ def collected(folder: Path, detailed: bool) -> dict[str, Any]:
     if detailed and folder.name in DETAILED:
         phases = [seed["phases"] for seed in results["mapper"]["dart"].values()]
         kept["hacks"] = [{phase: row["hacks"] for phase, row in by_phase.items()} for by_phase in phases]
-        rows = read_jsonl(folder / "stages" / "synthesise-s0" / "rows.jsonl")[:SHOWN_ROWS]
+        first = folder / "stages" / "synthesise-s0" / "rows.jsonl"
         shown = ("question", "source_solution", "solution", "provenance")
-        kept["rows"] = [{key: row[key] for key in shown} for row in rows]
+        if first.exists():
+            kept["rows"] = [{key: row[key] for key in shown} for row in read_jsonl(first)[:SHOWN_ROWS]]
     return kept
 
 

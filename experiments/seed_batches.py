@@ -41,7 +41,7 @@ def merged(earlier: Results, later: Results) -> dict[str, Any]:
     }
 
 
-def merged_intervals(earlier: Results, later: Results, weights: tuple[float, float]) -> dict[str, float]:
+def _interval(earlier: Results, later: Results, weights: tuple[float, float]) -> dict[str, float]:
     """{estimate, low, high} of both."""
     centre = _mean([earlier["estimate"], later["estimate"]], weights)
     below, above = (
@@ -50,20 +50,37 @@ def merged_intervals(earlier: Results, later: Results, weights: tuple[float, flo
     return {"estimate": centre, "low": centre - below, "high": centre + above}
 
 
+def pooled(cells: Mapping[str, Results]) -> dict[str, dict[str, dict[str, float]]]:
+    """arm -> group -> dart - arm over all cells, which weigh the same; distances to the limits add in quadrature."""
+    found: dict[tuple[str, str], list[Results]] = {}
+    for cell in cells.values():
+        for row in cell["differences"]:
+            if row["arm"] == "dart" and row["measure"] == "accuracy":
+                found.setdefault((row["against"], row["name"]), []).append(row)
+    pairs: dict[str, dict[str, dict[str, float]]] = {}
+    for (arm, group), rows in found.items():
+        centre = sum(row["estimate"] for row in rows) / len(rows)
+        below, above = (
+            sum((row[side] - row["estimate"]) ** 2 for row in rows) ** 0.5 / len(rows) for side in ("low", "high")
+        )
+        pairs.setdefault(arm, {})[group] = {"estimate": centre, "low": centre - below, "high": centre + above}
+    return pairs
+
+
 def _rows(parts: tuple, weights: tuple[float, float], section: str, keys: tuple[str, ...], join: Any) -> list[dict]:
     found = {tuple(row[key] for key in keys): row for row in parts[1][section]}
     return [join(row, found[tuple(row[key] for key in keys)], weights) for row in parts[0][section]]
 
 
 def _summary(earlier: Results, later: Results, weights: tuple[float, float]) -> dict[str, Any]:
-    interval = merged_intervals(earlier["accuracy"], later["accuracy"], weights)
+    interval = _interval(earlier["accuracy"], later["accuracy"], weights)
     kept = {key: _mean([earlier[key], later[key]], weights) for key in MEANS}
     limits = {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
     return {**earlier, **kept, "accuracy": {**interval, **limits}, "by_seed": _by_seed(earlier, later)}
 
 
 def _difference(earlier: Results, later: Results, weights: tuple[float, float]) -> dict[str, Any]:
-    interval = merged_intervals(earlier, later, weights)
+    interval = _interval(earlier, later, weights)
     verdict = "higher" if interval["low"] > 0 else "lower" if interval["high"] < 0 else "unclear"
     return {**earlier, **interval, "by_seed": _by_seed(earlier, later), "verdict": verdict}
 
