@@ -88,6 +88,13 @@ def test_what_is_missing_is_named_with_its_flag(tmp_path):
     assert len(problems(recipe(tmp_path, "data:\ntarget:\nmapper:\n"))) == 2
 
 
+def test_a_nul_character_is_a_problem_where_it_stands(tmp_path):
+    (tmp_path / "r.yaml").write_text('output: "a\\0b"\ndata: {path: lab:values}\ntarget: {path: lab:backward}\n')
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "r.yaml")
+    assert len(caught.value.problems) == 1 and "output" in str(caught.value) and "NUL" in str(caught.value)
+
+
 def test_a_key_given_twice_is_a_problem(tmp_path):
     path = recipe(tmp_path, "data: {path: lab:values}\nmapper:\n  steps: 1\n  kl: 0.1\n  steps: 2\n")
     said = f"{path}:5 mapper.steps is given twice, first in line 3"
