@@ -1,7 +1,7 @@
 """For every family of chat templates: what is trained is the response and its end, and data stay data."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dartune.data.render import Renderer
@@ -27,6 +27,7 @@ def special(tokenizer, ids):
 @settings(max_examples=60, deadline=None)
 @given(text=TEXT)
 def test_trained_tokens_are_the_response_and_its_end(name, text):
+    assume(text.strip())  # a solution of white space alone is no row
     renderer = Renderer(TOKENIZERS[name])
     ids = renderer.response_ids(text)
     assert special(TOKENIZERS[name], ids) == [FAMILIES[name].end]

@@ -247,3 +247,13 @@ def test_where_everything_worked_nothing_is_held_against_it():
         adapted=adapted, input_rows=1, learning_rates={}, evaluations=evaluations(SHARES | {"base": SHARES["sft"]})
     )
     assert shortfalls(good) == []
+
+
+def test_a_gate_that_fails_is_counted_among_those_asked():
+    from dartune.report.adaptation import adapted_summary
+
+    gates = [{"length": True, "finished": True}, {"length": False}, {"length": False, "finished": False}]
+    rows = [{"provenance": "rewrite", "solution": "so", "gates": one} for one in gates]
+    found = adapted_summary(rows, None, None)["gates"]
+    assert found == {"length": pytest.approx(1 / 3), "finished": 0.5}
+    assert adapted_summary(rows[1:2], None, None)["gates"] == {"length": 0.0}

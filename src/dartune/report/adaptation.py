@@ -63,7 +63,7 @@ def adapted_summary(
         source, gates = row["provenance"], row.get("gates") or {}
         found["provenance"][source] += 1
         found["reasons"].update([row["reason"]] if row.get("reason") else [])
-        found["judged"].update(gates)
+        found["judged"].update(gates.keys())  # of a mapping the values would be added
         found["passed"].update(gate for gate, passed in gates.items() if passed)
         found["hacks_refused"].update(set(row.get("hacks_refused") or []))
         if source in ADAPTED:
