@@ -22,7 +22,7 @@ crash: $(VENV)/dev.done
 audit:
 	test -x $(VENV)-audit/bin/pip-audit || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet $(PIP_ARGS) pip-audit
-	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock -r requirements-dev.lock -r requirements-docs.lock
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock -r requirements-dev.lock -r requirements-docs.lock
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
