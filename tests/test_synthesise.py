@@ -212,3 +212,17 @@ def test_what_all_attempts_spent_is_in_the_rows(adapt, tmp_path, monkeypatch):
         spool.cut(2)
     found, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
     assert synthesis_cost(found).generated_tokens == 30
+
+
+def test_where_all_rows_are_there_nothing_is_sampled_again(adapt, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    rows = [replace(ROW, id=str(index)) for index in range(5)]  # the last chunk is short
+    whole, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(Scripted, "generate", reached)
+    assert adapt((GOOD,), ("rewrite", "original"), rows=rows)[0] == whole
+    assert (tmp_path / "rows.jsonl").read_bytes() == before

@@ -16,7 +16,7 @@ POINTS = {
     "probe": {"flushes": 4, "seed": 1},
     "warmup": {"calls": 47},
     "mapper-s0": {"flushes": 26, "seed": 2},
-    "synthesise-s0": {"flushes": 20, "seed": 3},
+    "synthesise-s0": {"flushes": 3, "seed": 3},
     "train-sft-s0-lr0.001": {"calls": 60},
     "train-dart-s0-lr0.001": {"flushes": 12, "seed": 4},
     "train-grpo_tokens-s0-lr0.001": {"calls": 101},

@@ -70,7 +70,9 @@ def synthesise(
         progress.advance_to(done)
     written = rewritten = 0
     with Spool(path if processes.is_first() else None) as spool:
-        for low in range(done // CHUNK * CHUNK, len(demonstrations), CHUNK):
+        # Where all rows are there, the last chunk, if it is short, must not be begun again.
+        first = done // CHUNK * CHUNK if done < len(demonstrations) else done
+        for low in range(first, len(demonstrations), CHUNK):
             chunk = list(demonstrations[low : low + CHUNK])
             spec = SampleSpec(
                 config.samples,
