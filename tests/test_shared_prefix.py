@@ -1,21 +1,31 @@
 """Sharing a prompt changes neither log-probabilities nor gradients."""
 
 import itertools
+import math
 import random
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dartune.errors import InputError
 from dartune.models import head, shared_prefix
 from dartune.models.adapter import add_lora
 from dartune.models.precision import compute_in
-from dartune.models.shared_prefix import anchored_logprobs, group_logprobs, of_like_length, sequence_logprobs
+from dartune.models.shared_prefix import (
+    anchored_logprobs,
+    group_logprobs,
+    of_like_length,
+    read_completions,
+    read_prompts,
+    sequence_logprobs,
+)
 from fixtures_models import ARCHITECTURES, tiny_model, without_dropout
 
-VOCABULARY = 60
+VOCABULARY, SLICE = 60, 16
 # Prompt length and completion lengths of each group: ragged, empty, one token, none at all.
 SHAPES = [(9, (5, 0, 7)), (1, (1,)), (4, (2, 6, 3, 1)), (6, ())]
 
@@ -52,11 +62,18 @@ def softcapped_model():
         final_logit_softcapping=1.0,
         sliding_window=64,
     )
-    return Gemma2ForCausalLM(config).eval()
+    return Gemma2ForCausalLM(config)
+
+
+def biased_model():
+    model = tiny_model("llama", VOCABULARY, pad=0, eos=1)
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCABULARY)
+    return model
 
 
 def make(name: str):
-    model = sliding_model() if name == "sliding" else tiny_model(name, VOCABULARY, pad=0, eos=1)
+    special = {"sliding": sliding_model, "softcapped": softcapped_model, "biased": biased_model}
+    model = special[name]() if name in special else tiny_model(name, VOCABULARY, pad=0, eos=1)
     return model.eval()
 
 
@@ -123,39 +140,79 @@ def test_entropy_is_that_of_the_predictions():
     assert (entropy[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "softcapped"])
+@pytest.fixture
+def in_slices(monkeypatch):
+    """A call after which the vocabulary is worked off in four slices."""
+
+    def begin():
+        monkeypatch.setattr(head, "CPU_LOGITS", 1)
+        monkeypatch.setattr(head, "FEWEST_WORDS", SLICE)
+
+    return begin
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "softcapped", "biased"])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "lora"])
-def test_chunked_logits_give_the_same_values_and_gradients(name, wrapped, monkeypatch):
-    model, groups = softcapped_model() if name == "softcapped" else make(name), random_groups()
+def test_slices_of_the_vocabulary_give_the_same_values_and_gradients(name, wrapped, in_slices):
+    model, groups = make(name), random_groups()
     if wrapped:
         model = add_lora(model, 4)
     whole = group_logprobs(model, groups, with_entropy=True)
     expected = gradients(model, *whole[:2])
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
+    in_slices()
     parts = group_logprobs(model, groups, with_entropy=True)
     torch.testing.assert_close(parts[0], whole[0])
     torch.testing.assert_close(parts[2], whole[2])
     for weight, gradient in gradients(model, *parts[:2]).items():
         torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0])
-
-
-def test_no_more_logits_than_a_chunk_are_made_at_a_time(monkeypatch):
-    model, rows = make("llama"), flat(random_groups())
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
     with torch.no_grad():
-        sequence_logprobs(model, rows)  # finds out what the head gives
-        made = []
-        model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.shape[:-1].numel()))
+        torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0])
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of all that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.seen.update(tuple(one.shape) for one in tree_leaves(result) if isinstance(one, torch.Tensor))
+        return result
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_more_logits_than_a_slice_are_made_at_a_time(training, in_slices):
+    model, rows = make("llama"), flat(random_groups())
+    tokens = sum(len(response) for _, response in rows)
+    with Shapes() as whole:
         sequence_logprobs(model, rows)
-    assert max(made) <= 4 and sum(made) == 1 + sum(len(response) for _, response in rows)
+    assert tokens * VOCABULARY in map(math.prod, whole.seen)
+    in_slices()
+    with Shapes() as shapes, torch.set_grad_enabled(training):
+        logprobs, _ = sequence_logprobs(model, rows)
+        if training:
+            logprobs.sum().backward()
+    assert (tokens, SLICE) in shapes.seen
+    assert tokens * VOCABULARY not in map(math.prod, shapes.seen)
 
 
-def test_computing_in_bfloat16_is_kept_in_chunks(monkeypatch):
+def test_computing_in_bfloat16_is_kept_in_slices(in_slices):
     model, rows = compute_in(make("llama"), torch.bfloat16), flat(random_groups())
     expected = sequence_logprobs(model, rows)[0]
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * VOCABULARY)
-    assert torch.equal(sequence_logprobs(model, rows)[0], expected)
+    in_slices()
+    torch.testing.assert_close(sequence_logprobs(model, rows)[0], expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
+def test_what_was_read_of_the_prompts_stays_as_it_was(name):
+    model, ((prompt, completions),) = make(name), random_groups([(9, (5, 0, 7))])
+    with torch.no_grad():
+        prefix = read_prompts(model, [prompt])
+        first, again = (read_completions(model, prefix, [0] * 3, completions)[0] for _ in range(2))
+    assert torch.equal(first, again)
+    assert prefix.cache.get_seq_length() == len(prompt) and prefix.cache.layers[0].keys.shape[0] == 1
 
 
 @pytest.mark.parametrize("kept", ["group", "sequence"])

@@ -19,11 +19,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from dartune.models.shared_prefix import (
-    FILL_ID,
-    Prefix,
-    select_rows,
-)
+from dartune.models.caches import selected
+from dartune.models.shared_prefix import FILL_ID, Prefix
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class Decoder:
             nowhere = torch.empty(0, dtype=torch.long, device=self.device)
             self._pack(range(len(prefix.lengths)), (nowhere, nowhere))
         else:
-            self.cache = select_rows(prefix, owner)
+            self.cache = selected(prefix.cache, owner)
             index = torch.tensor(owner, device=self.device)
             self.mask = nn.functional.pad(prefix.valid[index], (0, room), value=True)
             self.positions = prefix.lengths[index, None]

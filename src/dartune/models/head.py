@@ -1,7 +1,9 @@
-"""Log-probabilities of chosen tokens without ever holding all logits: the head is applied to a few positions at a time.
+"""Log-probabilities of chosen tokens without ever holding all logits: the head is applied to a slice of the vocabulary
+at a time.
 
 A vocabulary of 150,000 makes the logits of a batch many times larger than all its activations. The forward runs up to
-the head, whose input is taken; each chunk's logits are made, used and dropped, and made again in the backward.
+the head, whose input is taken; each slice's logits are made, summed up and dropped, and made again in the backward. The
+head's weights are the largest there are, and are read once a batch, not once for every few positions.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Most logits (positions x vocabulary) of a chunk: 32 MB in float32; more on a GPU, where a chunk of few rows is slow.
-CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**23, 2**25
+# Most logits (positions x words) that are held at a time; more on a GPU, which many small products would leave idle.
+CPU_LOGITS, GPU_LOGITS = 2**21, 2**25
+# A product with fewer columns than this is slow.
+FEWEST_WORDS = 256
 
 
 def chosen_logprobs(
@@ -30,22 +34,67 @@ def chosen_logprobs(
         inputs: of the model's forward.
     """
     head = _head(model)
-    size = rows_at_once(head.weight) if head is not None else len(targets)
-    if len(targets) <= size or not _gives_the_logits(model, head):
+    few = head is None or len(targets) * len(head.weight) <= _most_logits(head.weight)
+    if few or not _gives_the_logits(model, head):
         return token_logprobs(model(logits_to_keep=keep, **inputs).logits, targets, with_entropy)
     hidden, dtype = _up_to_the_head(model, head, keep, inputs)
-    parts = [
-        checkpoint(_through_head, head, rows, ids, with_entropy, dtype, use_reentrant=False)
-        if hidden.requires_grad
-        else _through_head(head, rows, ids, with_entropy, dtype)
-        for rows, ids in zip(hidden.split(size), targets.split(size), strict=True)
-    ]
-    return _joined(parts, with_entropy)
+    return _sliced_logprobs(head, hidden, targets, with_entropy, dtype)
+
+
+def _sliced_logprobs(
+    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, with_entropy: bool, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    words = max(FEWEST_WORDS, _most_logits(hidden) // len(hidden))
+    weights = head.weight.split(words)  # views, whose gradients are put together at once
+    biases = [None] * len(weights) if head.bias is None else head.bias.split(words)
+    slices = []
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        inputs = (hidden, weight, bias, targets - i * words, with_entropy, dtype)
+        again = hidden.requires_grad or weight.requires_grad
+        slices.append(checkpoint(_slice, *inputs, use_reentrant=False) if again else _slice(*inputs))
+    normalisers, chosen, expected = (torch.stack(parts) for parts in zip(*slices, strict=True))  # (slices, M) each
+    normaliser = normalisers.logsumexp(dim=0)
+    logprobs = chosen.sum(dim=0) - normaliser
+    if not with_entropy:
+        return logprobs, None
+    return logprobs, normaliser - ((normalisers - normaliser).exp() * expected).sum(dim=0)
+
+
+def _slice(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    with_entropy: bool,
+    dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of some words' logits at M positions: log sum exp, the target's (0 if it is none of them), their mean.
+
+    The mean is by the words' own softmax.
+
+    Args:
+        hidden: (M, hidden size); weight: of W words, (W, hidden size); targets: counted from the first of them, (M,).
+    """
+    with _casting(hidden, dtype):
+        logits = nn.functional.linear(hidden, weight, bias).float()
+    here = (targets >= 0) & (targets < len(weight))
+    chosen = logits.gather(-1, targets.clamp(0, len(weight) - 1)[:, None])[:, 0] * here
+    if torch.is_grad_enabled() or with_entropy:
+        normaliser = logits.logsumexp(dim=-1)
+        expected = ((logits - normaliser[:, None]).exp() * logits).sum(dim=-1) if with_entropy else normaliser
+        return normaliser, chosen, expected
+    largest = logits.amax(dim=-1, keepdim=True)
+    normaliser = logits.sub_(largest).exp_().sum(dim=-1).log_() + largest[:, 0]  # in place, unlike `logsumexp`
+    return normaliser, chosen, normaliser
+
+
+def _most_logits(weights: torch.Tensor) -> int:
+    return GPU_LOGITS if weights.is_cuda else CPU_LOGITS
 
 
 def rows_at_once(weights: torch.Tensor) -> int:
     """Positions whose logits may be held at a time, by the head's weights (V, ...)."""
-    return max(1, (GPU_CHUNK_LOGITS if weights.is_cuda else CHUNK_LOGITS) // weights.shape[0])
+    return max(1, _most_logits(weights) // weights.shape[0])
 
 
 def _head(model: nn.Module) -> nn.Linear | None:
@@ -111,14 +160,6 @@ def _casting(hidden: torch.Tensor, dtype: torch.dtype | None) -> Any:
     return torch.autocast(hidden.device.type, dtype=dtype) if dtype else nullcontext()
 
 
-def _through_head(
-    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, with_entropy: bool, dtype: torch.dtype | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    with _casting(hidden, dtype):
-        logits = head(hidden)
-    return _token_logprobs(logits, targets, with_entropy)
-
-
 def token_logprobs(
     logits: torch.Tensor, targets: torch.Tensor, with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -135,10 +176,6 @@ def token_logprobs(
         else _token_logprobs(rows, ids, with_entropy)
         for rows, ids in zip(logits.split(size), targets.split(size), strict=True)
     ]
-    return _joined(parts, with_entropy)
-
-
-def _joined(parts: list[tuple[torch.Tensor, torch.Tensor | None]], with_entropy: bool) -> tuple:
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 

@@ -7,7 +7,6 @@ its gradient equal those of a forward over prompt + completion, at a fraction of
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from dartune.errors import InputError
+from dartune.models.caches import lent
 from dartune.models.engine import TokenIds
 from dartune.models.head import chosen_logprobs, is_sharded, rows_at_once, token_logprobs
 
@@ -258,30 +258,13 @@ def read_completions(
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prefix.valid[index], torch.ones_like(later)], dim=1),
             position_ids=prefix.lengths[index, None] + torch.arange(ids.shape[1] - 1, device=device),
-            past_key_values=select_rows(prefix, owner),
+            past_key_values=lent(prefix.cache, owner),
             use_cache=True,
         )
         logprobs.append(_scatter(chosen, later))
         if spread is not None:
             entropy.append(_scatter(spread, later))
     return torch.cat(logprobs, dim=1), mask, torch.cat(entropy, dim=1) if with_entropy else None
-
-
-def select_rows(prefix: Prefix, owner: Sequence[int]) -> Any:
-    """A cache whose row i is the cache of prompt `owner[i]`; that of `prefix` stays as it is."""
-    cache = copy.copy(prefix.cache)
-    if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
-        raise InputError(
-            "this model's layers keep a state other than keys and values (Mamba, linear attention), which "
-            "cannot be shared between completions; use an attention-only model"
-        )
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
-    repeats, rest = divmod(len(owner), len(prefix.lengths))
-    if rest == 0 and list(owner) == [i // repeats for i in range(len(owner))]:
-        cache.batch_repeat_interleave(repeats)  # its backward is a sum, far cheaper than an index's
-    else:
-        cache.batch_select_indices(torch.tensor(owner, device=prefix.logits.device))
-    return cache
 
 
 def is_checkpointed(model: nn.Module) -> bool:

@@ -1,0 +1,76 @@
+"""Caches of prompts' keys and values, continued by several completions each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from dartune.errors import InputError
+
+
+def selected(cache: Any, rows: Sequence[int]) -> Any:
+    """A cache whose row i is row `rows[i]` of `cache`, which stays as it is.
+
+    Raises:
+        InputError: the model keeps something other than keys and values.
+    """
+    return _with_layers(cache, [_selected(layer, rows) for layer in _checked(cache)])
+
+
+def lent(cache: Any, rows: Sequence[int]) -> Any:
+    """As `selected`, for a single forward, and wherever possible without a copy of all layers at once."""
+    layers = _checked(cache)
+    return _with_layers(cache, [LentLayer(x, rows) if type(x) is DynamicLayer else _selected(x, rows) for x in layers])
+
+
+class LentLayer(DynamicLayer):
+    """A layer's keys and values of G prompts, in N rows that continue them.
+
+    The rows exist only while the layer attends to them, and what a forward adds is not kept.
+    """
+
+    def __init__(self, layer: DynamicLayer, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys, self.values = layer.keys, layer.values  # (G, heads, P, head size)
+        repeats, rest = divmod(len(rows), len(self.keys))
+        even = rest == 0 and list(rows) == [i // repeats for i in range(len(rows))]
+        self.repeats = repeats if even else None
+        self.rows = torch.tensor(rows, device=self.keys.device)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._continued(self.keys, key_states), self._continued(self.values, value_states)
+
+    def _continued(self, prompts: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        if self.repeats is None:
+            return torch.cat([prompts[self.rows], states], dim=2)
+        # Its backward is a sum, far cheaper than an index's.
+        repeated = prompts[:, None].expand(-1, self.repeats, -1, -1, -1)
+        return torch.cat([repeated, states.unflatten(0, (-1, self.repeats))], dim=3).flatten(0, 1)
+
+
+def _checked(cache: Any) -> list[Any]:
+    if not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        raise InputError(
+            "this model's layers keep a state other than keys and values (Mamba, linear attention), which "
+            "cannot be shared between completions; use an attention-only model"
+        )
+    return cache.layers
+
+
+def _with_layers(cache: Any, layers: list[Any]) -> Any:
+    cache = copy.copy(cache)
+    cache.layers = layers
+    return cache
+
+
+def _selected(layer: Any, rows: Sequence[int]) -> Any:
+    layer = copy.copy(layer)
+    layer.batch_select_indices(torch.tensor(rows, device=layer.keys.device))
+    return layer
