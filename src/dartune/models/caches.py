@@ -37,9 +37,7 @@ class LentLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values = layer.keys, layer.values  # (G, heads, P, head size)
-        repeats, rest = divmod(len(rows), len(self.keys))
-        even = rest == 0 and list(rows) == [i // repeats for i in range(len(rows))]
-        self.repeats = repeats if even else None
+        self.run = _even_run(rows)
         self.rows = torch.tensor(rows, device=self.keys.device)
 
     def update(
@@ -48,11 +46,20 @@ class LentLayer(DynamicLayer):
         return self._continued(self.keys, key_states), self._continued(self.values, value_states)
 
     def _continued(self, prompts: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        if self.repeats is None:
+        if self.run is None:
             return torch.cat([prompts[self.rows], states], dim=2)
-        # Its backward is a sum, far cheaper than an index's.
-        repeated = prompts[:, None].expand(-1, self.repeats, -1, -1, -1)
-        return torch.cat([repeated, states.unflatten(0, (-1, self.repeats))], dim=3).flatten(0, 1)
+        # One copy instead of two, and a backward that is a sum, far cheaper than an index's.
+        first, end, repeats = self.run
+        repeated = prompts[first:end, None].expand(-1, repeats, -1, -1, -1)
+        return torch.cat([repeated, states.unflatten(0, (-1, repeats))], dim=3).flatten(0, 1)
+
+
+def _even_run(rows: Sequence[int]) -> tuple[int, int, int] | None:
+    """(first, end, repeats) where `rows` are first, ..., end - 1, each as often as the others; None where not."""
+    first, end = rows[0], rows[-1] + 1
+    repeats = len(rows) // max(1, end - first)
+    even = list(rows) == [p for p in range(first, end) for _ in range(repeats)]
+    return (first, end, repeats) if even else None
 
 
 def _checked(cache: Any) -> list[Any]:
