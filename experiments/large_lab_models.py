@@ -110,15 +110,18 @@ def learning_rate(plan: Plan, step: int, elapsed: float) -> float:
     return plan.learning_rate * min(1.0, (step + 1) / WARMUP_STEPS, left / DECAY)
 
 
-def pretrain(name: str, plan: Plan, folder: Path) -> Path:
+def pretrain(name: str, plan: Plan, folder: Path, attention: str = "sdpa") -> Path:
     """Pretrain a target, by the name of its dialect, or the "mapper", into `folder/name`.
 
-    `folder/name.jsonl` gets a row of what was measured every `plan.progress_every` seconds and at the end.
+    `folder/name.jsonl` gets a row of what was measured every `plan.progress_every` seconds and at the end; what an
+    earlier call left there is dropped.
     """
+    (folder / f"{name}.jsonl").unlink(missing_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
     renderer = Renderer(tokenizer)
     model = build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device)
+    model.set_attn_implementation(attention)
     if device.type == "cuda":
         # Suspected of the launch failures that docs/gpu.md tells of.
         torch.backends.cuda.enable_cudnn_sdp(False)

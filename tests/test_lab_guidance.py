@@ -58,6 +58,10 @@ def test_the_loss_falls_when_trained_on_and_leaves_the_model_as_it_was_used():
     before = model(torch.tensor([rows[0][0]])).logits
     first = attention_loss(model, rows)
     assert torch.equal(model(torch.tensor([rows[0][0]])).logits, before)
+    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    attention_loss(model, rows)
+    assert model.config._attn_implementation == "eager"
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(30):
         optimizer.zero_grad()

@@ -49,8 +49,9 @@ def attention_loss(model, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -
     width = max(map(len, texts))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in texts], device=device)
     where = torch.tensor([row + [-1] * (width - len(row)) for row in subjects], device=device)
+    usual = model.config._attn_implementation
     model.set_attn_implementation("eager")
     first = model.model(ids, output_attentions=True).attentions[0][:, 0]
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(usual)
     found = first.gather(-1, where.clamp(min=0)[..., None])[..., 0]
     return -found.clamp(min=1e-6).log()[where >= 0].mean()
