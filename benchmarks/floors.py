@@ -12,7 +12,7 @@ from dartune.models.engine import TokenIds
 from dartune.models.shared_prefix import device_of
 
 ROW = 128  # tokens in a row of the bare forward
-CPU_TOKENS = 2048  # tokens of one forward on a CPU, where more leaves the caches
+CPU_TOKENS = 1024  # tokens of one forward on a CPU, where more leaves the caches
 
 
 @dataclass(frozen=True, slots=True)

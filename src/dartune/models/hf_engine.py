@@ -38,7 +38,7 @@ from dartune.models.token_stats import token_stats
 # Tokens whose keys and values are held at a time; on a GPU as many as fit into half of its free memory, if more.
 MAX_BATCH_TOKENS = 2**16
 # Tokens per forward: enough to hide the overhead of small operations; on a CPU more leaves its caches.
-CPU_FORWARD_TOKENS, GPU_FORWARD_TOKENS = 2**11, 2**15
+CPU_FORWARD_TOKENS, GPU_FORWARD_TOKENS = 2**10, 2**15
 # Where memory still runs out with so few tokens at a time, smaller batches do not help.
 FEWEST_BATCH_TOKENS = 256
 # Finished rows are dropped once fewer than this share of a batch is still being sampled.
