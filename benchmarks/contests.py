@@ -250,12 +250,21 @@ def sft_step(bench: Bench, load: Load, batch_size: int) -> dict[str, Any]:
 
 def start_up(bench: Bench) -> dict[str, Any]:
     """`dartune --help`, from the shell's point of view."""
-    taken = []
-    for _ in range(1 + max(3, bench.rounds)):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "dartune", "--help"], check=True, capture_output=True)
-        taken.append(time.perf_counter() - start)
+    taken = [_command("--help") for _ in range(1 + max(3, bench.rounds))]
     return {"seconds": taken[1:]} | spread(taken[1:])
+
+
+def demo(bench: Bench) -> dict[str, Any]:
+    """`dartune demo`, what `make demo` runs once it has installed: once, from the shell's point of view."""
+    taken = [_command("demo", "--output", str(_fresh(bench, "demo")))]
+    return {"seconds": taken} | spread(taken)
+
+
+def _command(*words: str) -> float:
+    """How long the command line takes."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "dartune", *words], check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def _fresh(bench: Bench, name: str) -> Path:

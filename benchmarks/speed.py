@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "experiments")]  # `pages`
 
 import torch  # noqa: E402
-from contests import Bench, evaluation, rl_step, sampling, scoring, sft_step, start_up  # noqa: E402
+from contests import Bench, demo, evaluation, rl_step, sampling, scoring, sft_step, start_up  # noqa: E402
 from loads import Load, lab_load, random_load  # noqa: E402
 from measuring import free, machine, machine_rates  # noqa: E402
 from performance_tables import RESULTS, console, write_page  # noqa: E402
@@ -55,6 +55,7 @@ def cpu_parts(load: Callable[[str], Load]) -> dict[str, Part]:
         "evaluation-lab": lambda b: evaluation(b, load("lab"), 128, new=160, at_once=64),
         "sft-1M": lambda b: sft_step(b, load("1M"), 16),
         "sft-5M": lambda b: sft_step(b, load("5M"), 16),
+        "demo": demo,
     }
 
 
