@@ -8,6 +8,7 @@ from typing import Any
 
 from comparison_reading import in_short, under_the_headline
 from pages import table
+from scipy.stats import ttest_1samp
 
 from dartune.report.summary import difference_of, percent, points_interval, summary_of
 
@@ -27,6 +28,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "below-the-headline": lambda: under_the_headline(found),
         "in-short": lambda: in_short(found),
         "matrix": lambda: _matrix(found["matrix"], found["pooled"]),
+        "seeds": lambda: _from_seed_to_seed(found["matrix"]),
         "costs": lambda: _costs(found["matrix"]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
         "tokens": lambda: _tokens(found["tokens"]),
@@ -44,7 +46,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
 
 
 def _needed(part: str) -> str:
-    return "matrix" if part == "costs" else part
+    return "matrix" if part in ("costs", "seeds") else part
 
 
 def _default(name: str, found: Mapping[str, Mapping[str, Results]]) -> dict[str, Results]:
@@ -79,6 +81,21 @@ def _matrix(cells: Mapping[str, Results], pooled: Mapping[str, Results]) -> str:
     counts = ", ".join(f"{_title(name)} {count}" for name, count in seeds.items())
     told = f"{next(iter(seeds.values()))} each" if len(set(seeds.values())) == 1 else counts
     return "\n\n".join([*blocks, f"Seeds: {told}."])
+
+
+def _from_seed_to_seed(cells: Mapping[str, Results]) -> str:
+    """Gaps with what seeds alone would have changed: Student's t over the seeds' own estimates."""
+    rivals = [arm for arm in next(iter(cells.values()))["arms"] if arm not in ("base", "dart")]
+    rows = []
+    for name, cell in cells.items():
+        told = []
+        for arm in rivals:
+            values = list(difference_of(cell, "dart", arm, OOD)["by_seed"].values())
+            low, high = ttest_1samp(values, 0.0).confidence_interval(0.95)
+            interval = points_interval({"estimate": mean(values), "low": low, "high": high})
+            told.append(f"{interval}, {100 * min(values):+.1f} to {100 * max(values):+.1f}")
+        rows.append([_title(name), *told])
+    return table([f"{OOD}, points", *(f"dart - {arm}" for arm in rivals)], rows)
 
 
 def _costs(cells: Mapping[str, Results]) -> str:
