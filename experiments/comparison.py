@@ -131,6 +131,8 @@ def collect() -> None:
             missing.append(f"{study}/{name}")
     if missing:
         print(f"not run yet, left out: {', '.join(missing)}")
+    for study in ("matrix", *STUDIES):  # in the order of their definition, whenever they were run
+        found[study] = {name: found[study][name] for name in _cells_of(study) if name in found[study]}
     found["pooled"] = pooled(found["matrix"])
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_write_json(RESULTS, {study: cells for study, cells in found.items() if cells})
