@@ -23,8 +23,7 @@ def selected(cache: Any, rows: Sequence[int]) -> Any:
 
 def lent(cache: Any, rows: Sequence[int]) -> Any:
     """As `selected`, for a single forward, and wherever possible without a copy of all layers at once."""
-    layers = _checked(cache)
-    return _with_layers(cache, [LentLayer(x, rows) if type(x) is DynamicLayer else _selected(x, rows) for x in layers])
+    return _with_layers(cache, [_lent(layer, rows) for layer in _checked(cache)])
 
 
 class LentLayer(DynamicLayer):
@@ -79,5 +78,11 @@ def _with_layers(cache: Any, layers: list[Any]) -> Any:
 
 def _selected(layer: Any, rows: Sequence[int]) -> Any:
     layer = copy.copy(layer)
-    layer.batch_select_indices(torch.tensor(rows, device=layer.keys.device))
+    if layer.keys is not None:  # a layer may have nothing of its own
+        layer.batch_select_indices(torch.tensor(rows, device=layer.keys.device))
     return layer
+
+
+def _lent(layer: Any, rows: Sequence[int]) -> Any:
+    plain = type(layer) is DynamicLayer and layer.keys is not None
+    return LentLayer(layer, rows) if plain else _selected(layer, rows)
