@@ -166,5 +166,12 @@ def wide_tokenizer(vocabulary: int):
 
 
 def frozen(folder: Path, device: str) -> nn.Module:
-    """A model as dartune reads it: bfloat16 on a GPU, float32 on a CPU."""
-    return load_model(folder, device=device)
+    """A model as dartune reads it: bfloat16 on a GPU, float32 on a CPU.
+
+    Its weights are copied out of the file, whose mapped pages come and go with what else the machine does, and would
+    count as memory that a round took.
+    """
+    model = load_model(folder, device=device)
+    for weights in model.parameters():
+        weights.data = weights.data.clone()
+    return model

@@ -5,7 +5,7 @@ python experiments/comparison.py collect           results/comparison.json, and 
                                                    (what is there stays; seeds new to a cell join the others)
 python experiments/comparison.py write             the measured parts of the documents, from results/comparison.json
 
-Run from the repository root. A seed of a cell takes 8-12 minutes on one CPU core, of all arms half an hour;
+Run from the repository root. A seed of a cell takes 12-17 minutes on one CPU core, of all arms half an hour;
 two processes may share the work.
 """
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from dartune.config import MapperConfig, SFTConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
+from dartune.models import memory
 from dartune.models.hf_engine import HFEngine
 from dartune.train.loop import rehearse
 from dartune.train.microbatches import cut, padded_tokens, pieces
@@ -22,11 +23,11 @@ GROUPS = st.lists(
 )
 
 
-@given(st.lists(st.integers(1, 50)), st.integers(1, 5), st.integers(1, 100))
-def test_cutting_loses_nothing_and_keeps_to_both_limits(lengths, most, limit):
-    batches = cut(lengths, most, sum, limit)
+@given(st.lists(st.integers(1, 50)), st.integers(1, 100))
+def test_cutting_loses_nothing_and_keeps_to_the_limit(lengths, limit):
+    batches = cut(lengths, sum, limit)
     assert [item for batch in batches for item in batch] == lengths
-    assert all(len(batch) <= most and (sum(batch) <= limit or len(batch) == 1) for batch in batches)
+    assert all(sum(batch) <= limit or len(batch) == 1 for batch in batches)
 
 
 @given(GROUPS, st.integers(40, 300), st.booleans())
@@ -75,6 +76,15 @@ def test_smaller_microbatches_of_reinforcement_learning_give_the_same_gradient(t
     parts, found = gradients(model, policy(tmp_path, model, microbatch_tokens=80))
     assert parts > 4 > whole
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_cpu_reads_no_more_tokens_at_once_than_its_caches_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CPU_TOKENS", 80)
+    model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    batches = policy(tmp_path, model).begin(0)
+    assert len(batches) > 4
+    assert all(padded_tokens(batch.groups, shared=True) <= 80 for batch in batches)
+    assert memory.tokens_at_once(torch.nn.Linear(1, 1, device="meta"), 16384) == 16384
 
 
 def test_smaller_microbatches_of_fine_tuning_give_the_same_gradient():

@@ -112,7 +112,7 @@ class Adapter(Section):
     warmup_steps: Count = Field(5, description="steps in which the learning rate rises")
     max_grad_norm: Above0 = Field(1.0, description="gradients are scaled down to this norm")
     microbatch_tokens: Positive = Field(
-        16384, description="most tokens of one forward and backward, padding counted; fewer save memory"
+        16384, description="most tokens of one forward and backward (a CPU: 4096), padding counted; fewer save memory"
     )
     sharding: Literal["ddp", "fsdp2", "deepspeed"] = Field(
         "ddp", description="with several processes: a copy of the model in each, or (full only) spread: FSDP2, ZeRO-2"

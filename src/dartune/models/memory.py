@@ -16,11 +16,13 @@ from torch import nn
 
 from dartune.config import Adapter
 from dartune.models.adapter import add_lora, remove_lora
-from dartune.models.shared_prefix import sequence_logprobs
+from dartune.models.shared_prefix import device_of, sequence_logprobs
 
 TRIAL_TOKENS = 64
 # Bytes of a trained weight: itself, its gradient and Adam's two moments, all float32.
 TRAINED = 16
+# Of one forward and backward on a CPU.
+CPU_TOKENS = 2**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,12 @@ def footprint(model: nn.Module, settings: Adapter, frozen: int) -> Footprint:
         if settings.gradient_checkpointing:
             model.activation_checkpointing_disable()
         remove_lora(model)
-    return Footprint(frozen, weights * TRAINED, round(per_token * settings.microbatch_tokens))
+    return Footprint(frozen, weights * TRAINED, round(per_token * tokens_at_once(model, settings.microbatch_tokens)))
+
+
+def tokens_at_once(model: nn.Module, limit: int) -> int:
+    """Most tokens of one forward and backward: `limit`, fewer on a CPU, where more leave its caches for no gain."""
+    return min(limit, CPU_TOKENS) if device_of(model).type == "cpu" else limit
 
 
 def activation_bytes(model: nn.Module, tokens: int = TRIAL_TOKENS) -> int:

@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from torch import nn
-
 from dartune.models.engine import TokenIds
-from dartune.models.shared_prefix import device_of
 
 T = TypeVar("T")
 
@@ -23,20 +20,15 @@ class Piece:
     high: int
 
 
-def cut(items: Iterable[T], most: int | None, tokens: Callable[[Sequence[T]], int], limit: int) -> list[list[T]]:
-    """Items in their order, at most `most` together (None: any number), and no more `tokens` than `limit` (but one)."""
+def cut(items: Iterable[T], tokens: Callable[[Sequence[T]], int], limit: int) -> list[list[T]]:
+    """Items in their order, as many together as have no more `tokens` than `limit`, and at least one."""
     batches: list[list[T]] = []
     for item in items:
-        if batches and (most is None or len(batches[-1]) < most) and tokens([*batches[-1], item]) <= limit:
+        if batches and tokens([*batches[-1], item]) <= limit:
             batches[-1].append(item)
         else:
             batches.append([item])
     return batches
-
-
-def most_together(model: nn.Module, on_cpu: int) -> int | None:
-    """Most items of a microbatch where tokens allow more: a CPU's caches are small, a GPU waits for launches."""
-    return on_cpu if device_of(model).type == "cpu" else None
 
 
 def pieces(prompt: TokenIds, completions: Sequence[TokenIds], group: int, limit: int, shared: bool) -> list[Piece]:

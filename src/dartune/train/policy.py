@@ -19,14 +19,14 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.models.flops import TRAINING, multiplied_weights
+from dartune.models.memory import tokens_at_once
 from dartune.models.parallel_engine import LocalEngine
 from dartune.models.shared_prefix import Group, group_logprobs
 from dartune.run import Cost, read_jsonl, write_jsonl
 from dartune.train.loop import shuffled_rows
-from dartune.train.microbatches import Piece, cut, most_together, padded_tokens, pieces
+from dartune.train.microbatches import Piece, cut, padded_tokens, pieces
 from dartune.train.objectives import grpo
 
-GROUPS_PER_MICROBATCH = 6
 SAMPLES_ON_DISK = 5  # a step
 
 
@@ -119,7 +119,8 @@ class PolicyObjective:
         start: list[list[float]],
     ) -> list[Microbatch]:
         """Groups of like length together."""
-        shared, limit = not self.config.gradient_checkpointing, self.config.microbatch_tokens
+        shared = not self.config.gradient_checkpointing
+        limit = tokens_at_once(self.policy.model, self.config.microbatch_tokens)
         size = self.config.group_size
         ids = [[sample.ids for sample in group] for group in samples]
         order = processes.share(sorted(range(len(prompts)), key=lambda i: max(map(len, ids[i]))))
@@ -138,7 +139,7 @@ class PolicyObjective:
                 start_logprobs=[row for one in batch for row in start[one.group * size :][one.low : one.high]],
                 tokens=self._sums["tokens"],
             )
-            for batch in cut(parts, most_together(self.policy.model, GROUPS_PER_MICROBATCH), tokens, limit)
+            for batch in cut(parts, tokens, limit)
         ]
 
     def heaviest(self) -> Microbatch:

@@ -15,6 +15,7 @@ from dartune.errors import InputError
 from dartune.models.adapter import merge_lora
 from dartune.models.flops import FORWARD, TRAINING, multiplied_weights
 from dartune.models.loading import context_length
+from dartune.models.memory import tokens_at_once
 from dartune.models.shared_prefix import anchored_logprobs, sequence_logprobs
 from dartune.run import Cost
 from dartune.train.loop import shuffled_rows, train_as_set
@@ -72,7 +73,7 @@ class SFTObjective:
         return max(batches, key=lambda batch: _padded_tokens(batch[0]))
 
     def _cut(self, rows: list[Row]) -> list[Microbatch]:
-        return [(batch, self._tokens) for batch in cut(rows, None, _padded_tokens, self.microbatch_tokens)]
+        return [(batch, self._tokens) for batch in cut(rows, _padded_tokens, self.microbatch_tokens)]
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         rows, tokens = microbatch
@@ -119,8 +120,8 @@ def fine_tune(
     """
 
     def objective(trained: torch.nn.Module) -> SFTObjective:
-        context = context_length(trained)
-        return SFTObjective(rows, renderer, config.batch_size, seed, context, config.microbatch_tokens, loss, anchor)
+        context, limit = context_length(trained), tokens_at_once(trained, config.microbatch_tokens)
+        return SFTObjective(rows, renderer, config.batch_size, seed, context, limit, loss, anchor)
 
     model, history = train_as_set(
         model,
