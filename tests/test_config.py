@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dartune.config import Config, Section, describe_keys, load_config
 from dartune.errors import InputError
+from dartune.run import changes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 LEAST = {"data": "lab:values", "target": "lab:equations"}
@@ -266,3 +267,9 @@ def test_keys_that_do_not_go_together_are_told_without_the_whole_section(tmp_pat
     path = recipe(tmp_path, text)
     (found,) = problems(path)
     assert found.startswith(f"{path}:3 sft: sharding: fsdp2") and "adapter" in found and "steps" not in found
+
+
+def test_changes_are_dotted_and_complete():
+    old = {"a": {"x": 1e-6, "y": [1], "z": "k"}, "gone": 1, "same": {"deep": None}}
+    new = {"a": {"x": 2e-5, "y": [1, 2], "z": "k"}, "new": True, "same": {"deep": None}}
+    assert changes(old, new) == ["a.x 1e-6 -> 2e-5", "a.y [1] -> [1, 2]", "gone 1 removed", "new true added"]

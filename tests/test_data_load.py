@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -399,17 +398,3 @@ def test_rows_are_told_apart_however_many_repeat_and_bad_ones_are_counted_withou
     with pytest.raises(InputError, match="12 problems.*1 others") as caught:
         load_demonstrations(jsonl(tmp_path / "d.jsonl", [*rows[:1], *[{"question": "q", "solution": ""}] * 12]))
     assert len(caught.value.problems) == 6 and caught.value.problems[-1] == "7 more problems"
-
-
-def test_memory_does_not_grow_with_what_rows_hold(tmp_path):
-    def peak(n):
-        rows = [{"question": f"q{i}" + "?" * 500, "solution": "s " * 500} for i in range(n)]
-        path = jsonl(tmp_path / f"{n}.jsonl", rows)
-        tracemalloc.start()
-        rows = load_demonstrations(path)
-        assert check_report(rows).rows == n
-        most = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return most
-
-    assert (peak(3000) - peak(1000)) / 2000 < 150

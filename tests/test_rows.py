@@ -1,11 +1,14 @@
 """Rows on disk: a sequence like a list, whatever was cut, and nothing of it is read to go on."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from dartune.data import rows as module
+from dartune.data.load import load_demonstrations
+from dartune.data.quality import check_report
 from dartune.data.rows import Spool, index_path, open_rows, taken, write_rows
 from dartune.errors import DartuneError
 
@@ -93,3 +96,19 @@ def test_a_spool_of_kept_rows_opens_without_reading_them(tmp_path):
         assert len(rows) == 40 and rows[39] == ROWS[39]
         with pytest.raises(DartuneError, match=r"rows\.jsonl row 1 is not JSON .*was it edited"):
             rows[0]
+
+
+def test_memory_does_not_grow_with_what_rows_hold(tmp_path):
+    def peak(n):
+        rows = [{"question": f"q{i}" + "?" * 500, "solution": "s " * 500} for i in range(n)]
+        path = tmp_path / f"{n}.jsonl"
+        write_rows(path, rows)
+        tracemalloc.start()
+        rows = load_demonstrations(path)
+        assert check_report(rows).rows == n
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(10)  # what is imported or made once is no row's
+    assert (peak(3000) - peak(1000)) / 2000 < 150

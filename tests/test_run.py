@@ -21,7 +21,6 @@ from dartune.run import (
     append_jsonl,
     atomic_write_json,
     atomic_write_text,
-    changes,
     read_jsonl,
     status_lines,
     write_jsonl,
@@ -329,12 +328,6 @@ def test_status_tells_done_running_and_partial(tmp_path):
 def test_costs_add_up():
     total = Cost(1, 2, 3, 4.0, 50.0) + Cost(10, 20, 30, 40.0, 5.0)
     assert total == Cost(11, 22, 33, 44.0, 50.0)
-
-
-def test_changes_are_dotted_and_complete():
-    old = {"a": {"x": 1e-6, "y": [1], "z": "k"}, "gone": 1, "same": {"deep": None}}
-    new = {"a": {"x": 2e-5, "y": [1, 2], "z": "k"}, "new": True, "same": {"deep": None}}
-    assert changes(old, new) == ["a.x 1e-6 -> 2e-5", "a.y [1] -> [1, 2]", "gone 1 removed", "new true added"]
 
 
 def test_a_full_disk_is_a_machine_error_and_leaves_the_old_file(tmp_path, monkeypatch):
