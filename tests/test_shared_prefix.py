@@ -137,7 +137,7 @@ def test_entropy_is_that_of_the_predictions():
         logprobs = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(dim=-1)
         expected = -(logprobs.exp() * logprobs).sum(dim=-1)[len(prompt) - 1 : len(prompt) + len(response) - 1]
         assert row[: len(response)].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
-    assert (entropy[~mask] == 0).all()
+    assert (entropy[~mask] == 0).all() and not entropy.requires_grad
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ head's weights are the largest there are, and are read once a batch, not once fo
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from contextlib import nullcontext
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # Most logits (positions x words) that are held at a time; more on a GPU, which many small products would leave idle.
-CPU_LOGITS, GPU_LOGITS = 2**21, 2**25
+CPU_LOGITS, GPU_LOGITS = 2**20, 2**25
 # A product with fewer columns than this is slow.
 FEWEST_WORDS = 256
 
@@ -26,7 +26,7 @@ FEWEST_WORDS = 256
 def chosen_logprobs(
     model: nn.Module, keep: torch.Tensor, targets: torch.Tensor, with_entropy: bool, **inputs: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log softmax(logits)[target] at M positions, and the entropy there, in float32 and nats, with gradient.
+    """log softmax(logits)[target] at M positions with gradient, and the entropy there without, in float32 and nats.
 
     Args:
         keep: the positions whose logits predict `targets`, bool, (N, S).
@@ -38,54 +38,89 @@ def chosen_logprobs(
     if few or not _gives_the_logits(model, head):
         return token_logprobs(model(logits_to_keep=keep, **inputs).logits, targets, with_entropy)
     hidden, dtype = _up_to_the_head(model, head, keep, inputs)
-    return _sliced_logprobs(head, hidden, targets, with_entropy, dtype)
+    return _SlicedLogprobs.apply(hidden.to(dtype), head.weight, head.bias, targets, with_entropy)
 
 
-def _sliced_logprobs(
-    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, with_entropy: bool, dtype: torch.dtype | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    words = max(FEWEST_WORDS, _most_logits(hidden) // len(hidden))
-    weights = head.weight.split(words)  # views, whose gradients are put together at once
-    biases = [None] * len(weights) if head.bias is None else head.bias.split(words)
-    slices = []
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        inputs = (hidden, weight, bias, targets - i * words, with_entropy, dtype)
-        again = hidden.requires_grad or weight.requires_grad
-        slices.append(checkpoint(_slice, *inputs, use_reentrant=False) if again else _slice(*inputs))
-    normalisers, chosen, expected = (torch.stack(parts) for parts in zip(*slices, strict=True))  # (slices, M) each
-    normaliser = normalisers.logsumexp(dim=0)
-    logprobs = chosen.sum(dim=0) - normaliser
-    if not with_entropy:
-        return logprobs, None
-    return logprobs, normaliser - ((normalisers - normaliser).exp() * expected).sum(dim=0)
+class _SlicedLogprobs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias)[target] and, without gradient, the entropy.
 
-
-def _slice(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    with_entropy: bool,
-    dtype: torch.dtype | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of some words' logits at M positions: log sum exp, the target's (0 if it is none of them), their mean.
-
-    The mean is by the words' own softmax.
-
-    Args:
-        hidden: (M, hidden size); weight: of W words, (W, hidden size); targets: counted from the first of them, (M,).
+    Shapes: hidden (M, H), weight (V, H), bias (V,) or None, targets (M,); both results (M,), float32.
     """
-    with _casting(hidden, dtype):
-        logits = nn.functional.linear(hidden, weight, bias).float()
-    here = (targets >= 0) & (targets < len(weight))
-    chosen = logits.gather(-1, targets.clamp(0, len(weight) - 1)[:, None])[:, 0] * here
-    if torch.is_grad_enabled() or with_entropy:
-        normaliser = logits.logsumexp(dim=-1)
-        expected = ((logits - normaliser[:, None]).exp() * logits).sum(dim=-1) if with_entropy else normaliser
-        return normaliser, chosen, expected
-    largest = logits.amax(dim=-1, keepdim=True)
-    normaliser = logits.sub_(largest).exp_().sum(dim=-1).log_() + largest[:, 0]  # in place, unlike `logsumexp`
-    return normaliser, chosen, normaliser
+
+    @staticmethod
+    def forward(ctx: Any, hidden, weight, bias, targets, with_entropy):
+        normalisers, means, spare = [], [], None
+        chosen = torch.zeros(len(hidden), device=hidden.device)
+        for low, logits in _slices(hidden, weight, bias):
+            place, here = _places(targets, low, logits)
+            chosen += logits.gather(-1, place)[:, 0] * here
+            largest = logits.amax(dim=-1)
+            logits.sub_(largest[:, None])
+            if with_entropy:
+                spare = torch.empty_like(logits).flatten() if spare is None else spare
+                weights = torch.exp(logits, out=spare[: logits.numel()].view(logits.shape))
+            else:
+                weights = logits.exp_()
+            total = weights.sum(dim=-1)
+            normalisers.append(total.log() + largest)
+            if with_entropy:
+                means.append(weights.mul_(logits).sum(dim=-1) / total + largest)
+        each = torch.stack(normalisers)  # (slices, M)
+        normaliser = each.logsumexp(dim=0)
+        entropy = normaliser - ((each - normaliser).exp() * torch.stack(means)).sum(dim=0) if with_entropy else None
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        if with_entropy:
+            ctx.mark_non_differentiable(entropy)
+        return chosen - normaliser, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, _: Any):
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        hidden_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
+        of_hidden = torch.zeros_like(hidden, dtype=torch.float32) if hidden_needed else None  # a sum over all slices
+        of_weight = torch.empty_like(weight) if weight_needed else None
+        of_bias = torch.empty_like(bias) if bias_needed else None
+        for low, logits in _slices(hidden, weight, bias):
+            place, here = _places(targets, low, logits)
+            change = logits.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
+            change.scatter_add_(-1, place, (gradient * here)[:, None])
+            words, change = slice(low, low + change.shape[1]), change.to(hidden.dtype)
+            if of_hidden is not None:
+                of_hidden += change @ weight[words].to(hidden.dtype)
+            if of_weight is not None:
+                of_weight[words] = change.T @ hidden
+            if of_bias is not None:
+                of_bias[words] = change.sum(dim=0)
+        return of_hidden, of_weight, of_bias, None, None
+
+
+def _slices(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Some words' logits at M positions after the other's: the first word, and (M, W) in float32.
+
+    They may be written to, and are gone with the next slice, which takes over their memory: freed and asked for again,
+    as much of it as all slices together may be held by an allocator that finds no place quite large enough.
+    """
+    words = min(len(weight), max(FEWEST_WORDS, _most_logits(hidden) // len(hidden)))
+    room = hidden.new_empty(len(hidden) * words)
+    precise = room if room.dtype == torch.float32 else torch.empty_like(room, dtype=torch.float32)
+    for low in range(0, len(weight), words):
+        part = weight[low : low + words].to(hidden.dtype)
+        size, shape = len(hidden) * len(part), (len(hidden), len(part))
+        logits = room[:size].view(shape)
+        if bias is None:
+            torch.mm(hidden, part.T, out=logits)
+        else:
+            torch.addmm(bias[low : low + words].to(hidden.dtype), hidden, part.T, out=logits)
+        yield low, logits if precise is room else precise[:size].view(shape).copy_(logits)
+
+
+def _places(targets: torch.Tensor, low: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the targets are among a slice's words, (M, 1), and whether they are there at all, (M,)."""
+    place = targets - low
+    return place.clamp(0, logits.shape[1] - 1)[:, None], (place >= 0) & (place < logits.shape[1])
 
 
 def _most_logits(weights: torch.Tensor) -> int:
@@ -139,13 +174,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 def _up_to_the_head(
     model: nn.Module, head: nn.Linear, keep: torch.Tensor, inputs: dict[str, Any]
-) -> tuple[torch.Tensor, torch.dtype | None]:
-    """What the head is given at the kept positions, (M, hidden), and what it computes in under autocast."""
-    taken: list[tuple[torch.Tensor, torch.dtype | None]] = []
+) -> tuple[torch.Tensor, torch.dtype]:
+    """What the head is given at the kept positions, (M, H), and what it would compute in."""
+    taken: list[tuple[torch.Tensor, torch.dtype]] = []
 
     def take(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         device, hidden = args[0].device.type, args[0].flatten(0, -2)
-        taken.append((hidden, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None))
+        casts = torch.is_autocast_enabled(device)
+        taken.append((hidden, torch.get_autocast_dtype(device) if casts else head.weight.dtype))
         return (hidden[:1],)
 
     hook = head.register_forward_pre_hook(take)
@@ -156,14 +192,10 @@ def _up_to_the_head(
     return taken[0]
 
 
-def _casting(hidden: torch.Tensor, dtype: torch.dtype | None) -> Any:
-    return torch.autocast(hidden.device.type, dtype=dtype) if dtype else nullcontext()
-
-
 def token_logprobs(
     logits: torch.Tensor, targets: torch.Tensor, with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log softmax(logits)[target] and the entropy, in float32 and nats, for logits (M, V) and targets (M,).
+    """log softmax(logits)[target] and, without gradient, the entropy, in float32 and nats; (M, V) and (M,) make (M,).
 
     Large vocabularies are worked off in chunks whose float32 copies are recomputed in the backward.
     """
@@ -186,5 +218,6 @@ def _token_logprobs(logits, targets, with_entropy):
     logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
     if not with_entropy:
         return logprobs, None
-    expected = ((logits - normaliser[:, None]).exp() * logits).sum(dim=-1)
-    return logprobs, normaliser - expected
+    with torch.no_grad():
+        expected = ((logits - normaliser[:, None]).exp() * logits).sum(dim=-1)
+        return logprobs, normaliser - expected

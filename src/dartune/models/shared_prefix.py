@@ -62,7 +62,7 @@ def group_logprobs(
 
     Args:
         groups: (prompt, completions) token ids; N completions in all, the longest of T tokens.
-        with_entropy: also the entropy of each token's predictive distribution.
+        with_entropy: also, without gradient, the entropy of each token's predictive distribution.
 
     Returns:
         log p in nats, float32, 0 outside the mask, (N, T); the mask, bool, (N, T); the entropy in
@@ -248,7 +248,7 @@ def read_completions(
     predicted = prefix.logits.float().log_softmax(dim=-1)  # (G, V)
     first, later = mask[:, 0], mask[:, 1:]
     logprobs = [(predicted[index, ids[:, 0]] * first)[:, None]]
-    entropy = [(-(predicted.exp() * predicted).sum(dim=-1)[index] * first)[:, None]] if with_entropy else []
+    entropy = [(_entropy(predicted.detach())[index] * first)[:, None]] if with_entropy else []
     if ids.shape[1] > 1:
         chosen, spread = chosen_logprobs(
             model,
@@ -289,6 +289,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's inputs go."""
     return next(model.parameters()).device
+
+
+def _entropy(logprobs: torch.Tensor) -> torch.Tensor:
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
 
 
 def _padded(rows: Sequence[TokenIds], side: str = "right") -> torch.Tensor:

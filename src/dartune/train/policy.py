@@ -161,7 +161,7 @@ class PolicyObjective:
         advantages = microbatch.advantages.to(logprobs)
         loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)
         self._sums["kl"] += float(kl)
-        self._sums["entropy"] += float((entropy.detach() * mask).sum())
+        self._sums["entropy"] += float((entropy * mask).sum())
         return loss
 
     def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
