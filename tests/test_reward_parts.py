@@ -66,7 +66,12 @@ def test_rank_surprisal_prefers_first_choices_that_say_something():
 def test_statistics_of_tokens_agree_with_a_plain_forward():
     model = tiny_model("llama", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
     pairs = [(RENDERER.prompt_ids("1 + 1?"), RENDERER.response_ids(text)) for text in ("It is 2.", "2", "a longer one")]
-    found = HFEngine(model).token_stats(pairs)
+    engine, positions = HFEngine(model), []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: positions.append(output.shape[:-1].numel()))
+    found = engine.token_stats([*pairs, (pairs[0][0], [])])
+    replies = sum(len(reply) for _, reply in pairs)
+    assert engine.scored_tokens == sum(positions) == replies and engine.flops > 0
+    assert found.pop().logprobs == ()
     for scored, own in zip(HFEngine(model).score(pairs), found, strict=True):
         assert own.logprobs == pytest.approx(scored, abs=1e-4)
     prompt, reply = pairs[0]

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from dartune.models.caches import selected
 from dartune.models.shared_prefix import FILL_ID, Prefix
@@ -33,24 +33,27 @@ class Decoder:
 
     A row of the batch holds one prompt and up to C of its samples. Its cache is prompt | step 0 of
     columns 0..C-1 | step 1 of columns 0..C-1 | ..., and the mask shows a column the prompt and its own
-    tokens, so a prompt's keys and values are stored and read once per row. A model with sliding windows,
-    or with an attention that takes no masks, gets one sample per row and transformers' own masks.
+    tokens, so a prompt's keys and values are stored and read once per row. A model with sliding windows that the
+    texts outgrow, or with an attention that takes no such masks, gets one sample per row and transformers' own masks.
     """
 
     def __init__(self, model: nn.Module, prefix: Prefix, owner: list[int], room: int) -> None:
-        """`room` is the most steps."""
+        """`room` is the most steps; the keys and values of `prefix` are taken over."""
         self.model, self.prefix, self.owner, self.room = model, prefix, owner, room
         self.device = prefix.logits.device
         self.width, self.t = prefix.valid.shape[1], 0
-        plain = all(type(layer) is DynamicLayer for layer in prefix.cache.layers)
-        self.packed = plain and model.config._attn_implementation in ("sdpa", "eager")
+        plain = all(_sees_all(layer, self.width + room) for layer in prefix.cache.layers)
+        self.packed = plain and model.config._attn_implementation in ("sdpa", "eager") and not _biased(model)
         self.fixed = self.packed and records(self.device) and model not in UNRECORDABLE
         if self.fixed:
             self.room += -(self.width + room) % 8  # kernels want rows of a mask that begin at such places
         self.row, self.column = torch.arange(len(owner), device=self.device), 0
         if self.packed:
             self.cache = copy.copy(prefix.cache)
-            self.cache.layers = [PackedLayer(x.keys, x.values, self.width) for x in self.cache.layers]
+            # Under autocast keys come in float32, and would be rounded anew in every step.
+            kind = prefix.logits.dtype
+            layers, prefix.cache.layers = prefix.cache.layers, []
+            self.cache.layers = [PackedLayer(x.keys.to(kind), x.values.to(kind), self.width) for x in layers]
             nowhere = torch.empty(0, dtype=torch.long, device=self.device)
             self._pack(range(len(prefix.lengths)), (nowhere, nowhere))
         else:
@@ -103,7 +106,8 @@ class Decoder:
         source = torch.tensor([home[g] for g in prompts], device=self.device)
         new = (self.row, self.column)
         seen = self.room if self.fixed else self.t
-        self.cache.layers = [x.moved(source, old, new, columns, self.t, self.room, seen) for x in self.cache.layers]
+        for i, layer in enumerate(self.cache.layers):  # one after the other: an old one goes before the next is made
+            self.cache.layers[i] = layer.moved(source, old, new, columns, self.t, self.room, seen)
         index = torch.tensor(prompts, device=self.device)
         own = torch.eye(columns, dtype=torch.bool, device=self.device).repeat(1, self.room)
         shape = (len(prompts), 1, columns, -1)
@@ -132,6 +136,19 @@ class Decoder:
             return rows * (self.width + columns * steps) * (24 + columns) * (copies if columns > 1 else 1)
 
         return min(range(1, max(groups) + 1), key=cost)
+
+
+def _sees_all(layer: Any, tokens: int) -> bool:
+    """Whether a layer keeps all keys and values of rows of so many tokens."""
+    if type(layer) is DynamicSlidingWindowLayer:
+        return layer.sliding_window >= tokens
+    return type(layer) is DynamicLayer
+
+
+def _biased(model: nn.Module) -> bool:
+    """Whether attention makes distances of its masks (ALiBi), which must then be transformers' own."""
+    config = model.config.get_text_config()
+    return bool(getattr(config, "alibi", False)) or config.model_type in ("bloom", "mpt")
 
 
 UNRECORDABLE: WeakSet[nn.Module] = WeakSet()
@@ -202,6 +219,8 @@ class Recording:
                 finally:
                     graph.capture_end()
             self.graph = graph
+        except torch.OutOfMemoryError:
+            raise  # says nothing of the model: the engine goes on with smaller batches
         except RuntimeError as error:
             UNRECORDABLE.add(self.model)
             logger.warning("decoding goes on without a CUDA graph: %s", error)

@@ -133,7 +133,11 @@ class HFEngine:
         """See `Engine.token_stats`."""
         self._check(pairs)
         with self._frozen():
-            return token_stats(self.model, pairs)
+            found = token_stats(self.model, pairs)
+        scored = sum(len(completion) for _, completion in pairs)
+        self.scored_tokens += scored
+        self.flops += self._flops_per_token * (scored + sum(len(prompt) for prompt, _ in pairs))
+        return found
 
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
         """Copy weights into the model; names left out must be tied to one that is given.

@@ -20,8 +20,6 @@ from dartune.errors import InputError
 from dartune.files import sync, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Sampling, scoring and training must agree to the last digits, so they all attend the same way.
-ATTENTION = "sdpa"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -40,7 +38,9 @@ CONVERT = (
 def load_model(
     path: str | Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> nn.Module:
-    """A causal LM in evaluation mode, attending by SDPA.
+    """A causal LM in evaluation mode, attending by SDPA, or by plain products where its architecture has none.
+
+    Sampling, scoring and training attend the same way, so that they agree to the last digits.
 
     Args:
         path: a local folder, which is never looked up on the network, or a Hub id (`owner/name`).
@@ -64,7 +64,6 @@ def load_model(
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=kind,
-            attn_implementation=ATTENTION,
             use_safetensors=True,
             local_files_only=local,
             trust_remote_code=trust_remote_code,

@@ -155,7 +155,7 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
 def _plain_logprobs(
     model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]], with_entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    inputs, keep, targets, mask = _sequence_inputs(model, rows)
+    inputs, keep, targets, mask = sequence_inputs(model, rows)
     logprobs, entropy = chosen_logprobs(model, keep, targets, with_entropy, **inputs)
     return _scatter(logprobs, mask), mask, None if entropy is None else _scatter(entropy, mask)
 
@@ -168,7 +168,7 @@ def anchored_logprobs(
     Returns:
         log p, (N, T); KL(anchor || model) over the vocabulary in nats, with gradient, (N, T); the mask, (N, T).
     """
-    inputs, keep, targets, mask = _sequence_inputs(model, rows)
+    inputs, keep, targets, mask = sequence_inputs(model, rows)
     logits = model(logits_to_keep=keep, **inputs).logits
     with torch.no_grad():
         fixed = anchor(logits_to_keep=keep, **inputs).logits
@@ -185,10 +185,17 @@ def _divergence(logits: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
     return (theirs.exp() * (theirs - ours)).sum(dim=-1)
 
 
-def _sequence_inputs(
+def sequence_inputs(
     model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]]
 ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The forward's inputs, where the M response tokens are predicted, (N, S), the tokens, (M,), and a mask, (N, T)."""
+    """What a plain forward over rows of prompt and response needs.
+
+    Returns:
+        its inputs; where the M response tokens are predicted, (N, S); these tokens, row by row, (M,); a mask, (N, T).
+
+    Raises:
+        InputError: an empty prompt.
+    """
     _refuse_empty([prompt for prompt, _ in rows])
     device = device_of(model)
     ids = _padded([[*prompt, *response] for prompt, response in rows]).to(device)  # (N, S)

@@ -9,37 +9,40 @@ from torch import nn
 
 from dartune.models.engine import TokenIds, TokenStats
 from dartune.models.head import rows_at_once
-from dartune.models.shared_prefix import device_of
+from dartune.models.shared_prefix import sequence_inputs
 
-ROWS_PER_FORWARD = 16
+TOKENS_PER_FORWARD = 2**12
 
 
 def token_stats(model: nn.Module, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
-    """Statistics of each (prompt, completion), in order; one plain forward a batch, the log-softmax in float32."""
-    order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+    """Statistics of each (prompt, completion), in order; plain forwards, the log-softmax in float32."""
+    lengths = [sum(map(len, pair)) for pair in pairs]
     found: list[TokenStats] = [TokenStats(())] * len(pairs)
-    for low in range(0, len(order), ROWS_PER_FORWARD):
-        batch = order[low : low + ROWS_PER_FORWARD]
-        for i, stats in zip(batch, _forward(model, [pairs[i] for i in batch]), strict=True):
-            found[i] = stats
+    batch: list[int] = []
+    # Longest first, so that a batch that does not fit fails at once.
+    for i in sorted(range(len(pairs)), key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS_PER_FORWARD:
+            _fill(found, model, pairs, batch)
+            batch = []
+        batch.append(i)
+    if batch:
+        _fill(found, model, pairs, batch)
     return found
 
 
-def _forward(model: nn.Module, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
-    device = device_of(model)
-    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
-    # Padding comes last, where the causal order hides it.
-    ids = torch.tensor([[*p, *c, *[0] * (width - len(p) - len(c))] for p, c in pairs], device=device)
-    hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    stats = []
-    for row, (prompt, completion) in enumerate(pairs):
-        targets = ids[row, len(prompt) : len(prompt) + len(completion)]
-        logits = hidden[row, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-        size = rows_at_once(logits.T)
-        parts = [_statistics(*chunk) for chunk in zip(logits.split(size), targets.split(size), strict=True)]
-        columns = [torch.cat(column).tolist() for column in zip(*parts, strict=True)] if parts else [[], [], []]
-        stats.append(TokenStats(*map(tuple, columns)))
-    return stats
+def _fill(
+    found: list[TokenStats], model: nn.Module, pairs: Sequence[tuple[TokenIds, TokenIds]], batch: Sequence[int]
+) -> None:
+    """One forward, and from it the statistics of the pairs in `batch`."""
+    inputs, keep, targets, mask = sequence_inputs(model, [pairs[i] for i in batch])
+    if not len(targets):
+        return
+    logits = model(logits_to_keep=keep, **inputs).logits
+    size = rows_at_once(logits.T)
+    parts = [_statistics(*chunk) for chunk in zip(logits.split(size), targets.split(size), strict=True)]
+    columns = [torch.cat(column).split(mask.sum(dim=1).tolist()) for column in zip(*parts, strict=True)]
+    for i, *row in zip(batch, *columns, strict=True):
+        found[i] = TokenStats(*(tuple(values.tolist()) for values in row))
 
 
 def _statistics(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
