@@ -51,7 +51,11 @@ def _interval(earlier: Results, later: Results, weights: tuple[float, float]) ->
 
 
 def pooled(cells: Mapping[str, Results]) -> dict[str, dict[str, dict[str, float]]]:
-    """arm -> group -> dart - arm over all cells, which weigh the same; distances to the limits add in quadrature."""
+    """arm -> group -> dart - arm over all cells, which weigh the same.
+
+    The cells were asked the same questions, which are hard or easy in all of them, so distances to the limits are
+    averaged: more cells are no new questions.
+    """
     found: dict[tuple[str, str], list[Results]] = {}
     for cell in cells.values():
         for row in cell["differences"]:
@@ -61,7 +65,7 @@ def pooled(cells: Mapping[str, Results]) -> dict[str, dict[str, dict[str, float]
     for (arm, group), rows in found.items():
         centre = sum(row["estimate"] for row in rows) / len(rows)
         below, above = (
-            sum((row[side] - row["estimate"]) ** 2 for row in rows) ** 0.5 / len(rows) for side in ("low", "high")
+            sum(abs(row[side] - row["estimate"]) for row in rows) / len(rows) for side in ("low", "high")
         )
         pairs.setdefault(arm, {})[group] = {"estimate": centre, "low": centre - below, "high": centre + above}
     return pairs

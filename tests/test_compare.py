@@ -43,6 +43,28 @@ def test_gaps_are_shown_for_every_run_and_for_all(tmp_path, capsys):
     assert "alignment of the data" in said
 
 
+def interval(line):
+    return [float(part.strip("[,]")) for part in line.replace("all runs", "all").split()[1:4]]
+
+
+def test_the_same_questions_asked_again_are_no_new_questions(tmp_path):
+    runs = [finished_run(tmp_path / name) for name in ("one", "two", "three", "four")]
+    lines = compare(runs).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("dart - sft"))
+    assert interval(lines[start + 5]) == interval(lines[start + 1])
+
+
+def test_questions_without_a_verdict_in_one_run_are_left_out_of_the_gap_over_all(tmp_path):
+    runs = [finished_run(tmp_path / name) for name in ("one", "two")]
+    path = runs[1] / "stages" / evaluation_stage("sft", 0) / "records.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_jsonl(path, [row | {"correct": None} if row["id"].endswith(("-0", "-1")) else row for row in rows])
+    lines = compare(runs).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("dart - sft"))
+    # Both arms were right on the two: without them the gap is 60 points of 38/40.
+    assert interval(lines[start + 3])[0] > interval(lines[start + 1])[0]
+
+
 def test_a_run_that_adapted_nothing_has_no_alignment_after_it(tmp_path):
     first, second = finished_run(tmp_path / "one"), finished_run(tmp_path / "two")
     path = second / "report" / "results.json"

@@ -46,6 +46,31 @@ def test_seeds_are_averaged_and_listed():
     assert summary["n"] == 60
 
 
+def test_a_question_without_a_verdict_counts_in_no_arm():
+    records = evaluations({"base": {"mine": 0.0, "other": 0.5}, "sft": {"mine": 0.5, "other": 0.5}})
+    for record in records:
+        # The checker failed on answers of one arm alone, half of which another arm got right, half wrong.
+        if record["arm"] == "base" and record["id"] in {f"mine-{i}" for i in range(15, 45)}:
+            record["correct"] = None
+    results = build_results(name="x", config={}, evaluations=records)
+    for arm, share in (("base", 0.0), ("sft", 0.5)):
+        assert summary_of(results, arm, "mine")["accuracy"]["estimate"] == pytest.approx(share)
+        assert summary_of(results, arm, "mine")["n"] == 30
+        assert summary_of(results, arm, "other")["n"] == 60
+    assert difference_of(results, "sft", "base", "mine")["n"] == 30
+    assert [note for note in results["notes"] if note.startswith("mine: 30 of 60 questions have no verdict")]
+
+
+def test_a_suite_without_any_verdict_is_left_out_and_none_at_all_refused():
+    records = evaluations({"base": {"mine": 0.5, "other": 0.5}})
+    proofs = [record | {"correct": None} if record["suite"] == "mine" else record for record in records]
+    results = build_results(name="x", config={}, evaluations=proofs)
+    assert [suite["name"] for suite in results["suites"]] == ["other"]
+    assert results["notes"][0].startswith("mine: 60 of 60")
+    with pytest.raises(InputError, match="no test question has a verdict"):
+        build_results(name="x", config={}, evaluations=[record | {"correct": None} for record in records])
+
+
 def test_groups_and_pairs():
     assert [group_of(name) for name in ("in_distribution", "ood_x", "retention_long", "format_shift", "gsm8k")] == [
         "in distribution",

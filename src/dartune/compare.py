@@ -48,7 +48,8 @@ def compare(folders: Sequence[Path], width: int = 100) -> str:
     """Accuracy of every run and arm, gaps per run and over all runs, and how far each expert is from its target.
 
     Raises:
-        InputError: runs are missing, or were not asked the same questions (which, and how many).
+        InputError: runs are missing, were not asked the same questions (which, and how many), or have no verdict in
+            common.
     """
     runs = finished(folders)
     _same_questions(runs)
@@ -73,9 +74,9 @@ def compare(folders: Sequence[Path], width: int = 100) -> str:
 def _same_questions(runs: Sequence[Finished]) -> None:
     """Paired differences need the same questions; the first run's are what the others are held to."""
     problems = []
-    asked = {suite: set(next(iter(seeds.values()))) for suite, seeds in next(iter(runs[0].records.values())).items()}
+    asked = {suite: set(next(iter(seeds.values()))) for suite, seeds in next(iter(runs[0].asked.values())).items()}
     for run in runs[1:]:
-        for arm, suites in run.records.items():
+        for arm, suites in run.asked.items():
             for suite, seeds in suites.items():
                 for seed, answers in seeds.items():
                     if suite in asked and (other := asked[suite] ^ set(answers)):
@@ -105,13 +106,30 @@ def shared_rivals(runs: Sequence[Finished]) -> list[str]:
 
 
 def gap(runs: Sequence[Finished], against: str, group: str) -> dict[str, float]:
-    """dart - against over a group's suites: every run and every suite weighs the same, questions are resampled."""
-    strata = []
-    for run in runs:
-        for suite in (suite["name"] for suite in run.results["suites"] if suite["group"] == group):
-            strata.append(stats.strata_of(stats.subtract(run.records["dart"][suite], run.records[against][suite])))
-    interval = stats.difference_interval(stats.pool(strata))
+    """dart - against over a group's suites: every run and every suite weighs the same, questions are resampled.
+
+    All runs ask the same questions, which are hard or easy in all of them: a question is one unit, however many
+    runs it was asked in.
+    """
+    names = [suite["name"] for suite in runs[0].results["suites"] if suite["group"] == group]
+    shared = [name for name in names if all(name in run.records["dart"] for run in runs)]
+    suites = [strata for suite in shared if (strata := _over_runs(runs, against, suite))]
+    if not suites:
+        raise InputError(f"no question of the group {group} has a verdict in all of these runs")
+    interval = stats.difference_interval(stats.pool(suites))
     return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def _over_runs(runs: Sequence[Finished], against: str, suite: str) -> stats.Strata:
+    """dart - against on the questions of a suite that have a verdict in all runs, averaged over seeds, then runs."""
+    by_run = []
+    for run in runs:
+        gaps = stats.subtract(run.records["dart"][suite], run.records[against][suite])
+        by_run.append({key: mean_known(gap.get(key) for gap in gaps.values()) for gap in gaps.values() for key in gap})
+    common = set.intersection(*map(set, by_run))
+    if not common:
+        return []
+    return stats.strata_of({i: {key: gap[key] for key in common} for i, gap in enumerate(by_run)})
 
 
 def _distances(runs: Sequence[Finished]) -> list[list[str]]:

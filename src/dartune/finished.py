@@ -13,6 +13,7 @@ from dartune.errors import InputError
 from dartune.files import read_json
 from dartune.inputs import model_name
 from dartune.recipe import read_recipe
+from dartune.report.judged import judged
 from dartune.report.results import read_results
 from dartune.run import DONE, STARTED, changes, lost_outputs, read_jsonl, status_lines
 from dartune.train_arms import evaluation_stage, train_stage
@@ -29,16 +30,21 @@ class Finished:
     results: dict[str, Any]
 
     @cached_property
-    def records(self) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
-        """arm -> suite -> seed -> question id -> 1.0 where it is right."""
-        found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    def asked(self) -> dict[str, dict[str, dict[int, dict[str, float | None]]]]:
+        """arm -> suite -> seed -> question id -> 1.0 where it is right, None without a verdict."""
+        found: dict[str, dict[str, dict[int, dict[str, float | None]]]] = {}
         for arm in self.results["arms"]:
             for seed in self.results["seeds"]:
                 for row in read_jsonl(self.folder / "stages" / evaluation_stage(arm, seed) / "records.jsonl"):
-                    if row["correct"] is not None:
-                        by_seed = found.setdefault(arm, {}).setdefault(row["suite"], {})
-                        by_seed.setdefault(seed, {})[row["id"]] = float(row["correct"])
+                    by_seed = found.setdefault(arm, {}).setdefault(row["suite"], {})
+                    right = row["correct"]
+                    by_seed.setdefault(seed, {})[row["id"]] = None if right is None else float(right)
         return found
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+        """As `asked`, of the questions that the results are about: those with a verdict in every arm."""
+        return judged(self.asked, lambda right: right)[0]
 
     @cached_property
     def config(self) -> Config:

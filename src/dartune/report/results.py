@@ -16,6 +16,7 @@ from dartune.errors import InputError
 from dartune.report import stats
 from dartune.report.adaptation import adapted_summary, mapper_summary, mean_known
 from dartune.report.costs import cost_table
+from dartune.report.judged import judged, told
 from dartune.report.schema import SCHEMA_VERSION, checked_evaluations, validate_results
 
 GROUPS = {"ood_": "out of distribution", "retention": "retention"}
@@ -66,10 +67,14 @@ def build_results(
         notes: sentences to print with the results, such as how the learning rate was chosen.
 
     Raises:
-        InputError: a malformed record, or arms that differ in questions, seeds or templates.
+        InputError: a malformed record, arms that differ in questions, seeds or templates, or not a single verdict.
     """
     records = _index(checked_evaluations(evaluations))
-    arms, suites, seeds = _comparable(records, _order(config, records), templates or {})
+    arms, asked, seeds = _comparable(records, _order(config, records), templates or {})
+    sizes = {suite: _distinct(records, arms[0], [suite]) for suite in asked}
+    records, left_out = judged(records, lambda record: record["correct"])
+    notes = [*notes, *told(left_out, sizes)]
+    suites = [suite for suite in asked if suite in records[arms[0]]]
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": name,

@@ -23,7 +23,7 @@ class Evaluation(_Strict):
     seed: int
     suite: str
     id: str
-    correct: bool
+    correct: bool | None
     steps_correct: bool | None = None
     names_correct: bool | None = None
     avg_at_k: float | None = None
