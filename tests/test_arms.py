@@ -64,7 +64,7 @@ def test_arms_that_cannot_run_are_told_before_anything_does():
     assert problems(config(arms="[gold, wrong_target]", target__other="lab:recall"), in_lab=True) == []
 
 
-def test_selection_takes_the_most_gain_per_token_within_its_share_and_no_originals():
+def test_selection_takes_the_most_gain_within_its_share_and_no_originals():
     def row(name, before, after, tokens, provenance="rewrite"):
         return {"id": name, "alignment_before": before, "alignment_after": after, "ids": [0] * tokens} | {
             "provenance": provenance
@@ -79,6 +79,9 @@ def test_selection_takes_the_most_gain_per_token_within_its_share_and_no_origina
     assert [one["id"] for one in selected(rows, 0.8)] == ["long", "best"]
     assert [one["id"] for one in selected(rows, 0.3)] == ["low", "best"]
     assert selected(rows, 0.1) == []
+    # Gain counts per token as it is: twice as much in a long row is more than in ten short ones.
+    rows = [row("long", -3, -1, 100), *(row(f"short {i}", -2, -1, 10) for i in range(10))]
+    assert [one["id"] for one in selected(rows, 0.5)] == ["long"]
 
 
 def test_direct_rl_without_answers_is_refused_before_anything_runs(tmp_path, capsys):

@@ -122,6 +122,8 @@ def test_answer_tokens_are_exactly_the_tokens_of_the_answer():
     ids = RENDERER.response_ids(GOOD)
     positions = answer_tokens(ids, GOOD, RENDERER)
     assert RENDERER.decode([ids[i] for i in positions]).strip() == "6"
+    twice = f"{GOOD}\n{GOOD.splitlines()[-1]}"
+    assert answer_tokens(RENDERER.response_ids(twice), twice, RENDERER) == positions
     assert len(answer_tokens(RENDERER.response_ids("no answer"), "no answer", RENDERER)) == 0
 
 
