@@ -64,9 +64,7 @@ def pooled(cells: Mapping[str, Results]) -> dict[str, dict[str, dict[str, float]
     pairs: dict[str, dict[str, dict[str, float]]] = {}
     for (arm, group), rows in found.items():
         centre = sum(row["estimate"] for row in rows) / len(rows)
-        below, above = (
-            sum(abs(row[side] - row["estimate"]) for row in rows) / len(rows) for side in ("low", "high")
-        )
+        below, above = (sum(abs(row[side] - row["estimate"]) for row in rows) / len(rows) for side in ("low", "high"))
         pairs.setdefault(arm, {})[group] = {"estimate": centre, "low": centre - below, "high": centre + above}
     return pairs
 

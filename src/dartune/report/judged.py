@@ -53,7 +53,7 @@ def told(left_out: Mapping[str, set[str]], asked: Mapping[str, int]) -> list[str
             "checker can read, at most 256 characters long"
         )
     return [
-        f"{suite}: {len(questions)} of {asked[suite]} questions have no verdict in some arm (no answer to compare with, "
-        "or a check that failed) and count in none."
+        f"{suite}: {len(questions)} of {asked[suite]} questions have no verdict in some arm (no answer to compare "
+        "with, or a check that failed) and count in none."
         for suite, questions in left_out.items()
     ]
