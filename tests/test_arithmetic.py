@@ -50,11 +50,71 @@ def test_a_true_sum_passes_and_the_next_number_does_not(a, b, sign, space):
         "3 / 4 = 0.75",
         "6 * $3 = $18 and $18 / 2 = $9",
         "a total of 12 = 12",
+        "2 ** 3 = 8 and 2**3 = 8 and 3 **2 + 4 **2 = 25 and 2 ** 3 = **8**",
+        "**Step 1:** 3 + 4 = 7",
+        "1. **Add:** 3 + 4 = **7** apples",
+        "**1.** 3 + 4 = 7",
+        "17 - 2 = **3** * **5** = **15**",
+        r"12 + 3 &= 15 \\ &= 10 + 5 \\ &= \boxed{15}",
+        r"\begin{align*} 3x + 4 &= 19 \\[4pt] 3x &= 15 \\ x &= 5 \end{align*}",
+        r"\begin{align*} 3 + 4 &= 7 \\ -2 + 5 &= 3 \end{align*}",
+        r"x &= 12 \\ &- 4 + 2 = 10",
+        "12 &- 3 + 4 = 13",
+        "f(3) = 2 * 3 + 1\n     = 6 + 1\n     = 7",
+        "Total of 5 + 3.\n= 9",
+        "Chapter 3 + 4\n======\n8 = 8",
+        "3 + 4 =\n5 + 6 =",
+        "3 + 4 = 7\n=> x = 4",
+        "Ann: 3 + 4 = **7**\nBob: 7 - 2 = **5**",
+        r"x_{1} + 3 = {4} and 2^{3} + 1 = \boxed{9} and \sqrt[3]{27} - 1 = 2",
+        r"25\% \cdot 60 = \boxed{15} and 19 / 20 = \boxed{95}\% = 95 \%",
+        r"12 \div 5 = \boxed{2} \text{ R } 2",
+        r"98 + 2 = \boxed{2} \pmod{7} and 98 + 2 = 2 (mod 7)",
+        "12:30 + 2 = 14:30",
+        r"(3 + 4) \text{ apples} = \textbf{7}",
         "",
     ],
 )
 def test_true_or_not_judged(text):
     assert not false_sums(text)
+
+
+FORMS = (
+    *("{} = **{}**", "**{}** = {}", "**{} = {}**", "**{}** = **{}**", "`{}` = `{}`", "{} = `{}`", "{} = *{}*"),
+    *("{}\n= {}", "{}\n  = **{}**", "$$ {} $$\n\n$$ = {} $$", "{} =\n{}", "{} = $\\boxed{{{}}}$", "{} = {{{}}}"),
+    *(
+        "\\boxed{{{} = {}}}",
+        "{} = \\mathbf{{{}}}",
+        "{} = \\boxed{{\\textbf{{{}}}}}",
+        "{} = **${}**",
+        "**Step 1:** {} = {}",
+    ),
+    *("{} &= {}", "{} & = {}", "x &= {} \\\\ &= {} \\\\", "\\begin{{align}} {} &= {} \\\\[2pt] x &= 3 \\end{{align}}"),
+    *(
+        "**Step 1:** {} = {}",
+        "- **Total:** {} = **{}** pens",
+        "| {} = {} |",
+        "{} = \\underline{{{}}}",
+        "${}$ = **${}$**",
+    ),
+)
+
+
+@given(whole, whole, st.sampled_from("+-*"), st.sampled_from(["", " "]), st.sampled_from(FORMS))
+def test_a_sum_is_read_in_every_usual_layout(a, b, sign, space, form):
+    a, b = max(a, b), min(a, b)
+    value = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    text = f"First.\n\n{form}\n\nSo we go on with {a} pens."
+    assert not false_sums(text.format(f"{a}{space}{sign}{space}{b}", value))
+    assert false_sums(text.format(f"{a}{space}{sign}{space}{b}", value + 1)) == {f"{a}{sign}{b}={value + 1}"}
+
+
+@given(st.lists(whole, min_size=2, max_size=5), st.sampled_from(["\n= {}", " \\\\\n&= {}", " = **{}**"]))
+def test_chains_are_read_step_by_step(parts, step):
+    total = sum(parts)
+    right = "x = " + " + ".join(map(str, parts)) + "".join(step.format(f"{total - n} + {n}") for n in parts)
+    assert not false_sums(right + step.format(total))
+    assert false_sums(right + step.format(total + 1)) == {f"{total - parts[-1]}+{parts[-1]}={total + 1}"}
 
 
 def test_every_false_sum_of_a_text_is_named_once():

@@ -239,6 +239,29 @@ def test_rows_without_an_announced_answer_use_the_last_number(checker: AnswerChe
     assert failed(checker, rewritten(because, because.solution)) == set()
 
 
+@pytest.mark.parametrize(
+    ("text", "gold"), [("12.5", "5"), ("-5", "5"), ("1,250", "250"), ("2 1/2", "1/2"), ("1/2", "2")]
+)
+def test_an_unannounced_answer_is_compared_by_value(checker: AnswerChecker, text: str, gold: str) -> None:
+    row = replace(ENGLISH, solution=f"{ENGLISH_STEPS} So it is {gold}", answer=gold)
+    assert failed(checker, rewritten(row, row.solution)) == set()
+    assert "correct_answer" in failed(checker, rewritten(row, f"{ENGLISH_STEPS} So it is {text}"))
+
+
+SYSTEM = GateInput(
+    question="Find x and y with x + y = 5 and y - x = 1.",
+    solution="Adding, 2y = 6, so y = 3 and x = 5 - 3 = 2. The answer is x = 2, y = 3.",
+    rewrite="",
+)
+
+
+@pytest.mark.parametrize("explicit", ["x = 2, y = 3", None])
+def test_every_part_of_an_answer_counts(checker: AnswerChecker, explicit: str | None) -> None:
+    row = replace(SYSTEM, answer=explicit)
+    assert failed(checker, rewritten(row, row.solution)) == set()
+    assert failed(checker, rewritten(row, row.solution.replace("x = 2,", "x = 9,"))) == {"correct_answer"}
+
+
 def test_rows_without_any_answer_pass_the_answer_gate_and_can_be_counted(checker: AnswerChecker) -> None:
     row = replace(ENGLISH, solution=ENGLISH_STEPS)
     assert not checkable(row)

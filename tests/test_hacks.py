@@ -1,7 +1,9 @@
 """Every hack of the catalogue is stopped by what is said to stop it; honest rewrites pass."""
 
 import random
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.world import ProblemSpec, draw
 from dartune.rewards.alignment import SCORES
+from dartune.rewards.answers import one_answer
+from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.forms import FORMS
 from dartune.rewards.gates import GATE_NAMES, run_gates
 from dartune.rewards.hacks import HACKS
@@ -18,6 +22,7 @@ from dartune.rewards.items import GateInput
 from dartune.rewards.penalties import PENALTIES
 from dartune.rewards.trial import load_fixtures
 from fixtures_hacks import FIXTURES, NATIVE, THRESHOLDS, english, hacked, lab, lab_item, with_tokens
+from test_gates import failed, rewritten
 
 
 def test_honest_rewrites_pass(checker):
@@ -89,3 +94,38 @@ def test_rewrites_written_without_a_look_at_the_gates(checker):
     loose = {"garbage_reasoning": 0.25, "silent_wrong_step": 0.2, "filler": 0.15}
     slipped = {label: passed[label] / n for label, n in total.items() if label != "honest"}
     assert all(share <= loose.get(label, 0.1) for label, share in slipped.items()), slipped
+
+
+RENT = GateInput(
+    question="Bashir earns 840 a month and pays 15% tax. A fifteenth of the rest is his rent. How much is it?",
+    solution="15% of 840 is 0.15 * 840 = 126. That leaves 840 - 126 = 714. So it is 714 / 15 = 47.6.\n#### 47.6",
+    rewrite="",
+)
+BY_WORDS = "15% of 840 is 126, which leaves 714; that by 15 gives 47.6.\n#### 47.6"
+BY_SUMS = "0.15 * 840 = 126, then 840 - 126 = 714, and 714 / 15 = 47.6.\n#### 47.6"
+
+
+@pytest.mark.parametrize("reasons", [BY_WORDS, BY_SUMS])
+@pytest.mark.parametrize("opening", ["Bashir pays 47.6 each month. ", "Bashir pays $47.60. To see why: "])
+def test_an_answer_told_before_its_reasons(checker, reasons, opening):
+    assert failed(checker, rewritten(RENT, reasons)) == set()
+    assert failed(checker, rewritten(RENT, opening + reasons)) == {"one_answer"}
+
+
+@pytest.mark.parametrize("reasons", ["1.5 * 24 = 36 and 36 + 11 = 47", "half more than 24 is 36, and 11 more is 47"])
+def test_an_answer_told_in_words(checker, reasons):
+    row = GateInput("Ann has 24 pens. Bob has half more, and 11.", "Bob has 1.5 * 24 = 36, 36 + 11 = 47.\n#### 47", "")
+    assert "one_answer" in failed(checker, rewritten(row, f"Bob has forty-seven pens: {reasons}.\n#### 47"))
+    assert "one_answer" not in failed(checker, rewritten(row, f"Bob has more pens: {reasons}, forty-seven.\n#### 47"))
+    given = replace(row, question="Bob has forty-seven pens. " + row.question)
+    assert "one_answer" not in failed(checker, rewritten(given, f"Bob has forty-seven pens: {reasons}.\n#### 47"))
+
+
+def test_real_solutions_told_in_words_or_set_in_another_layout_pass():
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    for entry in reasoning_gym.create_dataset("gsm_symbolic", size=100, seed=47_000):
+        source = entry["metadata"]["answer_cot"]
+        for text in (source.replace("=", " is "), re.sub(r"(?m)(?<==) *(\d+)(?=\.?$)", r" **\1**", source)):
+            item = rewritten(GateInput(entry["question"], source, "", entry["answer"]), text)
+            assert one_answer(item, defaultdict(lambda: True)), text
+            assert false_sums(text) <= false_sums(source), text

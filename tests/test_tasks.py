@@ -45,6 +45,22 @@ def failed(gates):
         ("choice", "Paris", "B", False),
         ("choice", "a dog", "A", False),
         ("choice", "2", "2", True),
+        ("choice", "2) two", "2", True),
+        ("choice", "B, not C", "B", True),
+        ("choice", "(B), a dog", "B", True),
+        ("choice", "B: A cat", "B", True),
+        ("choice", "B, 5", "B", True),
+        ("choice", "(D) both (A) and (B)", "D", True),
+        ("choice", "(B) or (C)", "B", False),
+        ("choice", "B, C", "B", False),
+        ("choice", "$B$, $C$", "B", False),
+        ("choice", "(B)(C)", "B", False),
+        ("choice", "b, c and d", "B", False),
+        ("choice", "1.5", "1", False),
+        ("choice", "3.14", "3", False),
+        ("choice", "2,000", "2", False),
+        ("choice", "2:1", "2", False),
+        ("choice", "2, 3", "2", False),
         ("exact", "the Eiffel  tower.", "The Eiffel Tower", True),
         ("exact", "1,000", "1000", False),
         ("exact", "", "x", False),
@@ -63,6 +79,17 @@ def failed(gates):
         ("numeric", "5%", "5", False),
         ("numeric", "many", "5", False),
         ("numeric", "0", "0", True),
+        ("numeric", "3.0e8", r"3.0 \times 10^8", True),
+        ("numeric", r"2.998 \times 10^8", r"3.00 \times 10^{8}", True),
+        ("numeric", r"3.1 \times 10^8", r"3.00 \times 10^{8}", False),
+        ("numeric", r"2.5 \times 10^{-3}", "0.0025", True),
+        ("numeric", "2.5 × 10^-2", "0.0025", False),
+        ("numeric", "10^{-3}", "0.001", True),
+        ("numeric", "2^{10}", "1024", False),
+        ("numeric", r"5\,\text{N}", "5 N", True),
+        ("numeric", r"5\ \mathrm{N}", "5 N", True),
+        ("numeric", r"5\ \mathrm{J}", "5 N", False),
+        ("numeric", r"$3.0 \times 10^{8}$ m/s", r"300000000\,\mathrm{m/s}", True),
         ("math", r"\frac{1}{2}", "0.5", True),
         ("code", "def square(x): return x ** 2", TESTS, True),
         ("code", "def square(x): return x + x", TESTS, False),
@@ -121,6 +148,14 @@ def test_an_answer_is_found_announced_or_not(family, text, answer):
 def test_a_row_of_another_family_is_told(family, row, words):
     assert words in TASKS[family].trouble(row)
     assert TASKS["math"].trouble(row) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "gold"),
+    [("numeric", r"3.0 \times 10^8"), ("numeric", r"5\,\text{N}"), ("choice", "(D) both (A) and (B)")],
+)
+def test_usual_spellings_are_of_their_family(family, gold):
+    assert TASKS[family].trouble(Demonstration("1", "q", "s", gold)) is None
 
 
 @pytest.mark.parametrize(

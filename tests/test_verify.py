@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from dartune.data.records import Demonstration
 from dartune.errors import MachineError
 from dartune.rewards import workers
+from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.tasks import TASKS, label
 from dartune.rewards.verify import (
     answer_span,
     final_answers,
+    last_number,
     parse_number,
     resolve_answer,
     same_plain,
@@ -62,6 +65,25 @@ def checker() -> Iterator[AnswerChecker]:
         (r"cut off at \boxed{5", []),
         (r"nothing in \boxed{}", []),
         ("Give the result as your final answer.", []),
+        ("The answer is x = 2, y = 3.", ["x = 2, y = 3"]),
+        ("The answer is x = 48 or x = 47.", ["x = 48 or x = 47"]),
+        ("The answer is 48, x = 47.", ["48, x = 47"]),
+        ("The answer is x = 48 = 47.", ["x = 48 = 47"]),
+        ("The answer is 48 = 47.", ["48 = 47"]),
+        (r"The answer is \(x = 2\) and \(y = 3\).", [r"\(x = 2\) and \(y = 3\)"]),
+        ("The answer is 2 * 3 + 4 = 6 + 4 = 10.", ["10"]),
+        ("The answer is y = 5x = 5(3) = 15.", ["15"]),
+        ("The answer is the total of Ann and Bob = 13.", ["13"]),
+        (r"$\boxed{5}$. This answer is consistent with the constraints.", ["5"]),
+        ("#### 72\n\nThe answer is correct.", ["72"]),
+        (r"\boxed{\text{Tuesday}}. The answer is right.", [r"\text{Tuesday}"]),
+        (r"\boxed{\text{red}}. The answer is blue.", [r"\text{red}", "blue"]),
+        (r"\boxed{5}. The answer is six.", ["5", "six"]),
+        (r"\boxed{5}. The answer is $x$.", ["5", "x"]),
+        (r"\boxed{B}. The answer is (C).", ["B", "(C)"]),
+        (r"The remainder is $\boxed{3}$, since the answer must be less than 5.", ["3"]),
+        ("The answer is 3, because the final answer must be odd.", ["3"]),
+        ("Since 6 * 7 = 42, the answer is 42.", ["42"]),
         ("", []),
     ],
 )
@@ -109,11 +131,47 @@ def test_any_text_can_be_read_and_spans_point_at_the_answers(text: str) -> None:
         assert text[slice(*span)] == answers[-1] != ""
 
 
-@pytest.mark.parametrize("piece", [r"\boxed{", "{", "#### ", "The answer is ", "answer: $", "$ ", ". * ", "1,111"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            r"\boxed{",
+            "{",
+            "#### ",
+            "The answer is ",
+            "answer: $",
+            "$ ",
+            ". * ",
+            "1,111",
+            "x = 1 or ",
+            "since the answer is ",
+        ),
+        *(
+            "**1",
+            "** ",
+            "1 = ",
+            "\n = ",
+            "\\\\",
+            "&= ",
+            "`",
+            r"\boxed{1} ",
+            "10^",
+            r"5 \to ",
+            "(A) or ",
+            "a / ",
+            "cm ^",
+            "1,",
+        ),
+    ],
+)
 def test_reading_hostile_repetition_takes_no_time(piece: str) -> None:
     started = time.process_time()
-    final_answers(piece * 2000)
-    same_plain(piece * 2000, "5")
+    for text in (piece * 2000, "The answer is 1 = " + piece * 2000 + "x"):
+        final_answers(text)
+        same_plain(text, "5")
+        last_number(text)
+        false_sums(text)
+        assert label(text) is None or TASKS["numeric"].same(text, "5") is False
     assert time.process_time() - started < 2
 
 
@@ -148,6 +206,15 @@ def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
         ("(B)", "b"),
         (r"\text{Tuesday}", "tuesday"),
         ("$42$", r"\boxed{42}"),
+        ("2,3", "3, 2"),
+        ("1, -2", "-2,1"),
+        ("3,5,7", "7,5,3"),
+        ("0.5,1/4", "1/4,1/2"),
+        (r"\frac{1}{2},3", "3, 0.5"),
+        ("50%,20%", "20%,50%"),
+        ("60 km/h", r"60 \mathrm{~km} / \mathrm{h}"),
+        ("5 cm^3", r"5\text{ cm}^{3}"),
+        ("5", r"5\text{ cm}^{3}"),
     ],
 )
 def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
@@ -177,10 +244,70 @@ def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
         ("", ""),
         ("1" * 300, "1"),
         ("1e99999999", "1"),
+        ("2,3", "2,4"),
+        ("2,3", "2,3,3"),
+        ("100,200", "200,100"),
+        ("1,5", "15"),
+        (r"5 \text{ cm}^3", r"5\text{ cm}^2"),
     ],
 )
 def test_another_answer_is_told_apart_without_mathematics(predicted: str, gold: str) -> None:
     assert same_plain(predicted, gold) is False
+
+
+@pytest.mark.parametrize(
+    "hedge",
+    [
+        *(r"48 \to 47", r"48 \rightarrow 47", r"48 \Rightarrow 47", r"48 \implies 47", r"48 \vee 47", r"48 \lor 47"),
+        *(
+            r"47 \approx 5",
+            r"\max(47,5)",
+            r"\min(47,50)",
+            r"48 \text{ or } 47",
+            r"48 \wedge 47",
+            r"48 \mid 47",
+            "48 | 47",
+        ),
+        *(r"48 \cup 47", r"48 \sim 47", r"48 \choose 47", r"48 \\ 47", r"\neg 47", "48 = 47", "x = 48 = 47"),
+        *("x = 48 or x = 47", "x = 48, x = 47", "48 → 47", "x = 9, y = 47"),
+    ],
+)
+def test_of_two_answers_in_one_neither_counts(hedge: str, checker: AnswerChecker) -> None:
+    assert checker.check([(hedge, "47"), (hedge, r"\sqrt{2209}"), (hedge, hedge)]) == [False, False, True]
+
+
+def test_the_same_marks_say_nothing_where_the_gold_answer_has_several_values(checker: AnswerChecker) -> None:
+    pairs = [
+        (r"5 \text{ or } 6", "5, 6"),
+        ("x = 5 or x = 3", "3, 5"),
+        ("5 or -5", r"\pm 5"),
+        (r"\(x = 2\) and \(y = 3\)", "x = 2, y = 3"),
+        ("y = 3, x = 2", "x = 2, y = 3"),
+        ("2 * 3 + 4 = 6 + 4 = 10", "10"),
+        (r"\approx 3.14", "3.14"),
+        ("x = 9, y = 3", "x = 2, y = 3"),
+        (r"48 \to 47", r"47 \to 48"),
+    ]
+    assert checker.check(pairs) == [True] * 7 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("half again is 12.5", "12.5"),
+        ("so she owes -5 .", "-5"),
+        ("20 - 15 = 5 coins", "5"),
+        ("there are 1,250", "1,250"),
+        ("that is 1/2 cup", "1/2"),
+        ("that is 2 1/2 cups", "2 1/2"),
+        ("it is 50%, I think", "50%"),
+        (r"so it is \frac{3}{4}.", r"\frac{3}{4}"),
+        ("5 <<2+3=5>>", "5"),
+        ("the 3rd of x2", None),
+    ],
+)
+def test_the_last_number_is_read_as_it_is_written(text: str, last: str | None) -> None:
+    assert last_number(text) == last
 
 
 @given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=10**4), st.integers(-(10**9), 10**9))

@@ -7,11 +7,27 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from dartune.rewards.items import GateInput
-from dartune.rewards.text import StatedAnswer, nested_boxes, numbers, results, spaced, stated_answers, words
-from dartune.rewards.verify import normalise, same_plain
+from dartune.rewards.text import (
+    StatedAnswer,
+    in_digits,
+    nested_boxes,
+    numbers,
+    numbers_at,
+    results,
+    spaced,
+    spelled_numbers,
+    stated_answers,
+    without_notes,
+    words,
+)
+from dartune.rewards.verify import last_number, normalise, parse_number, same_plain
 
 UNIT_WORDS = 4
 """As many words without a number may follow the answer: `\\boxed{60} dollars in all`."""
+
+TELLING = 13
+"""Spelled numbers from here on are told by their value; smaller ones are everyday words (`the two of them`)."""
+_EQUALS_BEFORE = re.compile(r"=[\s$£€{*(-]*(?:\\[a-z]{2,9}\s?\{[\s$*-]*)?$")
 
 
 def checkable(item: GateInput) -> bool:
@@ -33,12 +49,14 @@ def candidates(item: GateInput) -> list[str]:
     if not item.task.of_numbers:
         return [item.task.unannounced(item.rewrite)]
     gold = item.task.gold(item)
-    ends_with_gold = bool(gold) and spaced(item.rewrite).rstrip(" .!?").endswith(spaced(normalise(gold)).rstrip())
-    found = numbers(item.rewrite)[-1:]
-    own = numbers(item.solution)
-    if gold and own and same_plain(own[-1], gold) is False:
-        found = numbers(_closing_sentence(item.rewrite))
-    return [gold, *found] if ends_with_gold and gold else found
+    found, own = [last_number(item.rewrite)], last_number(item.solution)
+    if gold and own and same_plain(own, gold) is False:
+        closing = _closing_sentence(item.rewrite)
+        found = [last_number(closing), *numbers(closing)]
+    ending = spaced(item.rewrite).rstrip(" .!?")
+    if gold and parse_number(gold) is None and ending.endswith(spaced(normalise(gold)).rstrip()):
+        found.insert(0, gold)
+    return [one for one in found if one]
 
 
 def _closing_sentence(text: str) -> str:
@@ -61,10 +79,34 @@ def _foretold(item: GateInput) -> bool:
     """Whether the rewrite has its answer before anything is worked out, where question and source do not."""
     stated = stated_answers(item.rewrite)
     answer = re.sub(r"\s", "", stated[-1].text) if stated else ""
-    worked_out = [number for number in results(item.solution) if number not in numbers(item.question)]
-    if not answer or (answer.isdigit() and (answer in numbers(item.question) or worked_out[:1] == [answer])):
+    given = spelled_numbers(item.question)
+    worked_out = [number for number in results(item.solution) if number not in given]
+    value = numbers(answer)[0] if parse_number(answer) and len(numbers(answer)) == 1 else None
+    if not answer or (value is not None and (value in given or worked_out[:1] == [value])):
         return False
+    if value is not None:
+        texts = (in_digits(without_notes(text), TELLING) for text in (item.rewrite, item.solution))
+        rewrite, source = (_first_told(text, value, worked_out) for text in texts)
+        return rewrite and not source
     return _tells_first(item.rewrite, answer, worked_out) and not _tells_first(item.solution, answer, worked_out)
+
+
+def _first_told(text: str, value: str, worked_out: Sequence[str]) -> bool:
+    """Whether a number stands in front of all that is worked out, and once more behind it.
+
+    What is worked out are the source's other results where they follow an equals sign, else the first equation; in a
+    text without any, those results wherever they stand.
+    """
+    found = list(numbers_at(text))
+    places = [place for place, number in found if number == value]
+    others = [place for place, number in found if number in worked_out and number != value]
+    results_at = [place for place in others if _after_equals(text, place)]
+    starts = results_at or ([text.index("=")] if "=" in text else others)
+    return len(places) > 1 and bool(starts) and places[0] < starts[0] and not _after_equals(text, places[0])
+
+
+def _after_equals(text: str, place: int) -> bool:
+    return bool(_EQUALS_BEFORE.search(text, max(0, place - 24), place))
 
 
 def _tells_first(text: str, answer: str, worked_out: Sequence[str]) -> bool:

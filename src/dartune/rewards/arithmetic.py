@@ -19,26 +19,50 @@ from dartune.rewards.text import REMEMBERED
 _NOTE = re.compile(r"<<[^<>]*>>")
 _LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[-*•#–]+[ \t]+)?(?:(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+)?")
 _BRACED = r"\{([^{}]*)\}"
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"\\(?:left|right|displaystyle|[,;!: ()\[\]])", " "),
-        (r"\\[dt]?frac\s*" + _BRACED + r"\s*" + _BRACED, r"((\1)/(\2))"),
-        (r"\\[dt]?frac\s*(\d)\s*(\d)", r"(\1/\2)"),
-        (r"\\sqrt\s*" + _BRACED, r"sqrt(\1)"),
-        (r"\^\s*" + _BRACED, r"**(\1)"),
-        (r"\^\s*(\d)", r"**\1"),
-        (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
-        (r"\\div(?![a-z])|÷", "/"),
-        (r"[−–]", "-"),
-        (r"\\?[$£€]|\*\*(?![\d(])", ""),
-        (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
-    )
+_MARKED = r"\\(?:f?box|boxed|underline|emph|bm|boldsymbol|(?:math|text)(?:bf|rm|it|sf|tt)?|mbox)\s*"
+Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def _rules(*pairs: tuple[str, str]) -> Rules:
+    return tuple((re.compile(pattern), new) for pattern, new in pairs)
+
+
+_LAYOUT = _rules(
+    # Bold starts at a word's start and ends at a word's end; `2 ** 3` and `2**3` are powers.
+    (r"(?<![\w)\]}*.])\*\*(?=[^\s*])((?:[^*\n]|\*(?!\*)){1,200}?)(?<![\s*])\*\*(?![\w(*])", r"\1"),
+    (r"(?<==)([ \t]{0,3})([*_])(-?[$£€]?[\d,.]{1,30})\2(?![\w*(])", r"\1\3"),
+    (r"`", ""),
+    (r"\\\\\*?(?:\[[^\[\]]{0,12}\])?\s{0,20}&\s{0,3}(?=[+*/×÷−–-])", " "),
+    (r"\\\\\*?(?:\[[^\[\]]{0,12}\])?", "\n"),
+    (r"&(?=\s{0,3}[=+*/×÷−–-])|(?<==)\s{0,3}&", " "),
+)
+_LATEX = _rules(
+    (r"\\(?:left|right|displaystyle|[,;!: ()\[\]])", " "),
+    (r"\\[dt]?frac\s*" + _BRACED + r"\s*" + _BRACED, r"((\1)/(\2))"),
+    (r"\\[dt]?frac\s*(\d)\s*(\d)", r"(\1/\2)"),
+    (r"\\sqrt\s*" + _BRACED, r"sqrt(\1)"),
+    (r"\^\s*" + _BRACED, r"**(\1)"),
+    (r"\^\s*(\d)", r"**\1"),
+    (_MARKED + r"\{([^{}A-Za-z\\]*)\}|\\f?boxed\s*" + _BRACED, r" \1\2"),
+    (r"(?<![\w\\^_}\])])\{([^{}A-Za-z\\]*)\}", r"\1"),
+)
+_SIGNS = _rules(
+    (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
+    (r"\\div(?![a-z])|÷", "/"),
+    (r"[−–]", "-"),
+    (r"\\?[$£€]|\*\*(?![\d(]|(?<=[\d)]\s\*\*)\s[\d(])", ""),
+    (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
+)
+_LINES = _rules(
+    # A calculation goes on in a line that opens with an equals sign, and in one that holds nothing but a result.
+    (r"\n[ \t]{0,40}(?:\n[ \t]{0,40}){0,2}(?==(?!=))", " "),
+    (r"(?<=[\d)\s]=)[ \t]{0,40}\n\s{0,40}(?=-?[\d,.]{0,30}\d[ \t.]{0,9}(?:\n|$))", " "),
 )
 _RUN = r"(?:sqrt\(|\d*\.?\d+|\*\*|[+\-*/()]|\s)"
 _LEFT = re.compile(rf"{_RUN}+$")
 _RIGHT = re.compile(rf"{_RUN}+")
-_TOUCHES = re.compile(r"[\w%\\^_{}.]$")
+_TOUCHES = re.compile(r"[\w%\\^_{}.]$|\d:$")
+_OF_ANOTHER_KIND = re.compile(r"[\s(\\]{0,8}(?:[pb]?mod\b|%)")
 _CONTINUES = re.compile(r"\b(?:of|x|times|plus|minus|squared|modulo|mod|(?:divided|multiplied) by)\s*$", re.IGNORECASE)
 _OPERATIONS = {
     ast.Add: operator.add,
@@ -69,8 +93,12 @@ def false_sums(text: str) -> frozenset[str]:
 
 
 def _plain(text: str) -> str:
-    text = _LIST_MARK.sub("", _NOTE.sub("", text))
-    for pattern, new in _RULES[:2] + _RULES[1:]:  # fractions twice: they stand in each other
+    text = _LIST_MARK.sub("", _rewritten(_NOTE.sub("", text), _LAYOUT))
+    return _rewritten(text, _LATEX + _LATEX + _SIGNS + _LINES)  # twice: fractions and boxes stand in each other
+
+
+def _rewritten(text: str, rules: Rules) -> str:
+    for pattern, new in rules:
         text = pattern.sub(new, text)
     return text
 
@@ -97,10 +125,10 @@ def _right(side: str) -> str | None:
     if match is None:
         return None
     run, after = match[0], side[match.end() : match.end() + 2]
-    if after and not run[-1].isspace() and not run.endswith(" (") and (re.match(r"[\w%\\^_{]|[.,]\d", after)):
+    if after and not run[-1].isspace() and not run.endswith(" (") and re.match(r"[\w%\\^_{]|[.,:]\d", after):
         return None
     shorter = re.sub(r"[\s(]+$", "", run)
-    if shorter and shorter[-1] in "+-*/":
+    if (shorter and shorter[-1] in "+-*/") or _OF_ANOTHER_KIND.match(side, len(shorter)):
         return None
     return _balanced(shorter.strip(), at_end=True)
 

@@ -21,6 +21,7 @@ from dartune.rewards.verify import (
     Number,
     normalise,
     parse_number,
+    plain,
     resolve_answer,
     same_plain,
 )
@@ -78,7 +79,10 @@ class Exact(Task):
         return bool(normalise(predicted)) and normalise(predicted) == normalise(gold)
 
 
-_UNIT = re.compile(r"(.*\d)\s*([^\W\d_][^\s=]{0,11}|°\w?)[\s$.]*")
+_UNIT = re.compile(r"(.*\d)[\s$]*([^\W\d_][^\s=]{0,11}|°\w?)[\s$.]*")
+_TIMES_TEN = re.compile(
+    r"(?:(?<=\d)\s?(?:\\times|\\cdot|[×·*x])\s?|(?<![\w.^*]))10\s?\^\s?\{?\s?([-+]?\d{1,3})\}?(?!\d)"
+)
 
 
 class Numeric(Task):
@@ -102,14 +106,22 @@ class Numeric(Task):
 
 def _measured(answer: str) -> Number | None:
     """The number of an answer, perhaps with a unit behind it: `9.81 m/s^2`."""
+    answer = _with_exponent(answer)
     number = parse_number(answer)
     match = None if number else _UNIT.fullmatch(answer)
     bare = parse_number(match[1]) if match else None
     return replace(bare, unit=match[2]) if bare else number
 
 
+def _with_exponent(answer: str) -> str:
+    """The answer without LaTeX, `3.0 \\times 10^8` as `3.0e8`."""
+    text = plain(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
+    return _TIMES_TEN.sub(lambda power: f"{'1' if power[0].startswith('10') else ''}e{power[1]}", text)
+
+
 def _half_unit(gold: str, value: Fraction) -> Fraction:
     """Half of the last written digit's unit, of the third counting digit's at most."""
+    gold = _with_exponent(gold)
     written = re.search(r"\d[\d,]*(?:\.(\d+))?", gold)
     exponent = re.search(r"\d[eE]([-+]?\d{1,3})", gold)
     decimals = len(written[1] or "") if written and "/" not in gold else 12
@@ -122,7 +134,14 @@ def _half_unit(gold: str, value: Fraction) -> Fraction:
     return min(last, third) / 2
 
 
-_LABEL = re.compile(r"[\s(\[{*$]*([A-Za-z]|\d)(?=[\s*$]*(?:[)\]}.:,]|[-–—]\s|$))")
+_LABEL = re.compile(
+    r"[\s(\[{*$]*(?:([A-Za-z])(?=[\s*$]*(?:[)\]}.:,]|[-–—]\s|$))|(\d)(?=[\s*$]*(?:[)\]}]|[.:,](?!\d)|[-–—]\s|$)))"
+)
+_SECOND = (
+    r"[\s)\]}.:*$]*(?:(?:[,;/&]|\bor\b|\band\b|\\(?:lor|vee|to)\b)[\s(\[{*$]*(?:(?:and|or)\s+)?|\()[\s(\[{*$]*"
+    r"%s(?=[\s*$]*(?:[)\]}.:,;/]|\bor\b|\band\b|$))"
+)
+_SECOND_LETTER, _SECOND_DIGIT = re.compile(_SECOND % "[A-Za-z]"), re.compile(_SECOND % r"\d")
 _LABEL_ALONE = re.compile(r"(?<![\w'’])(?:\(([A-Za-z])\)|([B-HJ-Z])|A(?=\W*$))(?![\w'’])")
 
 
@@ -147,9 +166,13 @@ class Choice(Task):
 
 
 def label(answer: str) -> str | None:
-    """The option that an answer names, as a capital letter or a digit: `(b) Paris` is B; None where it names none."""
-    match = _LABEL.match(re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer))
-    return match[1].upper() if match else None
+    """The option that an answer names, as a capital letter or a digit: `(b) Paris` is B; None where it is not one."""
+    answer = re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer)
+    match = _LABEL.match(answer)
+    if match is None:
+        return None
+    another = (_SECOND_LETTER if match[1] else _SECOND_DIGIT).match(answer, match.end())
+    return None if another else (match[1] or match[2]).upper()
 
 
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)

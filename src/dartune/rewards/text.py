@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from itertools import zip_longest
 from typing import Any
+
+from dartune.rewards.phrases import is_remark, phrases
+from dartune.rewards.spans import closing_braces, trimmed
 
 THOUGHT_END = "</think>"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -105,22 +107,34 @@ def numbers(text: str) -> list[str]:
     A minus sign counts only where it cannot be a subtraction. Digits inside words (`x2`), ordinals
     (`3rd`), list marks (`1.` at a line's start, `Step 2:`) and calculator notes (`<<3*4=12>>`) are no numbers.
     """
+    return [value for _, value in numbers_at(without_notes(text))]
+
+
+def without_notes(text: str) -> str:
+    """The text that `numbers` reads: calculator notes and list marks blanked out, signs and commas in one spelling."""
     text = _CALCULATOR_NOTE.sub(" ", text).replace("−", "-").replace("–", "-")
-    text = _SHORT_FRACTION.sub(r" \1 \2 ", _LATEX_COMMA.sub(",", _LIST_MARK.sub(" ", text)))
-    found = []
+    return _SHORT_FRACTION.sub(r" \1 \2 ", _LATEX_COMMA.sub(",", _LIST_MARK.sub(" ", text)))
+
+
+def numbers_at(text: str) -> Iterator[tuple[int, str]]:
+    """Where each number of a text `without_notes` starts, and its one spelling."""
     for match in _NUMBER.finditer(text):
         plain = match[0].replace(",", "")
         whole, _, fraction = plain.partition(".")
         fraction = fraction.rstrip("0")
         value = (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
-        found.append(f"-{value}" if value != "0" and _is_negative(text, match.start()) else value)
-    return found
+        yield match.start(), f"-{value}" if value != "0" and _is_negative(text, match.start()) else value
 
 
 @_remembered
 def spelled_numbers(text: str) -> list[str]:
     """As `numbers`, with small numbers spelled as words among them (`ten`, `twenty-two`; not `one`, a pronoun)."""
-    return numbers(_SPELLED.sub(lambda match: str(_spelled(match)), text))
+    return numbers(in_digits(text))
+
+
+def in_digits(text: str, least: int = 0) -> str:
+    """The text with its small numbers in digits that are spelled as words, from `least` on."""
+    return _SPELLED.sub(lambda match: str(value) if (value := _spelled(match)) >= least else match[0], text)
 
 
 def _spelled(match: re.Match[str]) -> int:
@@ -282,17 +296,8 @@ class StatedAnswer:
 
 _BOX = re.compile(r"\\f?boxed\s*(?:\{|(-?\w+(?:\.\d+)?))")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_PHRASE = re.compile(
-    r"\banswers?\b(?: to (?:the|this) \w+)?[*_]{0,3}\s{0,3}"
-    r"(?:(?:is|are|would be|will be|must be|should be)\b\s{0,3}:?|:|=|equals\b)[*_]{0,3}\s*",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.!?]+(?=[\s*\"'”)$]|$)|\n|;(?=\s|$)")
-_REASON = re.compile(r",?\s(?:because|since|which|so|as)\b", re.IGNORECASE)
-_EQUALS = re.compile(r"(?<![<>!=≤≥])=(?!=)")
 _ANSWER_LIKE = re.compile(r"[-−+($.]*\d|\$?\\")
-_BEFORE = " \t\n*_\"'“”:"
-_AFTER = " \t\n*_\"'“”.,;:!?"
+_MATHS = re.compile(r"\d|\\(?!text)|[=<>^+]")
 
 
 def thoughts(text: str) -> int:
@@ -313,8 +318,15 @@ def stated_answers(text: str) -> tuple[StatedAnswer, ...]:
     """
     boxes = list(_boxes(text))
     marked = boxes + [mark for mark in _hashes(text) if not _overlaps(mark, boxes)]
-    found = marked + [phrase for phrase in _phrases(text) if not _overlaps(phrase, marked)]
-    return tuple(sorted(found, key=lambda answer: answer.start))
+    told = [StatedAnswer(text[one.start : one.end], *one) for one in phrases(text)]
+    told = [phrase for phrase in told if not _overlaps(phrase, marked) and not _only_remarks(phrase, marked)]
+    return tuple(sorted(marked + told, key=lambda answer: answer.start))
+
+
+def _only_remarks(phrase: StatedAnswer, marked: Sequence[StatedAnswer]) -> bool:
+    """Whether a phrase says nothing but how the answer marked by a box or `####` is."""
+    spelled = bool(_SPELLED.match(phrase.text))
+    return bool(marked) and not spelled and is_remark(phrase.text, any(_MATHS.search(mark.text) for mark in marked))
 
 
 def _overlaps(one: StatedAnswer, others: Sequence[StatedAnswer]) -> bool:
@@ -322,12 +334,12 @@ def _overlaps(one: StatedAnswer, others: Sequence[StatedAnswer]) -> bool:
 
 
 def _boxes(text: str) -> Iterator[StatedAnswer]:
-    closing = _closing_braces(text)
+    closing = closing_braces(text)
     inside = 0
     for match in _BOX.finditer(text):
         start = match.end() if match[1] is None else match.start(1)
         end = closing.get(match.end() - 1) if match[1] is None else match.end()
-        answer = _trimmed(text, start, end) if end is not None else None
+        answer = trimmed(text, start, end) if end is not None else None
         if answer and match.start() >= inside:
             inside = end + 1 if match[1] is None else end
             yield StatedAnswer(text[slice(*answer)], *answer, match.start(), inside)
@@ -335,7 +347,7 @@ def _boxes(text: str) -> Iterator[StatedAnswer]:
 
 def nested_boxes(text: str) -> bool:
     """Whether a box stands inside a box."""
-    closing, inside = _closing_braces(text), 0
+    closing, inside = closing_braces(text), 0
     for match in _BOX.finditer(text):
         if match.start() < inside:
             return True
@@ -343,52 +355,9 @@ def nested_boxes(text: str) -> bool:
     return False
 
 
-def _closing_braces(text: str) -> dict[int, int]:
-    """Position of each `{` that is closed -> position of its `}`."""
-    closing: dict[int, int] = {}
-    still_open: list[int] = []
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        if match[0] == "{":
-            still_open.append(match.start())
-        elif match[0] == "}" and still_open:
-            closing[still_open.pop()] = match.start()
-    return closing
-
-
 def _hashes(text: str) -> Iterator[StatedAnswer]:
     """`#### 42`. The same marks are a heading elsewhere, so words only count on the last line."""
     for match in _HASHES.finditer(text):
-        answer = _trimmed(text, match.start(1), match.end(1))
+        answer = trimmed(text, match.start(1), match.end(1))
         if answer and (_ANSWER_LIKE.match(match[1]) or not text[match.end() :].strip()):
             yield StatedAnswer(text[slice(*answer)], *answer, match.start(), match.end())
-
-
-def _phrases(text: str) -> Iterator[StatedAnswer]:
-    """`The answer is 42 .`: up to the sentence's end, right of its last `=`, without the reason given for it."""
-    matches = list(_PHRASE.finditer(text))
-    for match, following in zip_longest(matches, matches[1:]):
-        end = _SENTENCE_END.search(text, match.end())
-        stop = end.start() if end else len(text)
-        if following and following.start() < stop:
-            continue  # "Final answer: the answer is 42" is one statement
-        reason = _REASON.search(text, match.end(), stop)
-        stop = reason.start() if reason else stop
-        start = max([match.end(), *(sign.end() for sign in _EQUALS.finditer(text, match.end(), stop))])
-        answer = _trimmed(text, start, stop)
-        if answer:
-            yield StatedAnswer(text[slice(*answer)], *answer, match.start(), stop)
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int] | None:
-    """The span without white space, emphasis, quotes, maths delimiters and closing punctuation; None if empty."""
-    before = None
-    while start < end and (start, end) != before:
-        before = start, end
-        start += len(text[start:end]) - len(text[start:end].lstrip(_BEFORE))
-        end -= len(text[start:end]) - len(text[start:end].rstrip(_AFTER))
-        pair = text[start : start + 2], text[max(start, end - 2) : end]
-        if pair in ((r"\(", r"\)"), (r"\[", r"\]")):
-            start, end = start + 2, end - 2
-        elif pair[1].endswith("$") and pair[1] != r"\$":
-            start, end = start + (pair[0][:1] == "$"), end - 1
-    return (start, end) if start < end else None

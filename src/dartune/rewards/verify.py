@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
-from dartune.rewards.text import stated_answers
+from dartune.rewards.text import numbers, stated_answers
 
 MAX_ANSWER_CHARS = 256
 """Longer answers are never parsed as mathematics."""
@@ -72,12 +72,12 @@ class Number:
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)"
 _VALUE = re.compile(
-    rf"(?<![\w.])(?P<sign>[-+]?)(?P<currency>[$€£¥]?)(?P<inner>-?)"
+    rf"(?<![\w.^])(?P<sign>[-+]?)(?P<currency>[$€£¥]?)(?P<inner>-?)"
     rf"(?:(?P<top>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,3}}))?(?:\s?/\s?(?P<bottom>{_DECIMAL}))?"
     r"|\\frac\{?(?P<num>-?\d+)\}?\{?(?P<den>\d+)\}?)(?!\d)"
-    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥])?(?P<glued>(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
+    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥])?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
 )
-_WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*")
+_WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|(?:k|c|m)m\^[23]")
 _CHANGES_VALUE = frozenset(
     """hundred thousand million billion trillion dozen half halves third thirds quarter quarters
     and or over plus minus negative times squared cubed root sqrt pi not than about roughly approximately
@@ -86,18 +86,37 @@ _CHANGES_VALUE = frozenset(
 _MATHS = re.compile(r"[\\^_{}=<>√π∞()\[\]|*/+]")
 _SUM = re.compile(r"[\d\s.,+*×x/÷-]+")
 _SEVERAL = re.compile(r"\bor\b|\band\b|;|,\s")
-_WRAPPED = re.compile(r"\\f?boxed\s*\{([^{}]*)\}|\$+([^$]*)\$+|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+_BETWEEN_NUMBERS = re.compile(r"(?<=[\d}%]),(?!\d{3}(?!\d))\s?(?=[-+.\d\\])")
+_READ_PAST = tuple(
+    re.compile(mark)
+    for mark in (
+        r"\\(?:to|gets|implies|iff|(?:long)?mapsto|[a-z]{0,12}arrow)(?![a-z])|[→⇒↔]",
+        r"(?<!^)(?:\\(?:approx|sim)(?![a-z])|≈)",
+        r"\\(?:max|min)(?![a-z])",
+        r"\\(?:choose|mod|neg|lnot)(?![a-z])|\\&",
+        r"\A(?!.*\\begin\b).*?\\\\",
+    )
+)
+"""What math-verify sees past: to it `48 \\to 47` is 47."""
+_EITHER = re.compile(r"\\(?:vee|lor|wedge|land|cup|mid)(?![a-z])|∨|\bor\b|(?<=\d)\s?\|\s?(?=\d)")
+_MANY = re.compile(rf"{_SEVERAL.pattern}|{_EITHER.pattern}|,|[<>≤≥]|\\(?:pm|mp|[lg]eq?)(?![a-z])")
+_SIDE = re.compile(r"-?\d{1,30}")
+_WRAPPED = re.compile(
+    r"\\f?boxed\s*\{([^{}]*)\}|\$+([^$]*)\$+|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]", re.DOTALL
+)
 _REWRITES = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
         (r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\^\{?\\circ\}?", ""),
-        (r"\\ |~", " "),
+        (r"(?<!\\)\\ |~", " "),
         (r"(?<=\d)\{,\}(?=\d{3})", ","),
         (r"\\(?=[$%])", ""),
         (r"\\[dt]frac", r"\\frac"),
         (r"−", "-"),
         (r"^-\s+(?=\d)", "-"),
+        (r"(?<=[A-Za-z])\s{0,4}/\s{0,4}(?=[A-Za-z])", "/"),
+        (r"\b([kcm]m|KM|CM|MM)\s?\^\s?\{?([23])\}?", r"\1^\2"),
     )
 )
 
@@ -110,12 +129,17 @@ def unwrapped(answer: str) -> str:
     return text
 
 
-def normalise(answer: str) -> str:
-    """The answer in one spelling: no delimiters, spacing commands, text wrappers, closing dots or capitals."""
-    text = unwrapped(answer)
+def plain(answer: str) -> str:
+    """The answer without delimiters, spacing commands, text wrappers and closing dots."""
+    text = " ".join(unwrapped(answer).split())
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    text = " ".join(text.lower().split()).rstrip(" .,;:!?")
+    return " ".join(text.split()).rstrip(" .,;:!?")
+
+
+def normalise(answer: str) -> str:
+    """The answer in one spelling: `plain`, and without capitals."""
+    text = plain(answer).lower()
     choice = re.fullmatch(r"\(([a-z])\)", text)
     return choice[1] if choice else text
 
@@ -145,6 +169,20 @@ def _fraction(match: re.Match[str]) -> Fraction | None:
     return -value if (match["sign"] == "-") != (match["inner"] == "-") else value
 
 
+def last_number(text: str) -> str | None:
+    """The last number of a text as it is written there, fraction and percent sign included; None without any."""
+    last = numbers(text)[-1:]
+    if not last:
+        return None
+    end = re.search(r"\d\D{0,12}", text[::-1])  # the last digit
+    near = normalise(text[max(0, len(text) - (end.start() + 80)) :]) if end else ""
+    written = [match for match in _VALUE.finditer(near) if not near[match.end() : match.end() + 1].isalnum()]
+    if not written or numbers(written[-1][0])[-1:] != last:
+        return last[0]
+    mixed = re.search(r"\d\s$", near[: written[-1].start()]) if written[-1]["bottom"] else None
+    return f"{near[mixed.start()]} {written[-1][0]}" if mixed else written[-1][0]
+
+
 def same_plain(predicted: str, gold: str) -> bool | None:
     """Equality that needs no mathematics: exact numbers, the same words; None where notation must be read.
 
@@ -161,6 +199,30 @@ def same_plain(predicted: str, gold: str) -> bool | None:
         return (a.value, a.percent) == (b.value, b.percent) and (not a.unit or not b.unit or a.unit == b.unit)
     if b and (_SUM.fullmatch(left) or _SEVERAL.search(left)):
         return False
+    if _hedged(left, right):
+        return False
+    if not (_SEVERAL.search(left) and _SEVERAL.search(right)):  # math-verify reads `2,3` as one number
+        listed = _numbers_listed(left), _numbers_listed(right)
+        if all(listed):
+            return listed[0] == listed[1]
     if not _MATHS.search(left + right) and (a or b or not (_SEVERAL.search(left) and _SEVERAL.search(right))):
         return not (a or b) and left.replace(" ", "") == right.replace(" ", "")
     return None
+
+
+def _hedged(predicted: str, gold: str) -> bool:
+    """Whether an answer offers several values, of which math-verify would see one, where the gold answer does not."""
+    if any(mark.search(predicted) and not mark.search(gold) for mark in _READ_PAST):
+        return True
+    if _EITHER.search(predicted) and not _MANY.search(gold):
+        return True
+    sides = [side.strip() for side in predicted.split("=")] if "=" in predicted and "=" not in gold else []
+    return len({int(side) for side in sides if _SIDE.fullmatch(side)}) > 1
+
+
+def _numbers_listed(answer: str) -> list[tuple[Fraction, bool]]:
+    """The numbers of a list, in order of size; empty where it is none. `1,000` is one number."""
+    parts = _BETWEEN_NUMBERS.split(answer) if len(answer) <= MAX_ANSWER_CHARS else []
+    found = [parse_number(part) for part in parts]
+    plain_ones = len(found) > 1 and all(one and not one.unit for one in found)
+    return sorted((one.value, one.percent) for one in found if one) if plain_ones else []
