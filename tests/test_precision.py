@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dartune.config import MapperConfig, SFTConfig, load_config
 from dartune.data.render import Renderer
@@ -49,6 +50,30 @@ def test_sampling_scoring_and_training_agree_on_what_is_computed(architecture):
     for one, other, third in zip(drawn, HFEngine(model).score(pairs), plain, strict=True):
         torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=0.03, rtol=0)
         torch.testing.assert_close(torch.tensor(other), torch.tensor(third), atol=0.03, rtol=0)
+
+
+class Rounded(TorchDispatchMode):
+    """Elements rounded to bfloat16."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") is torch.bfloat16:
+            self.elements += args[0].numel()
+        return operation(*args, **(kwargs or {}))
+
+
+def test_sampling_rounds_weights_and_kept_keys_once():
+    prompts = [RENDERER.prompt_ids(question) for question, _ in ROWS[:2]]
+    counts = {}
+    for new in (4, 24):
+        model = compute_in(model_of(), torch.bfloat16)
+        with Rounded() as rounded_off:
+            HFEngine(model).generate(prompts, SampleSpec(2, new, 1.0, (), 0))
+        counts[new] = rounded_off.elements
+    weights = sum(weight.numel() for weight in model.parameters())
+    # Twenty more steps round activations of four rows, and no weight again.
+    assert weights * 0.5 < counts[4] and counts[24] - counts[4] < weights
 
 
 def test_logprobs_of_a_bfloat16_model_are_taken_in_float32():

@@ -26,6 +26,7 @@ from dartune.models.decoding import GPU_CHECK_EVERY, Decoder, draw
 from dartune.models.engine import Sample, SampleSpec, TokenIds, TokenStats
 from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.loading import context_length
+from dartune.models.precision import rounding_once
 from dartune.models.sharding import whole
 from dartune.models.shared_prefix import (
     device_of,
@@ -187,7 +188,7 @@ class HFEngine:
     def _frozen(self) -> Iterator[None]:
         """The model as this engine sees it: no gradients, no dropout, all weights, with or without its adapter."""
         seen = nullcontext() if self.adapter else without_adapter(self.model)
-        with torch.no_grad(), evaluating(self.model), whole(self.model), seen:
+        with torch.no_grad(), evaluating(self.model), whole(self.model), seen, rounding_once(self.model):
             yield
 
     def _score(self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]]) -> None:

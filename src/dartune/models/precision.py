@@ -6,6 +6,7 @@ digits): added to weights in bfloat16, it is lost.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     model.forward, model.computed_in = cast, dtype
     return model
+
+
+def rounding_once(model: nn.Module) -> AbstractContextManager:
+    """Within it every weight is rounded to what the model computes in once, not in each forward; not for training."""
+    dtype = vars(model).get("computed_in")
+    # Autocast keeps what it has cast until its outermost context is left.
+    return torch.autocast(device_of(model).type, dtype=dtype) if dtype else nullcontext()
 
 
 def rounded(model: nn.Module) -> nn.Module:

@@ -41,19 +41,20 @@ def judged(
     return kept, {suite: questions for suite, questions in left_out.items() if questions}
 
 
-def told(left_out: Mapping[str, set[str]], asked: Mapping[str, int]) -> list[str]:
-    """A sentence for each suite that lost questions, of which it `asked` so many.
+def told(left_out: Mapping[str, set[str]], asked: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+    """A sentence for each suite that lost questions; `asked` are an arm's records with all of them.
 
     Raises:
         InputError: every suite has lost all.
     """
-    if asked and all(len(left_out.get(suite, ())) == n for suite, n in asked.items()):
+    sizes = {suite: len({key for answers in seeds.values() for key in answers}) for suite, seeds in asked.items()}
+    if sizes and all(len(left_out.get(suite, ())) == n for suite, n in sizes.items()):
         raise InputError(
             "no test question has a verdict: give them answers (`answer`, or one stated in the solution) that the "
             "checker can read, at most 256 characters long"
         )
     return [
-        f"{suite}: {len(questions)} of {asked[suite]} questions have no verdict in some arm (no answer to compare "
+        f"{suite}: {len(questions)} of {sizes[suite]} questions have no verdict in some arm (no answer to compare "
         "with, or a check that failed) and count in none."
         for suite, questions in left_out.items()
     ]

@@ -69,17 +69,14 @@ def build_results(
     Raises:
         InputError: a malformed record, arms that differ in questions, seeds or templates, or not a single verdict.
     """
-    records = _index(checked_evaluations(evaluations))
-    arms, asked, seeds = _comparable(records, _order(config, records), templates or {})
-    sizes = {suite: _distinct(records, arms[0], [suite]) for suite in asked}
-    records, left_out = judged(records, lambda record: record["correct"])
-    notes = [*notes, *told(left_out, sizes)]
-    suites = [suite for suite in asked if suite in records[arms[0]]]
+    asked = _index(checked_evaluations(evaluations))
+    arms, suites, seeds = _comparable(asked, _order(config, asked), templates or {})
+    records, left_out = judged(asked, lambda record: record["correct"])
     results = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "config": config,
-        **_compared(records, arms, suites, seeds),
+        **_compared(records, arms, [suite for suite in suites if suite in records[arms[0]]], seeds),
         "costs": cost_table(costs or {}, {arm: (charged or {}).get(arm, {}) for arm in arms}, break_even_rows),
         "mapper": {
             name: {str(seed): mapper_summary(_plain(rows)) for seed, rows in sorted(by_seed.items()) if rows}
@@ -91,7 +88,7 @@ def build_results(
         },
         "learning_rates": {arm: dict(sorted(rates.items())) for arm, rates in (learning_rates or {}).items()},
         "examples": list(examples),
-        "notes": list(notes),
+        "notes": [*notes, *told(left_out, asked[arms[0]])],
     }
     return validate_results(_plain(results))
 
