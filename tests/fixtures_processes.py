@@ -1,11 +1,16 @@
-"""What a process of a group does in tests/test_processes.py: `torchrun ... fixtures_processes.py SHARDING FOLDER`."""
+"""What a process of a group does in tests/test_processes.py: `torchrun ... fixtures_processes.py SHARDING FOLDER`.
+
+With `looks` for a sharding it tells what it sees of its own inside.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from dartune import processes
 from dartune.config import MapperConfig, SFTConfig
@@ -14,9 +19,13 @@ from dartune.data.render import Renderer
 from dartune.files import atomic_write_json
 from dartune.models.engine import SampleSpec
 from dartune.models.parallel_engine import engine_on
-from dartune.train.loop import train_as_set
+from dartune.models.sharding import gathered, shard
+from dartune.models.shared_prefix import sequence_logprobs
+from dartune.train import checkpoint
+from dartune.train.loop import LoopConfig, build_optimizers, train_as_set
 from dartune.train.policy import PolicyObjective
 from dartune.train.sft import fine_tune
+from dartune.train.updates import updates
 from fixtures_models import byte_tokenizer, tiny_model
 
 RENDERER = Renderer(byte_tokenizer())
@@ -47,7 +56,13 @@ def learn_by_demonstration(sharding: str, folder: Path):
 
 def learn_by_reward(sharding: str, folder: Path):
     settings = MapperConfig(
-        questions_per_step=5, group_size=4, max_new_tokens=10, checkpoint_every=2, warmup_steps=0, sharding=sharding
+        questions_per_step=5,
+        group_size=4,
+        max_new_tokens=10,
+        checkpoint_every=2,
+        warmup_steps=0,
+        microbatch_tokens=80,  # the processes have different numbers of microbatches
+        sharding=sharding,
     )
 
     def objective(trained):
@@ -77,7 +92,62 @@ def main(sharding: str, folder: Path) -> None:
     atomic_write_json(folder / "found.json", {"weights": weights, **said})
 
 
+def steps_with_a_part_that_text_does_not_reach() -> dict:
+    """Two steps of four microbatches by DDP: how often gradients went round in each, and where the weights end."""
+    trained = model()
+    torch.manual_seed(0)
+    trained.tower = torch.nn.Linear(2, 2)
+    ways = updates(trained, partial(build_optimizers, config=LoopConfig(2, 1e-2)), "ddp", 1.0)
+    sent = []
+    ways.model.register_comm_hook(None, lambda state, bucket: sent.append(1) or allreduce_hook(state, bucket))
+    rounds = []
+    for step in range(2):
+        rounds.append([])
+        for number in range(4):
+            before = len(sent)
+            with ways.accumulating(last=number == 3):
+                rows = [([1, 2, 3], [4, 5 + processes.rank(), 6 + number + step])]
+                ways.backward(-sequence_logprobs(ways.model, rows)[0].sum())
+            rounds[-1].append(len(sent) > before)
+        if step and processes.rank():  # what was not reached before is, by one process
+            trained.tower.weight.grad = torch.ones(2, 2)
+        ways.step(1e-2)
+    ends = [sum(float(p.detach().double().sum()) for p in part.parameters()) for part in (trained, trained.tower)]
+    return {"rounds": rounds, "ends": ends, "cast": "forward" in vars(trained)}
+
+
+def gathered_and_saved() -> dict:
+    """A spread model with tied weights and buffers of its own, gathered; and what a process keeps of a checkpoint."""
+    plain = tiny_model("gemma3", 300, pad=0, eos=1).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = plain(ids).logits
+    spread = shard(plain)
+    kept = len(checkpoint._gathered(spread.named_parameters()))
+    whole = gathered(spread)
+    with torch.no_grad():
+        far = float((whole(ids).logits - expected).abs().max())
+    same = whole.get_input_embeddings().weight is whole.get_output_embeddings().weight
+    return {"kept": kept, "far": far, "tied": same, "trained": all(p.requires_grad for p in whole.parameters())}
+
+
+def look(folder: Path) -> None:
+    """Leave every process's view of its own inside, twice joined."""
+    with processes.joined():
+        first = processes.everyones(processes.rank())
+    alone = processes.count()
+    with processes.joined():
+        joined = [first, alone, processes.everyones(processes.rank())]
+        seen = {"joined": joined, **steps_with_a_part_that_text_does_not_reach(), **gathered_and_saved()}
+        everyone = processes.everyones(seen)
+        if processes.is_first():
+            atomic_write_json(folder / "found.json", everyone)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with processes.joined():
-        main(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "looks":
+        look(Path(sys.argv[2]))
+    else:
+        with processes.joined():
+            main(sys.argv[1], Path(sys.argv[2]))

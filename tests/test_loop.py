@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from dartune import stopping
+from dartune.config import SFTConfig
 from dartune.errors import MachineError
 from dartune.run import read_jsonl
 from dartune.train import checkpoint
-from dartune.train.loop import LoopConfig, _earlier, shuffled_rows, train
+from dartune.train.loop import LoopConfig, _earlier, rehearse, shuffled_rows, train, train_as_set
 
 
 class Regression:
@@ -65,6 +66,54 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path, optimizer, stop):
     assert read_jsonl(tmp_path / "parts" / "metrics.jsonl") == expected
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_with_dropout_continues_bit_equal_and_drops_by_its_seed(seed, tmp_path):
+    def run(folder, seed, **words):
+        model = nn.Sequential(new_model(), nn.Dropout(0.3), nn.Linear(4, 4))
+        with torch.no_grad():
+            model[2].weight.copy_(torch.eye(4))
+            model[2].bias.zero_()
+        settings = SFTConfig(warmup_steps=0, checkpoint_every=2)
+        objective = Regression(**words)
+        return train_as_set(model, lambda _: objective, settings, folder, seed=seed, steps=6, learning_rate=1e-2)
+
+    whole, history = run(tmp_path / "whole", seed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", seed, fail_at=3)
+    torch.rand(5)
+    resumed, again = run(tmp_path / "parts", seed)
+    assert again == history
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    other, _ = run(tmp_path / "other", seed + 1)
+    assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
+
+
+def test_an_engine_that_forgets_gradients_in_its_own_way_can_be_rehearsed():
+    class Engine(nn.Sequential):
+        def zero_grad(self):  # as DeepSpeed's, which takes no arguments
+            super().zero_grad()
+
+    class Heavy(Regression):
+        def heaviest(self):
+            return torch.ones(2, 4)
+
+    engine = Engine(new_model())
+    rehearse(engine, Heavy())
+    assert all(p.grad is None for p in engine.parameters())
+
+
+def test_what_accelerates_launcher_is_told_does_not_change_training(tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    expected = train(new_model(), Regression(), config(), tmp_path / "expected")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    model = new_model()
+    assert train(model, Regression(), config(), tmp_path / "launched") == expected
+    assert "forward" not in vars(model)
 
 
 def test_a_finished_run_is_a_no_op(tmp_path):

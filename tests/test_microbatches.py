@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dartune import processes
 from dartune.config import MapperConfig, SFTConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
@@ -13,8 +15,8 @@ from dartune.models import memory
 from dartune.models.hf_engine import HFEngine
 from dartune.train.loop import rehearse
 from dartune.train.microbatches import cut, padded_tokens, pieces
-from dartune.train.policy import PolicyObjective
-from dartune.train.sft import SFTObjective
+from dartune.train.policy import PolicyObjective, fullest
+from dartune.train.sft import SFTObjective, _padded_tokens
 from fixtures_models import byte_tokenizer, tiny_model
 
 RENDERER = Renderer(byte_tokenizer())
@@ -134,6 +136,84 @@ def test_the_rehearsed_microbatch_is_as_heavy_as_any_step_and_leaves_no_trace(tm
         assert torch.equal(found, expected)
     sft = SFTObjective([("q" * i, "a" * i) for i in range(1, 9)], RENDERER, 2, 0, 512, 1000)
     assert len(sft.heaviest()[0][-1][1]) == 9  # the longest response and its end
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 8), st.integers(60, 300), st.integers(1, 3)
+)
+def test_no_step_of_fine_tuning_is_heavier_than_the_rehearsed_microbatch(lengths, batch_size, limit, count):
+    objective = SFTObjective([("q", "a" * length) for length in lengths], RENDERER, batch_size, 0, 512, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_count", count)
+        rows, _ = objective.heaviest()
+        assert len(rows) == 1 or _padded_tokens(rows) <= limit
+        for step in range(6):
+            for rank in range(count):
+                patch.setattr(processes, "_rank", rank)
+                assert all(_padded_tokens(batch) <= _padded_tokens(rows) for batch, _ in objective.begin(step))
+
+
+def test_shorter_rows_that_fill_a_forward_better_are_rehearsed():
+    rows = [("q", "x" * 300)] * 4 + [("q", "y" * 150)] * 8
+    objective = SFTObjective(rows, RENDERER, 4, 0, 512, 530)
+    heaviest, _ = objective.heaviest()
+    found = [_padded_tokens(batch) for step in range(3) for batch, _ in objective.begin(step)]
+    assert len(heaviest) == 3 and _padded_tokens(heaviest) == max(found)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.lists(st.lists(st.integers(1, 20), min_size=3, max_size=3), min_size=4, max_size=4),
+    st.integers(30, 250),
+    st.booleans(),
+)
+def test_no_step_of_reinforcement_learning_is_heavier_than_the_rehearsed_microbatch(
+    prompts, share, samples, limit, shared
+):
+    prompts = sorted(prompts, reverse=True)
+    share = min(share, len(prompts))
+    first, counts, length = fullest(prompts, share, 3, 20, limit, shared)
+    found = padded_tokens(
+        [((1,) * prompts[first + i], [(1,) * length] * count) for i, count in enumerate(counts)], shared
+    )
+    assert found <= limit or counts == [1]
+    drawn = [(1,) * prompt for prompt in prompts[-share:]]
+    completions = [[(1,) * length for length in group] for group in samples[:share]]
+    parts = [piece for i in range(share) for piece in pieces(drawn[i], completions[i], i, limit, shared)]
+
+    def tokens(batch):
+        return padded_tokens([(drawn[one.group], completions[one.group][one.low : one.high]) for one in batch], shared)
+
+    assert all(tokens(batch) <= found for batch in cut(parts, tokens, limit))
+
+
+def test_the_longest_prompt_in_tokens_is_rehearsed(tmp_path):
+    model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    objective = policy(tmp_path, model)
+    # Fewer characters, but of more bytes, and so of more tokens.
+    objective.demonstrations = [Demonstration("0", "why? " * 10, "so"), Demonstration("1", "\u65e5\u672c" * 12, "so")]
+    assert objective.heaviest().groups[0][0] == RENDERER.prompt_ids("\u65e5\u672c" * 12)
+
+
+def test_fewer_rows_than_processes_can_be_rehearsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_count", 8)
+    monkeypatch.setattr(processes, "_rank", 7)
+    model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    assert len(SFTObjective([("q", "a")] * 4, RENDERER, 4, 0, 512, 1000).heaviest()[0]) == 1
+    assert len(policy(tmp_path, model).heaviest().groups) == 1
+
+
+def test_an_idle_process_counts_a_microbatch_once(tmp_path):
+    model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
+    objective = policy(tmp_path, model, microbatch_tokens=80)
+    found = []
+    for idle in (0, 3):
+        batches = objective.begin(0)
+        for batch in [*batches, *batches[:1] * idle]:
+            objective.loss(model, batch)
+        found.append(objective.end(0))
+    assert found[0]["entropy"] == found[1]["entropy"] > 0 and found[0]["kl"] == found[1]["kl"]
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved_and_gives_the_same_samples():

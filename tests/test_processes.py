@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def launch(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def found(folder: Path, sharding: str) -> dict:
+def found(folder: Path, sharding: str) -> Any:
     done = launch(str(TESTS / "fixtures_processes.py"), sharding, str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "found.json").read_text())
@@ -71,6 +72,34 @@ def test_two_processes_do_what_one_does(sharding, alone, tmp_path):
         assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004"]
         shutil.rmtree(checkpoints / "step-000004")
     assert_same(result, found(tmp_path, sharding))
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as its launcher sets it
+        return found(tmp_path_factory.mktemp("looks"), "looks")
+
+
+def test_processes_can_join_as_often_as_there_are_runs(looks):
+    assert all(seen["joined"] == [[0, 1], 1, [0, 1]] for seen in looks)
+
+
+def test_gradients_go_round_once_a_step_and_the_models_stay_alike(looks):
+    assert all(seen["rounds"] == [[False, False, False, True]] * 2 for seen in looks)
+    assert looks[0]["ends"] == looks[1]["ends"]
+
+
+def test_models_are_trained_in_the_dtype_of_the_config(looks):
+    assert not any(seen["cast"] for seen in looks)
+
+
+def test_a_spread_model_is_gathered_as_it_was(looks):
+    assert all(seen["far"] < 1e-5 and seen["tied"] and seen["trained"] for seen in looks)
+
+
+def test_only_the_first_process_keeps_what_is_written(looks):
+    assert looks[0]["kept"] > looks[1]["kept"] == 0
 
 
 def test_a_process_of_its_own_takes_no_share(monkeypatch):

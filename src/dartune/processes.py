@@ -6,6 +6,7 @@ distributed job does not divide its work by itself.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ _count, _rank = 1, 0
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Work together with the processes that were started along with this one, if any, for as long.
+    """Work together with the processes that were started along with this one, if any, for as long; as often as wanted.
 
     Uses accelerate: gloo between CPUs, nccl between GPUs, each process on the GPU of its local rank.
 
@@ -50,14 +51,22 @@ def joined() -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
+    atexit.unregister(_part)
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     _count, _rank = state.num_processes, state.process_index
     try:
         yield
         wait()
-        state.destroy_process_group()
+        # Not before the end: a second group would find what the first has left at the place where processes meet.
+        atexit.register(_part)
     finally:
         _count, _rank = 1, 0
+
+
+def _part() -> None:
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def problems(config: Config) -> list[str]:

@@ -51,13 +51,25 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 def gathered(model: nn.Module) -> nn.Module:
     """A plain model with the weights of a sharded one, in every process; a plain model is returned as it is."""
-    if not sharded_parts(model):
+    parts = sharded_parts(model)
+    if not parts:
         return model
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from accelerate import init_empty_weights
 
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    plain = type(model)(model.config).to(next(iter(state.values())).device)
-    plain.load_state_dict(state)
+    for part in parts:
+        part.reshard()
+    with init_empty_weights(include_buffers=False):
+        plain = type(model)(model.config)
+    # One weight at a time, and one that is used twice once: beside the parts there is never more than one whole model.
+    made: dict[torch.Tensor, nn.Parameter] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight not in made:
+            made[weight] = nn.Parameter(full(weight.detach()), requires_grad=weight.requires_grad)
+        owner, _, own = name.rpartition(".")
+        plain.get_submodule(owner).register_parameter(own, made[weight])
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        owner, _, own = name.rpartition(".")
+        setattr(plain.get_submodule(owner), own, buffer.clone())
     return compute_in(plain.eval(), getattr(model, "computed_in", torch.float32))
 
 

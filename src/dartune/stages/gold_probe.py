@@ -18,17 +18,20 @@ from dartune.models.engine import Engine, SampleSpec
 from dartune.models.parallel_engine import engine_on
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.reward import Reward
+from dartune.run import Cost
 from dartune.stages.evaluate import evaluate
 from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune
 
 EPOCHS = 2
+COUNTED = ("generated_tokens", "scored_tokens", "flops")
 
 
 class GoldProbe:
-    """Called with the mapper's engine; returns for each development question whether the probe's target solves it.
+    """Called with the mapper's engine; returns whether the probe's target solves each question, and what that took.
 
-    The same rows, questions and order every time, so that two probes can be compared question by question.
+    A development question without a checkable answer, or whose check failed, is None. The same rows, questions
+    and order every time, so that two probes can be compared question by question.
     """
 
     def __init__(
@@ -45,19 +48,22 @@ class GoldProbe:
         self.demonstrations, self.dev = demonstrations[: config.mapper.probe_rows], dev
         self.renderer, self.checker = renderer, checker
 
-    def __call__(self, mapper: Engine) -> list[bool]:
+    def __call__(self, mapper: Engine) -> tuple[list[bool | None], Cost]:
         import torch
 
         sft = self.config.sft
         steps = max(1, EPOCHS * len(self.demonstrations) // sft.batch_size)
         settings = sft.model_copy(update={"steps": steps, "checkpoint_every": steps})
         rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
+        before = _counted(mapper, self.reward.target)
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             rows = self._rewrites(mapper)
-            model, _ = fine_tune(self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder))
+            model, trained = fine_tune(self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder))
+        after, engine = _counted(mapper, self.reward.target), engine_on(model)
         limit = self.config.evaluate.max_new_tokens
-        records = evaluate({"dev": self.dev}, engine_on(model), self.renderer, self.checker, limit)
-        return [bool(record["correct"]) for record in records]
+        records = evaluate({"dev": self.dev}, engine, self.renderer, self.checker, limit)
+        sampled = Cost(**{name: after[name] - before[name] for name in COUNTED})
+        return [record["correct"] for record in records], sampled + trained + Cost(**_counted(engine))
 
     def _rewrites(self, mapper: Engine) -> list[tuple[str, str]]:
         """What the data set would become now: one sample a row, the original where it is not accepted."""
@@ -69,3 +75,9 @@ class GoldProbe:
             (row.question, item.text if item.accepted and item.surplus > 0 else row.solution)
             for row, (item,) in zip(self.demonstrations, scored, strict=True)
         ]
+
+
+def _counted(*engines: Engine) -> dict[str, float]:
+    """What engines spent so far; one that is given twice counts once."""
+    different = {id(engine): engine for engine in engines}.values()
+    return {name: sum(getattr(engine, name) for engine in different) for name in COUNTED}

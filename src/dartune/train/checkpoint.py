@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from torch import nn
 
 from dartune import processes
 from dartune.files import atomic_write_json, read_json, sync, writing
-from dartune.models.sharding import spread_like
-from dartune.train.updates import Updates, whole
+from dartune.models.sharding import full, spread_like
+from dartune.train.updates import Updates
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,17 @@ def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def save(folder: Path, model: nn.Module, updates: Updates, step: int) -> None:
     """Write the checkpoint of `step` atomically and drop all but the last two; every process must call this."""
-    parameters = {name: whole(p) for name, p in _parameters(model).items()}
-    _write(folder, parameters, updates.state(), step)
+    _write(folder, _gathered(_parameters(model).items()), _gathered(updates.state()), step)
+
+
+def _gathered(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Whole tensors in the first process's memory; the others help to gather one after the other, and keep nothing."""
+    found = {}
+    for name, tensor in tensors:
+        value = full(tensor.detach())
+        if processes.is_first():
+            found[name] = value.cpu().contiguous()
+    return found
 
 
 @processes.first_only

@@ -38,7 +38,10 @@ class Objective(Protocol):
         """This process's microbatches of the step; a function of `step` and the current parameters only."""
 
     def loss(self, model: nn.Module, microbatch: Any) -> torch.Tensor:
-        """Scalar; summed over the microbatches of all processes it is the step's loss."""
+        """Scalar; summed over the microbatches of all processes it is the step's loss.
+
+        An idle process asks for the loss of its first microbatch again; the metrics must count each only once.
+        """
 
     def heaviest(self) -> Any:
         """The largest microbatch that a step can come to; its loss must not count anywhere."""
@@ -64,6 +67,8 @@ class LoopConfig:
     sharding: str = "ddp"
     optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
+    seed: int = 0
+    """Sets what the model itself draws in training (dropout)."""
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of 0-based `step`."""
@@ -170,7 +175,7 @@ def rehearse(model: nn.Module, objective: Objective) -> None:
     """A forward and backward of the largest microbatch, thrown away: what does not fit fails now, not after hours."""
     model.train()
     objective.loss(model, objective.heaviest()).backward()
-    model.zero_grad(set_to_none=True)
+    model.zero_grad()
 
 
 def train_as_set(
@@ -205,6 +210,7 @@ def train_as_set(
         max_grad_norm=config.max_grad_norm,
         checkpoint_every=config.checkpoint_every,
         sharding=config.sharding,
+        seed=seed,
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)
     if config.gradient_checkpointing:
@@ -215,6 +221,8 @@ def train_as_set(
 def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step: int, folder: Path) -> dict[str, Any]:
     microbatches = objective.begin(step)
     stepping.model.train()
+    # Dropout too is a function of the step; each process has rows of its own, and drops in its own way.
+    torch.manual_seed(random.Random(f"{config.seed}-{step}-{processes.rank()}").getrandbits(63))
     losses: list[float] = []
     # All processes go through as many microbatches.
     counts = processes.everyones(len(microbatches))
@@ -226,9 +234,10 @@ def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step:
         )
     for number in range(most):
         idle = number >= len(microbatches)
-        loss = objective.loss(stepping.model, microbatches[0 if idle else number]) * (0 if idle else 1)
-        losses.append(loss.item())
-        stepping.backward(loss, last=number + 1 == most)
+        with stepping.accumulating(last=number + 1 == most):
+            loss = objective.loss(stepping.model, microbatches[0 if idle else number]) * (0 if idle else 1)
+            losses.append(loss.item())
+            stepping.backward(loss)
     total = processes.totals({"loss": sum(losses)})["loss"]
     norm = stepping.step(config.learning_rate_at(step)) if most else 0.0
     if not math.isfinite(total) or not math.isfinite(norm):

@@ -21,7 +21,10 @@ from dartune.rewards.text import same_text, skeleton
 from dartune.run import Cost, append_jsonl, read_jsonl
 from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages, vargrad_advantages
-from dartune.train.policy import PolicyObjective, a_few, totals, zero_variance
+from dartune.train.policy import COUNTED, PolicyObjective, a_few, totals, zero_variance
+
+Probe = Callable[[Engine], tuple[list[bool | None], Cost]]
+"""Which development questions a target fine-tuned on an engine's rewrites solves (None: no verdict), and the cost."""
 
 
 def mapper_prompt(template: str, demonstration: Demonstration) -> str:
@@ -33,18 +36,27 @@ def mapper_prompt(template: str, demonstration: Demonstration) -> str:
 def reason_to_stop(earlier: Sequence[dict[str, Any]], now: dict[str, Any]) -> str | None:
     """Why to stop, if the reward has risen since the best gold probe while the target got worse.
 
-    Worse is: paired over the development questions, by more than two standard errors.
+    Worse is: paired over the development questions that have a verdict in both, by more than two standard errors.
     """
-    best = max(earlier, key=lambda one: mean(one["solved"]), default=None)
+    best = max(earlier, key=lambda one: share_solved(one["solved"]), default=None)
     if best is None or now["reward"] <= best["reward"]:
         return None
-    change = [float(a) - float(b) for a, b in zip(now["solved"], best["solved"], strict=True)]
+    pairs = zip(best["solved"], now["solved"], strict=True)
+    known = [(float(then), float(later)) for then, later in pairs if then is not None and later is not None]
+    change = [later - then for then, later in known]
     if len(change) < 2 or mean(change) + 2 * stdev(change) / len(change) ** 0.5 >= 0:
         return None
+    then, later = map(mean, zip(*known, strict=True))
     return (
         f"since step {best['step']} the reward rose from {best['reward']:.3f} to {now['reward']:.3f}, while a target "
-        f"fine-tuned on the rewrites fell from {mean(best['solved']):.1%} to {mean(now['solved']):.1%} on dev"
+        f"fine-tuned on the rewrites fell from {then:.1%} to {later:.1%} on dev"
     )
+
+
+def share_solved(solved: Sequence[bool | None]) -> float:
+    """Share of the questions with a verdict that are solved; 0 where none has one."""
+    known = [one for one in solved if one is not None]
+    return mean(known) if known else 0.0
 
 
 def judged_rewards(group: Sequence[Scored]) -> list[float]:
@@ -64,11 +76,11 @@ class MapperObjective(PolicyObjective):
         *words: Any,
         reward: Reward,
         describe: Callable[[Demonstration, str], str | None] | None = None,
-        probe: Callable[[Engine], list[bool]] | None = None,
+        probe: Probe | None = None,
     ):
         """`words` are those of `PolicyObjective`; `describe` names a rewrite's style for the metrics.
 
-        `probe` says, every `config.probe_every` steps, which questions a target fine-tuned on the rewrites solves.
+        `probe` is asked every `config.probe_every` steps; what it spends is in that step's counts.
         """
         super().__init__(*words)
         self.reward, self.describe, self.probe, self.probed = reward, describe, probe, []
@@ -100,17 +112,20 @@ class MapperObjective(PolicyObjective):
     def end(self, step: int) -> dict[str, Any]:
         row = super().end(step)
         # The target scores every sample once more than the start does.
-        return row | self._probe(step + 1) | {"scored_tokens": row["scored_tokens"] + row["generated_tokens"]}
+        row["scored_tokens"] += row["generated_tokens"]
+        if self.probe is None or (step + 1) % self.config.probe_every:
+            return row
+        found, cost = self._probe(step + 1)
+        return row | found | {name: row[name] + getattr(cost, name) for name in COUNTED}
 
-    def _probe(self, step: int) -> dict[str, Any]:
-        """The gold probe's result where one is due, and a reason to stop where the reward is no longer worth it."""
-        if self.probe is None or step % self.config.probe_every:
-            return {}
+    def _probe(self, step: int) -> tuple[dict[str, Any], Cost]:
+        """The gold probe's result, with a reason to stop where the reward is no longer worth it, and its cost."""
         self.policy.model.eval()
-        now = processes.agreed({"step": step, "reward": self._row["reward"], "solved": self.probe(self.policy)})
+        solved, cost = processes.agreed(self.probe(self.policy))
+        now = {"step": step, "reward": self._row["reward"], "solved": solved}
         reason = reason_to_stop(self.probed, now)
         self.probed.append(now)
-        return {"probe": now, "probe_accuracy": mean(now["solved"])} | ({"stop": reason} if reason else {})
+        return {"probe": now, "probe_accuracy": share_solved(solved)} | ({"stop": reason} if reason else {}), cost
 
     def _forget_samples_after(self, step: int) -> None:
         """As in `PolicyObjective`; the probes up to `step` are kept."""
@@ -185,7 +200,7 @@ def train_mapper(
     folder: Path,
     *,
     describe: Callable[[Demonstration, str], str | None] | None = None,
-    probe: Callable[[Engine], list[bool]] | None = None,
+    probe: Probe | None = None,
     policy: Callable[[torch.nn.Module], LocalEngine] = engine_on,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:

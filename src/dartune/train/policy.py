@@ -7,6 +7,7 @@ rewards, is in the subclasses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
 from dartune.models.flops import TRAINING, multiplied_weights
+from dartune.models.head import is_sharded
 from dartune.models.memory import tokens_at_once
 from dartune.models.parallel_engine import LocalEngine
 from dartune.models.shared_prefix import Group, group_logprobs
@@ -28,6 +30,8 @@ from dartune.train.microbatches import Piece, cut, padded_tokens, pieces
 from dartune.train.objectives import grpo
 
 SAMPLES_ON_DISK = 5  # a step
+COUNTED = ("generated_tokens", "scored_tokens", "trained_tokens", "flops")
+"""Of a step's metrics, what it spent."""
 
 
 class PolicyConfig(Protocol):
@@ -69,6 +73,7 @@ class PolicyObjective:
         self.engines: list[Engine] = [policy, start]
         self._weights = multiplied_weights(policy.model)
         self._resumed = False
+        self._said: dict[int, tuple[float, float]] = {}
 
     def _engine_flops(self) -> float:
         return sum(engine.flops for engine in {id(engine): engine for engine in self.engines}.values())
@@ -108,7 +113,7 @@ class PolicyObjective:
         tokens = sum(len(ids) for _, ids in pairs)
         trained = TRAINING * self._weights * (tokens + sum(map(len, prompts)))
         flops = self._engine_flops() - before + trained
-        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": tokens, "flops": flops}
+        self._step_tokens, self._step_flops, self._said = tokens, flops, {}
         return self._microbatches(prompts, samples, advantages, start)
 
     def _microbatches(
@@ -119,8 +124,7 @@ class PolicyObjective:
         start: list[list[float]],
     ) -> list[Microbatch]:
         """Groups of like length together."""
-        shared = not self.config.gradient_checkpointing
-        limit = tokens_at_once(self.policy.model, self.config.microbatch_tokens)
+        limit, shared = self._forward()
         size = self.config.group_size
         ids = [[sample.ids for sample in group] for group in samples]
         order = processes.share(sorted(range(len(prompts)), key=lambda i: max(map(len, ids[i]))))
@@ -137,21 +141,36 @@ class PolicyObjective:
                 groups=groups(batch),
                 advantages=torch.cat([advantages[one.group, one.low : one.high] for one in batch]),
                 start_logprobs=[row for one in batch for row in start[one.group * size :][one.low : one.high]],
-                tokens=self._sums["tokens"],
+                tokens=self._step_tokens,
             )
             for batch in cut(parts, tokens, limit)
         ]
 
+    def _forward(self) -> tuple[int, bool]:
+        """Most tokens of a forward, and whether a prompt is read once for its group (see `group_logprobs`)."""
+        model, config = self.policy.model, self.config
+        return tokens_at_once(model, config.microbatch_tokens), not (config.gradient_checkpointing or is_sharded(model))
+
     def heaviest(self) -> Microbatch:
-        """As many of the longest prompts as a step has, every sample as long as it may be."""
-        n, size, most = self.config.questions_per_step, self.config.group_size, self.config.max_new_tokens
-        longest = max((self.prompt(row) for row in self.demonstrations), key=len)
-        full = Sample((self.renderer.end_id,) * most, (0.0,) * most, "length")
-        self._sums = {"kl": 0.0, "entropy": 0.0, "tokens": n * size * most, "flops": 0.0}
-        start = [[0.0] * most] * (n * size)
-        return self._microbatches(
-            [self.renderer.prompt_ids(longest)] * n, [[full] * size] * n, torch.zeros(n, size), start
-        )[0]
+        """Prompts as a step may draw them, with samples of the length that fills a forward best."""
+        config = self.config
+        limit, shared = self._forward()
+        prompts = [self.renderer.prompt_ids(self.prompt(row)) for row in self.demonstrations]
+        prompts = sorted(prompts * 2, key=len, reverse=True)  # a step across two epochs can have one twice
+        share = math.ceil(min(config.questions_per_step, len(self.demonstrations)) / processes.count())
+        first, counts, length = fullest(
+            [len(prompt) for prompt in prompts], share, config.group_size, config.max_new_tokens, limit, shared
+        )
+        n = sum(counts)
+        return Microbatch(
+            groups=[
+                (prompt, [(self.renderer.end_id,) * length] * count)
+                for prompt, count in zip(prompts[first:], counts, strict=False)
+            ],
+            advantages=torch.zeros(n),
+            start_logprobs=[[0.0] * length] * n,
+            tokens=n * length,
+        )
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         logprobs, mask, entropy = group_logprobs(model, microbatch.groups, with_entropy=True)
@@ -160,8 +179,8 @@ class PolicyObjective:
             start[i, : len(row)] = torch.as_tensor(row, dtype=start.dtype, device=start.device)
         advantages = microbatch.advantages.to(logprobs)
         loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)
-        self._sums["kl"] += float(kl)
-        self._sums["entropy"] += float((entropy * mask).sum())
+        # By microbatch, for an idle process asks for one again.
+        self._said.setdefault(id(microbatch), (float(kl), float((entropy * mask).sum())))
         return loss
 
     def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
@@ -174,22 +193,53 @@ class PolicyObjective:
         ]
 
     def end(self, step: int) -> dict[str, Any]:
-        tokens = max(1, self._sums["tokens"])
-        sums = processes.totals({name: self._sums[name] for name in ("kl", "entropy")})
+        kl, entropy = (sum(said[i] for said in self._said.values()) for i in range(2))
+        sums = processes.totals({"kl": kl, "entropy": entropy})
         return {
             **self._row,
-            "kl": sums["kl"] / tokens,
-            "entropy": sums["entropy"] / tokens,
-            "generated_tokens": self._sums["tokens"],
-            "scored_tokens": self._sums["tokens"],
-            "trained_tokens": self._sums["tokens"],
-            "flops": self._sums["flops"],
+            "kl": sums["kl"] / max(1, self._step_tokens),
+            "entropy": sums["entropy"] / max(1, self._step_tokens),
+            "generated_tokens": self._step_tokens,
+            "scored_tokens": self._step_tokens,
+            "trained_tokens": self._step_tokens,
+            "flops": self._step_flops,
         }
 
     def _forget_samples_after(self, step: int) -> None:
         """Samples that an interrupted run wrote after its last checkpoint are drawn again."""
         if self.samples_path.exists():
             write_jsonl(self.samples_path, [row for row in read_jsonl(self.samples_path) if row["step"] <= step])
+
+
+def fullest(
+    prompts: Sequence[int], share: int, size: int, most: int, limit: int, shared: bool
+) -> tuple[int, list[int], int]:
+    """The microbatch of the most tokens that a step can come to.
+
+    Args:
+        prompts: lengths of all prompts that a step may draw from, longest first.
+        share: groups of a step that one process trains on.
+        size: samples of a group, of `most` tokens at most.
+        limit: tokens of a forward, which only a single sample may exceed.
+        shared: a prompt is read once for its group.
+
+    Returns:
+        The first of the prompts, which follow each other; the samples of each; tokens of a sample.
+    """
+    best, found = prompts[0] + most, (0, [1], most)
+    for first, prompt in enumerate(prompts):
+        groups = min(share, len(prompts) - first)
+        read = groups if shared else groups * size
+        if best >= limit or min(limit, read * prompt + groups * size * most) <= best:
+            break
+        for n in range(1, groups + 1):
+            for samples in range(n, n * size + 1):
+                read = (n if shared else samples) * prompt
+                length = min(most, (limit - read) // samples)
+                if length > 0 and read + samples * length > best:
+                    best = read + samples * length
+                    found = (first, [samples // n + (i < samples % n) for i in range(n)], length)
+    return found
 
 
 def zero_variance(rewards: torch.Tensor) -> float:
@@ -204,5 +254,4 @@ def a_few(items: Sequence[Any]) -> Sequence[Any]:
 
 def totals(history: Sequence[dict[str, Any]]) -> Cost:
     """Tokens and operations over a run's metric rows."""
-    counted = ("generated_tokens", "scored_tokens", "trained_tokens", "flops")
-    return Cost(**{key: sum(row[key] for row in history) for key in counted})
+    return Cost(**{key: sum(row[key] for row in history) for key in COUNTED})

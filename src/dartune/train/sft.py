@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -64,16 +65,21 @@ class SFTObjective:
         chosen.sort(key=_length)
         self._tokens = sum(len(reply) for _, reply in chosen)
         self._read = sum(len(prompt) + len(reply) for prompt, reply in chosen)
-        return self._cut(processes.share(chosen))
+        batches = cut(processes.share(chosen), _padded_tokens, self.microbatch_tokens)
+        return [(batch, self._tokens) for batch in batches]
 
     def heaviest(self) -> Microbatch:
-        longest = sorted(self.rows, key=_length)[-self.batch_size :]
-        self._tokens = sum(len(reply) for _, reply in longest)
-        batches = self._cut(processes.share(longest))
-        return max(batches, key=lambda batch: _padded_tokens(batch[0]))
+        # Where shorter rows fill the limit better than the longest do, they are the heavier. A step across two epochs
+        # can have a row twice.
+        rows = sorted([*self.rows, *self.rows], key=_length, reverse=True)
+        share = math.ceil(self.batch_size / processes.count())
 
-    def _cut(self, rows: list[Row]) -> list[Microbatch]:
-        return [(batch, self._tokens) for batch in cut(rows, _padded_tokens, self.microbatch_tokens)]
+        def fitting(first: int) -> int:
+            return max(1, min(share, self.microbatch_tokens // _length(rows[first]), len(rows) - first))
+
+        first = max(range(len(rows)), key=lambda i: fitting(i) * _length(rows[i]))
+        chosen = rows[first : first + fitting(first)]
+        return chosen, sum(len(reply) for _, reply in chosen)
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         rows, tokens = microbatch

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dartune import processes
 from dartune.errors import MachineError
 from dartune.models.sharding import full, shard, spread_like
-from dartune.models.shared_prefix import device_of
+from dartune.models.shared_prefix import device_of, sequence_logprobs
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MISSING = "sharding: deepspeed needs DeepSpeed: pip install deepspeed, or set sharding: fsdp2"
@@ -30,17 +31,23 @@ class Updates(Protocol):
     model: nn.Module
     """What losses are computed with; its weights are the trained model's."""
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add a microbatch's gradient; after the step's `last` one, gradients are summed over the processes."""
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """What a microbatch's forward and `backward` happen in; with the step's `last` one its gradient is complete.
+
+        That is, the sum over all microbatches of all processes; how much of it is summed earlier is each way's own.
+        """
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a microbatch's gradient, within `accumulating`."""
 
     def step(self, learning_rate: float) -> float:
         """Scale the gradient down to the largest norm, step, forget it; returns its norm, which must be finite."""
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything the optimisers know, whole, in every process: `<optimiser>.<weight>.<name>`."""
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Everything the optimisers know, by `<optimiser>.<weight>.<name>`, spread or not; every process must ask."""
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Take over what `state` said, whole."""
 
 
 class Plain:
@@ -51,18 +58,30 @@ class Plain:
     """
 
     def __init__(self, model: nn.Module, build: Any, max_norm: float, *, spread: bool):
-        self.accelerator = _accelerator(model)
-        self.model = shard(model) if spread else self.accelerator.prepare(model)
+        self.apart: list[nn.Parameter] = []
+        if spread:
+            self.model = shard(model)
+        elif processes.count() > 1:
+            self.apart = _unreached(model)
+            self.model = _copied(model, self.apart)
+        else:
+            self.model = model
         self.optimizers: Sequence[torch.optim.Optimizer] = build(model)
         self.max_norm = max_norm
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        # DDP decides in the forward whether the backward that follows sends gradients round. FSDP2 always sends them:
+        # kept whole until the last microbatch, they would take the memory that spreading them saves.
+        later = None if last else getattr(self.model, "no_sync", None)
+        return later() if later else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
         # Gradients are averaged over the processes, and are to be summed.
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
-            self.accelerator.backward(loss * processes.count())
+        (loss * processes.count()).backward()
 
     def step(self, learning_rate: float) -> float:
-        norm = float(full(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_norm)))
+        self._sum_apart()
+        norm = float(full(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -71,13 +90,22 @@ class Plain:
             optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def state(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{number}.{index}.{key}": whole(torch.as_tensor(value))
-            for number, optimizer in enumerate(self.optimizers)
-            for index, state in optimizer.state_dict()["state"].items()
-            for key, value in state.items()
-        }
+    def _sum_apart(self) -> None:
+        """Sum by hand the gradients that DDP leaves alone, where there are any."""
+        if not self.apart:
+            return
+        reached = processes.everyones([weight.grad is not None for weight in self.apart])
+        for weight, anywhere in zip(self.apart, map(any, zip(*reached, strict=True)), strict=True):
+            if anywhere:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                torch.distributed.all_reduce(weight.grad)
+                weight.grad /= processes.count()
+
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for number, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    yield f"{number}.{index}.{key}", torch.as_tensor(value)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.optimizers]
@@ -120,8 +148,11 @@ class DeepSpeed:
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
 
-    def backward(self, loss: torch.Tensor, last: bool) -> None:
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
         self.model.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
         self.model.backward(loss * processes.count(), scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
@@ -130,16 +161,14 @@ class DeepSpeed:
         self.model.step()
         return float(self.model.get_global_grad_norm())
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         steps = next(iter(self._optimizer.optimizer.state.values()))["step"]
-        found = {}
         for index, weight in enumerate(self.trained):
-            found[f"0.{index}.step"] = whole(steps).clone()
+            yield f"0.{index}.step", steps.clone()
             for key in MOMENTS:
-                found[f"0.{index}.{key}"] = whole(safe_get_full_optimizer_state(weight, key))
-        return found
+                yield f"0.{index}.{key}", safe_get_full_optimizer_state(weight, key)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -155,11 +184,6 @@ class DeepSpeed:
                 safe_set_full_optimizer_state(weight, state[f"0.{index}.{key}"].to(weight.device), key)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's whole value, on the CPU."""
-    return full(tensor.detach()).cpu().contiguous()
-
-
 def updates(model: nn.Module, build: Any, sharding: str, max_norm: float) -> Updates:
     """The way of stepping that a config names; with one process there is but one.
 
@@ -171,9 +195,35 @@ def updates(model: nn.Module, build: Any, sharding: str, max_norm: float) -> Upd
     return Plain(model, build, max_norm, spread=sharding == "fsdp2" and processes.count() > 1)
 
 
-def _accelerator(model: nn.Module) -> Any:
+def _copied(model: nn.Module, apart: Sequence[nn.Parameter]) -> nn.Module:
+    """The model as DDP trains it, where it is and in the dtypes it has, whatever accelerate's launcher was told.
+
+    Args:
+        apart: weights that DDP is to leave alone.
+    """
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
+    left = {id(weight) for weight in apart}
+    names = [name for name, weight in model.named_parameters() if id(weight) in left]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
     # Buffers are the same everywhere, and sending them round would ask for as many forwards in every process.
     plain = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device_of(model).type == "cpu", kwargs_handlers=[plain])
+    accelerator = Accelerator(
+        cpu=device_of(model).type == "cpu",
+        mixed_precision="no",
+        dynamo_backend="no",
+        device_placement=False,
+        kwargs_handlers=[plain],
+    )
+    return accelerator.prepare(model)
+
+
+def _unreached(model: nn.Module) -> list[nn.Parameter]:
+    """Weights to be trained that text does not reach (a vision tower's): DDP would wait for their gradients."""
+    training = model.training
+    model.train()
+    sequence_logprobs(model, [((0,), (0,))])[0].sum().backward()
+    found = [p for p in model.parameters() if p.requires_grad and p.grad is None]
+    model.train(training)
+    model.zero_grad()
+    return found
