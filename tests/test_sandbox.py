@@ -64,6 +64,86 @@ def test_a_wrong_program_fails_however_it_tries(program, sandbox):
     assert sandbox.call([[program, TESTS]]) == [False]
 
 
+SHARED = "assert set(f((3, 4, 5), (5, 7, 4))) == set((4, 5))"
+CLOSE = "import math\nassert math.isclose(f(10), 4188.79, rel_tol=0.001)"
+NEAR = "assert abs(f(2) - 1.41421) < 1e-3"
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("def set(x): return 1\ndef f(a, b): return ()", SHARED),
+        ("import builtins\nbuiltins.set = lambda x: 1\ndef f(a, b): return ()", SHARED),
+        ("def set(x): return 1\ndef f(a, b): return ()", f"from solution import *\n{SHARED}"),
+        ("def set(x): return 1\ndef f(a, b): return ()", f"from solution import f\n{SHARED}"),
+        ("def set(x): return 1\ndef f(a, b): return ()", f"import solution\n{SHARED.replace('f(', 'solution.f(')}"),
+        ("def abs(x): return 0\ndef f(x): return 0", NEAR),
+        ("def all(x): return True\ndef f(x): return 0", "assert all(f(i) == i * i for i in range(5))"),
+        ("def range(x): return []\ndef f(x): return 0", "assert all(f(i) == i * i for i in range(5))"),
+        ("def sorted(x): return [1, 2]\ndef len(x): return 2\ndef f(x): return 0",
+         "def test_it():\n    assert sorted(f([2, 1])) == [1, 2]\n    assert len(f([2, 1])) == 2"),
+        ("def sum(x): return 6\ndef len(x): return 1\nf = 0", "assert sum([f]) == len([1]) * 6"),
+    ],
+)  # fmt: skip
+def test_a_program_cannot_stand_in_for_a_built_in_function_of_the_tests(program, tests, sandbox):
+    assert sandbox.call([[program, tests]]) == [False]
+
+
+PATCH = "math.isclose = lambda *_, **__: True"
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (f"import math\n{PATCH}\ndef f(r): return 0", CLOSE),
+        (f"import math\n{PATCH}\ndef f(r): return 0", "def test_it():\n    " + CLOSE.replace("\n", "\n    ")),
+        (f"import math\n{PATCH}\ndef f(r): return 0", "from math import isclose\nassert isclose(f(10), 4188.79)"),
+        (f"def f(r):\n    import math\n    {PATCH}\n    return 0", f"x = f(10)\n{CLOSE.replace('f(10)', 'x')}"),
+        (f"import sys\nclass math: pass\n{PATCH}\nsys.modules['math'] = math\ndef f(r): return 0", CLOSE),
+        (f"import math\n{PATCH}\ndef f(r): return 0", "assert math.isclose(f(10), 4188.79)"),
+        (f"class math: pass\n{PATCH}\ndef f(r): return 0", "assert math.isclose(f(10), 4188.79)"),
+        ("import math as m\nm.isclose = lambda *_: True\ndef f(r): return 0", "assert m.isclose(f(10), 4188.79)"),
+        ("import numpy\nnumpy.allclose = lambda *_: True\ndef f(r): return 0",
+         "import numpy as np\nassert np.allclose(f(1), [2, 3])"),
+        ("import numpy\nnumpy.linalg.norm = lambda *_: 5\ndef f(r): return 0",
+         "import numpy as np\nassert np.linalg.norm(f(1)) == 5"),
+        ("import numpy\nnumpy.testing.assert_allclose = lambda *_: True\ndef f(r): return 0",
+         "from numpy.testing import assert_allclose\nassert_allclose(f(1), [2, 3])\nassert True"),
+    ],
+)  # fmt: skip
+def test_a_program_cannot_change_a_function_of_the_tests_modules(program, tests, sandbox):
+    assert sandbox.call([[program, tests]]) == [False]
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        ("def sum(a, b): return a + b", "assert sum(10, 15) == 25"),
+        ("def sum(a, b): return a + b", "import math\nassert math.isclose(sum(10, 15), 25)"),
+        ("def sum(a, b): return a + b", "from solution import sum\nassert abs(sum(10, 15)) == 25"),
+        ("def len(x): return 7\ndef f(x): return len(x)", "assert f([1]) == 7 and len([1]) == 1"),
+        ("def f(x): return x * x", "from solution import *\nassert f(2) == 4"),
+        ("import math\ndef f(r): return math.pi", "assert math.isclose(f(1), 3.14159, rel_tol=1e-3)"),
+        ("import numpy as np\ndef f(x): return np.array([x, x])", "assert np.array_equal(f(2), [2, 2])"),
+        ("class Queue:\n    def push(s, x): return x\nqueue = Queue()", "assert queue.push(3) == 3"),
+        ("from collections import Counter, OrderedDict, namedtuple\nP = namedtuple('P', 'x y')\n"
+         "def f(x): return Counter(x), OrderedDict(a=1), P(1, 2)",
+         "import collections\nfrom collections import Counter\n"
+         "assert f('aab') == (Counter('aab'), collections.OrderedDict(a=1), (1, 2))"),
+        ("def f(): print('said', end='')", "import io, sys\nold, sys.stdout = sys.stdout, io.StringIO()\nf()\n"
+         "said, sys.stdout = sys.stdout.getvalue(), old\nassert said == 'said'"),
+        ("import random\ndef f(): return random.choice([1, 2])",
+         "import random\nrandom.choice = lambda items: 'chosen'\nassert f() == 'chosen'"),
+        ("import time\ndef f(): return time.time()",
+         "from unittest.mock import patch\nwith patch('time.time', return_value=3):\n    assert f() == 3"),
+        ("import os\ndef f(*x): return os.path.join(*x)", "import os.path\nassert f('a', 'b') == os.path.join('a/b')"),
+        ("def f(x): return x", "import scipy.linalg as la, numpy\nassert f(la.norm(numpy.array([3, 4]))) == 5"),
+    ],
+)  # fmt: skip
+def test_honest_programs_and_tests_do_not_notice(program, tests, sandbox):
+    assert sandbox.call([[program, tests]]) == [True]
+
+
 WALK = """
 import gc, os, sys
 def walk(frame):

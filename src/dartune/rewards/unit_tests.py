@@ -1,7 +1,8 @@
 """A program against its unit tests, inside the sandbox: right where every assert holds and at least one was reached.
 
-The tests are read and compiled before the program runs, with their own built-in functions, and their comparisons are
-made here, so that what the program does to `AssertionError`, `all` or `__eq__` changes no verdict.
+The tests are read and compiled before the program runs, with their own built-in functions and modules, and their
+comparisons are made here, so that what the program does to `AssertionError`, `all`, `math` or `__eq__` changes no
+verdict.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import operator
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+from dartune.rewards.own_modules import OwnModules
 
 PROGRAM = "solution"
 """The name tests may import the program by."""
@@ -76,18 +79,23 @@ def prepare(program: str, tests: str) -> None:
 def passes(program: str, tests: str) -> bool:
     """Whether the program, run as a module `solution`, fulfils the tests: asserts, or functions `test_...` of them."""
     warnings.simplefilter("ignore")
+    tree = parsed_tests(tests)
     checks = compile(ast.fix_missing_locations(_Guarded().visit(parsed_tests(tests))), "tests", "exec")
     own_builtins = dict(vars(builtins))
     tally = _Tally()
     module = types.ModuleType(PROGRAM)
-    sys.modules[PROGRAM] = module
     try:
+        needs = _Needs(tree, ast.parse(program))
+        own = OwnModules(tree, PROGRAM, needs.modules.values())
+        sys.modules[PROGRAM] = module
         exec(compile(program, f"{PROGRAM}.py", "exec", dont_inherit=True), vars(module))
-        given = dict(vars(module))
+        hidden = own_builtins.keys() - needs.tested_builtins
+        given = {name: value for name, value in vars(module).items() if name not in hidden}
         names = {
             **given,
+            **{name: copy for name, copy in needs.copies(own).items() if name in given},
             "__name__": "tests",
-            "__builtins__": own_builtins,
+            "__builtins__": own_builtins | {"__import__": own.imported},
             _ASSERT: tally.asserted,
             _COMPARE: tally.compared,
         }
@@ -97,6 +105,62 @@ def passes(program: str, tests: str) -> bool:
     except BaseException:  # also SystemExit and KeyboardInterrupt, which the program may raise
         return False
     return tally.asserts > 0
+
+
+class _Needs:
+    """What tests use without making it: `modules`, the name that each is used by and its own, and built-in names that
+    are no helpers of the tests' but what they are about (MBPP has a function `sum` to write)."""
+
+    def __init__(self, tests: ast.Module, program: ast.Module) -> None:
+        nodes = list(ast.walk(tests))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        free = {node.id for node in names if isinstance(node.ctx, ast.Load)} - set(_made(nodes))
+        self._read: dict[str, set[str]] = {}
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in free:
+                self._read.setdefault(node.value.id, set()).add(node.attr)
+        self.modules = {name: name for name in self._read if name in sys.stdlib_module_names or name in LIBRARIES}
+        for alias in (one for node in ast.walk(program) if isinstance(node, ast.Import) for one in node.names):
+            top = alias.name.partition(".")[0]
+            if (alias.asname or top) in self._read:
+                self.modules[alias.asname or top] = alias.name if alias.asname else top
+        helpers = free & vars(builtins).keys()
+        # Of several nobody can say which are under test, and which the tests rely on.
+        one_alone = len(helpers) == 1 and free == helpers | self.modules.keys()
+        self.tested_builtins = helpers if one_alone and not any(map(_names_program, nodes)) else set()
+
+    def copies(self, own: OwnModules) -> dict[str, types.ModuleType]:
+        """The modules that have all that the tests read of them, as `own` has them."""
+        found = {name: own.get(module) for name, module in self.modules.items()}
+        return {
+            name: copy
+            for name, copy in found.items()
+            if copy is not None and all(hasattr(copy, attribute) for attribute in self._read[name])
+        }
+
+
+def _names_program(node: ast.AST) -> bool:
+    """Whether a node says what the program is called."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module] if isinstance(node, ast.ImportFrom) else []
+    names += [node.value] if isinstance(node, ast.Constant) else []
+    return PROGRAM in names
+
+
+def _made(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Names that a program binds, anywhere."""
+    for node in nodes:
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name.partition(".")[0]
+        elif isinstance(
+            node,
+            ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler | ast.MatchAs | ast.MatchStar,
+        ):
+            yield node.name or ""
 
 
 def _test_functions(names: dict[str, Any], given: dict[str, Any]) -> Iterator[Callable[[], Any]]:
@@ -109,6 +173,11 @@ def _test_functions(names: dict[str, Any], given: dict[str, Any]) -> Iterator[Ca
 
 class _Guarded(ast.NodeTransformer):
     """Asserts and comparisons as calls of our own."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
+        """All names of the program are there without an import, but for those that hide a built-in one."""
+        everything = node.module == PROGRAM and node.names[0].name == "*"
+        return ast.copy_location(ast.Pass(), node) if everything else node
 
     def visit_Assert(self, node: ast.Assert) -> ast.Expr:
         call = ast.Call(ast.Name(_ASSERT, ast.Load()), [self.visit(node.test)], [])
