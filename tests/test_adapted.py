@@ -6,6 +6,7 @@ import re
 import pytest
 
 from dartune.data.adapted import FIELDS, accounting, read_adapted, write_adapted
+from dartune.data.render import Renderer
 from dartune.errors import DartuneError, InputError
 from fixtures_models import save_tiny
 
@@ -123,6 +124,35 @@ def test_the_card_states_counts_views_and_source(tmp_path):
     assert "| rewrite | 3 | 50.0% |" in card and "| dropped | 1 | 16.7% |" in card
     assert "* mapper: a copy of the target" in card and "* odd: a --- b: c" in card
     assert "-2.500 for the original" in card and "-1.000 for these" in card
+
+
+SYSTEM = "Think in short steps.\nAnswer in English."
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_system_prompt_stands_before_every_question_as_the_target_is_asked(chat, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE, chat=chat, system_prompt=SYSTEM)
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny(tmp_path / "model", "qwen3", chat=chat))
+    first = cached(tmp_path)[0]
+    said = Renderer(tokenizer, SYSTEM).prompt_ids(ROWS[0]["question"])
+    if chat:
+        turn = {"role": "system", "content": SYSTEM}
+        assert first["messages"] == first["prompt"] + first["completion"] == [turn, *ROWS[0]["messages"]]
+        text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
+        assert tokenizer.encode(text, add_special_tokens=False) == said
+    else:
+        assert tokenizer.encode(first["prompt"], add_special_tokens=False) == said
+    assert all(row["messages"][0]["content"] == SYSTEM for row in read_adapted(folder))
+    card = (folder / "README.md").read_text()
+    assert "begins with the system prompt" in card and f"* system prompt: {' '.join(SYSTEM.split())}" in card
+
+
+def test_without_a_system_prompt_nothing_is_said_of_one(tmp_path):
+    folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE, chat=False, system_prompt=None)
+    assert cached(tmp_path)[0]["prompt"] == "What is 0?\n"
+    assert read_adapted(folder) == ROWS and "system" not in (folder / "README.md").read_text()
 
 
 def test_a_second_writing_replaces_the_first_and_a_failed_one_leaves_it(tmp_path, monkeypatch):

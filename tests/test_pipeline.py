@@ -57,12 +57,14 @@ def problems(tmp_path_factory):
 @pytest.mark.parametrize(("architecture", "chat"), list(zip(ARCHITECTURES, [True, True, False, False], strict=True)))
 def test_any_model_folder_runs_to_the_report(architecture, chat, problems, tmp_path):
     target = save_tiny(tmp_path / "target", architecture, chat=chat, context=2048)
-    assert main(arguments(problems, target, tmp_path / "run")) == 0
+    assert main(arguments(problems, target, tmp_path / "run", "--target.system_prompt=Be brief.")) == 0
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     assert results["arms"] == ["base", "sft", "dart"]
     rows = read_jsonl(tmp_path / "run" / "stages" / "synthesise-s0" / "rows.jsonl")
     trained = read_jsonl(tmp_path / "run" / "stages" / "data" / "train.jsonl")
     assert [row["id"] for row in rows] == [row["id"] for row in trained]
+    adapted = read_adapted(tmp_path / "run" / "stages" / "synthesise-s0" / "adapted")
+    assert all(row["messages"][0] == {"role": "system", "content": "Be brief."} for row in adapted)
     assert all(row["provenance"] in ("rewrite", "own", "original", "dropped") and row["reason"] for row in rows)
     learnt = any(row["provenance"] in ("rewrite", "own", "natural") for row in rows)
     assert any("dart, seed 0: no row was adapted" in note for note in results["notes"]) == (not learnt)

@@ -247,7 +247,9 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
         note = {"run": config.name, "data": data_name(config.data.path), **_model_names(config), "seed": seed}
         accounting(rows, len(job.data.train))
         chat = models.renderer.template is not None
-        write_adapted(out / "adapted", rows, provenance_note=note, chat=chat)
+        write_adapted(
+            out / "adapted", rows, provenance_note=note, chat=chat, system_prompt=models.renderer.system_prompt
+        )
         return synthesis_cost(rows)
 
     job.run.stage(name, stage_inputs, work)

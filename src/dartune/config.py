@@ -75,8 +75,8 @@ class DataConfig(Section):
         description="ours -> theirs, where columns have other names: {question: Problem, answer: Result}",
     )
     limit: Positive | None = Field(None, description="use so many rows only, for a quick try")
-    dev: Count = Field(64, description="rows held out to choose the learning rate (at most a tenth of yours)")
-    test: Count = Field(128, description="rows held out as a test suite (at most a tenth of yours)")
+    dev: Count = Field(64, description="questions held out to choose the learning rate (at most a tenth of yours)")
+    test: Count = Field(128, description="questions held out as a test suite (at most a tenth of yours)")
 
 
 class TargetConfig(Section):

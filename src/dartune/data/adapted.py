@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dartune import processes
+from dartune.data.render import plain_prompt
 from dartune.errors import DartuneError, InputError, Problems
 from dartune.files import sync
 
@@ -143,6 +144,7 @@ def write_adapted(
     *,
     provenance_note: Mapping[str, Any],
     chat: bool = True,
+    system_prompt: str | None = None,
 ) -> Path:
     """Writes `data.jsonl`, `success_only.parquet`, `keep_original.parquet` and the card `README.md`.
 
@@ -154,6 +156,7 @@ def write_adapted(
         provenance_note: where the rows come from (target, mapper, seed, ...); goes into the card.
         chat: True: the views hold conversations (`messages`, `prompt`, `completion`). False, for a model
             without a chat template: plain text in `prompt` and `completion`, no `messages`.
+        system_prompt: stands before every question, as it does where the target is trained and asked.
 
     Raises:
         DartuneError: a row lacks a field, repeats an id, or has nothing to train on.
@@ -166,8 +169,9 @@ def write_adapted(
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     views = [name for name in VIEWS if any(counts[provenance] for provenance in VIEWS[name].provenances)]
-    _write_rows(fresh, rows, views, _schema(names, chat), chat)
-    (fresh / "README.md").write_text(card(counts, medians, views, provenance_note, chat), encoding="utf-8")
+    _write_rows(fresh, rows, views, _schema(names, chat), chat, system_prompt)
+    text = card(counts, medians, views, provenance_note, chat, system_prompt)
+    (fresh / "README.md").write_text(text, encoding="utf-8")
     for file in fresh.iterdir():
         sync(file)
     if folder.exists():
@@ -233,7 +237,14 @@ def _survey(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[str]], di
     return {column: sorted(known) for column, known in names.items()}, medians
 
 
-def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]], views: Sequence[str], schema: Any, chat: bool) -> None:
+def _write_rows(
+    folder: Path,
+    rows: Iterable[Mapping[str, Any]],
+    views: Sequence[str],
+    schema: Any,
+    chat: bool,
+    system_prompt: str | None,
+) -> None:
     """`data.jsonl` and the views, in one pass."""
     from pyarrow import Table
     from pyarrow.parquet import ParquetWriter
@@ -242,18 +253,27 @@ def _write_rows(folder: Path, rows: Iterable[Mapping[str, Any]], views: Sequence
     with ExitStack() as open_files:
         everything = open_files.enter_context((folder / "data.jsonl").open("w", encoding="utf-8"))
         tables = {name: open_files.enter_context(ParquetWriter(folder / f"{name}.parquet", schema)) for name in views}
-        while chunk := [{name: plain(row[name]) for name in FIELDS} for row in islice(rows, ROWS_AT_ONCE)]:
+        while chunk := [_published(row, system_prompt) for row in islice(rows, ROWS_AT_ONCE)]:
             everything.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in chunk)
             for name, table in tables.items():
-                kept = [_view_row(row, chat) for row in chunk if row["provenance"] in VIEWS[name].provenances]
+                kept = [
+                    _view_row(row, chat, system_prompt) for row in chunk if row["provenance"] in VIEWS[name].provenances
+                ]
                 if kept:
                     table.write_table(Table.from_pylist(kept, schema=schema))
 
 
-def _view_row(row: dict[str, Any], chat: bool) -> dict[str, Any]:
+def _published(row: Mapping[str, Any], system_prompt: str | None) -> dict[str, Any]:
+    known = {name: plain(row[name]) for name in FIELDS}
+    if system_prompt is not None:
+        known["messages"] = [{"role": "system", "content": system_prompt}, *known["messages"]]
+    return known
+
+
+def _view_row(row: dict[str, Any], chat: bool, system_prompt: str | None) -> dict[str, Any]:
     if chat:
         return {**row, "prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
-    return {**row, "prompt": row["question"] + "\n", "completion": row["solution"]}
+    return {**row, "prompt": plain_prompt(row["question"], system_prompt), "completion": row["solution"]}
 
 
 def _schema(names: Mapping[str, Sequence[str]], chat: bool) -> Any:
@@ -285,6 +305,7 @@ def card(
     filled: Sequence[str],
     note: Mapping[str, Any],
     chat: bool = True,
+    system_prompt: str | None = None,
 ) -> str:
     """The data card: YAML front matter that `datasets` reads, then what the rows are and their source.
 
@@ -292,7 +313,10 @@ def card(
         counts: rows by provenance, and of all.
         medians: of the alignment, `before` and `after`.
         filled: the views that have rows.
+        chat, system_prompt: as in `write_adapted`.
     """
+    if system_prompt is not None:
+        note = {**note, "system prompt": system_prompt}
     configs = []
     for view in filled:
         configs += [f"- config_name: {view}", *([] if configs else ["  default: true"]), "  data_files:"]
@@ -310,6 +334,8 @@ def card(
         if chat
         else "`prompt` and `completion` hold plain text, for a model without a chat template"
     )
+    if system_prompt is not None:
+        columns += f"; {'a conversation' if chat else 'a prompt'} begins with the system prompt that is named below"
     loads = [f'rows = load_dataset("{HERE}", "{name}", split="train")' for name in VIEWS if name in filled]
     loading = "\n".join(["```python", "from datasets import load_dataset", *loads, "```"])
     front_matter = "\n".join(["---", "configs:" if configs else "configs: []", *configs, "---", ""])

@@ -68,8 +68,7 @@ class Renderer:
     def prompt_ids(self, user_text: str) -> list[int]:
         """Ids of everything before the response; none of them is trained."""
         if self.template is None:
-            text = user_text if self.system_prompt is None else f"{self.system_prompt}\n{user_text}"
-            return self._leading_ids + self.text_ids(text + "\n")
+            return self._leading_ids + self.text_ids(plain_prompt(user_text, self.system_prompt))
         mark = _unused_character(user_text + (self.system_prompt or ""))
         found: list[str] = []
 
@@ -188,6 +187,11 @@ class Renderer:
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+
+def plain_prompt(user_text: str, system_prompt: str | None) -> str:
+    """The prompt of a model without a chat template."""
+    return f"{user_text}\n" if system_prompt is None else f"{system_prompt}\n{user_text}\n"
 
 
 def _with_spaces(name: str, token: Any) -> str:
