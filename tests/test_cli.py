@@ -79,7 +79,8 @@ def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
     from dartune.config import load_config
 
     config = load_config(None, {"data": "lab:values", "target": "lab:equations"})
-    Run(tmp_path / "run", print, config=config).close()
+    with Run(tmp_path / "run", print) as run:
+        run.note_config(config)
     folder = str(tmp_path / "run")
     assert main(["show", "config", folder]) == 0
     assert capsys.readouterr().out == config.resolved_yaml()

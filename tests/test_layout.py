@@ -36,6 +36,7 @@ ORDER = (
     "report",
     "inputs",
     "scoring",
+    "lengths",
     "roster",
     "job",
     "adapt",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except stopping.Stopped:
-        _say(f"\nstopped (SIGTERM); the same command continues: dartune {' '.join(arguments)}")
+        _say(f"\nstopped (SIGTERM); the same command continues: dartune {shlex.join(arguments)}")
         return 143
     except KeyboardInterrupt:
-        _say(f"\ninterrupted; the same command continues: dartune {' '.join(arguments)}")
+        _say(f"\ninterrupted; the same command continues: dartune {shlex.join(arguments)}")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -193,6 +194,8 @@ def _show(options: argparse.Namespace) -> None:
             return
         subject = folder
     else:
+        if options.what == "rewrites":
+            raise InputError("show rewrites needs the folder of a run, such as runs/lab")
         subject = _config(options)
         if options.what == "config":
             print(subject.resolved_yaml(), end="")

@@ -9,9 +9,10 @@ from typing import Any
 from dartune.adapt import mapper_stage, preparing, probe_stage, synthesis_stage
 from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
 from dartune.data.rows import open_rows
+from dartune.errors import InputError
 from dartune.job import Job
 from dartune.report.gather import EXAMPLES, adapted_quality, examples
-from dartune.run import read_jsonl
+from dartune.run import END_IT, read_jsonl
 from dartune.train_arms import chosen_rate, evaluation_stage, train_stages, training_rows
 
 Rows = list[dict[str, Any]]
@@ -21,7 +22,7 @@ def measured(job: Job) -> dict[str, Any]:
     """The arguments of `build_results`.
 
     Raises:
-        DartuneError: a stage has not finished.
+        InputError: a stage has not finished.
     """
     config = job.config
     arms = [arm for arm in in_order(config.arms) if arm in config.arms]
@@ -73,10 +74,17 @@ def _idle(job: Job, arms: list[str]) -> list[str]:
 
 
 def _rows(job: Job, stage: str, name: str) -> Rows:
+    _refuse_unfinished(job, stage)
     return read_jsonl(job.run.stage_folder(stage) / f"{name}.jsonl")
 
 
+def _refuse_unfinished(job: Job, stage: str) -> None:
+    if not job.run.finished(stage):
+        raise InputError(f"the stage {stage} has not finished; {END_IT.format(job.run.folder)}")
+
+
 def _on_disk(job: Job, stage: str, name: str) -> Sequence[dict[str, Any]]:
+    _refuse_unfinished(job, stage)
     return open_rows(job.run.stage_folder(stage) / f"{name}.jsonl")
 
 

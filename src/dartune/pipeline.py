@@ -6,6 +6,7 @@ the reason said) when they did, continued where an interrupted attempt of it lef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from dartune import adapt, processes, train_arms
 from dartune.arms import ARMS, adaptations, in_order
 from dartune.compare import compare
-from dartune.config import Config, load_config
+from dartune.config import Config, load_config, missing_paths
 from dartune.data.quality import check_report, show_rows
 from dartune.data.rows import Rows, demonstration, open_rows, write_rows
 from dartune.errors import InputError
@@ -22,6 +23,7 @@ from dartune.matrix import cells
 from dartune.measured import measured
 from dartune.models.memory import memory_lines
 from dartune.models.shared_prefix import device_of
+from dartune.recipe import Recipe
 from dartune.report.gather import shown_rewrites
 from dartune.report.page import write_report
 from dartune.report.results import build_results
@@ -29,7 +31,7 @@ from dartune.report.summary import summarise
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.solved import contradicting
 from dartune.roster import prepared
-from dartune.run import Run
+from dartune.run import END_IT, Run
 from dartune.tracking import tracking
 
 SHOWN_ROWS = 3
@@ -45,13 +47,22 @@ def run(config: Config) -> str:
         MachineError: this machine cannot go on (disk, memory, numbers that are not finite).
     """
     if config.matrix:
-        made = cells(config)
-        summaries = [f"{name}\n\n{run(cell)}" for name, cell in made]
-        return "\n".join([*summaries, compare([Path(cell.output) for _, cell in made])] if len(made) > 1 else summaries)
-    with processes.joined(), Run(Path(config.output), config=config) as folder, AnswerChecker() as checker:
+        with processes.joined():
+            return _all_cells(cells(config))
+    with processes.joined(), Run(Path(config.output)) as folder, AnswerChecker() as checker:
         job = started(config, folder, checker)
         with tracking(config, folder.folder, folder.log) as job.tracking:
             return work(job)
+
+
+def _all_cells(made: Sequence[tuple[str, Config]]) -> str:
+    """Every run of a matrix, and how they compare."""
+    if missing := [f"{name}: {line}" for name, cell in made for line in missing_paths(cell, Recipe())]:
+        raise InputError("the matrix cannot be run", missing)
+    summaries = [f"{name}\n\n{run(cell)}" for name, cell in made]
+    if len(made) > 1 and processes.is_first():
+        summaries.append(compare([Path(cell.output) for _, cell in made]))
+    return "\n".join(summaries)
 
 
 def work(job: Job) -> str:
@@ -75,6 +86,7 @@ def work(job: Job) -> str:
 def started(config: Config, folder: Run, checker: AnswerChecker) -> Job:
     """Read, check and split the data; write what the later stages train and test on."""
     data, models = prepared(config)
+    folder.note_config(config)
     job = Job(models.config, folder, checker, data, models)
 
     def write(out: Path) -> None:
@@ -130,9 +142,11 @@ def report(folder: Path) -> str:
     """Make the report of a finished run folder again; returns the summary.
 
     Raises:
-        InputError: a stage is not finished.
+        InputError: a stage is not finished, or the data are no longer those of the run.
     """
     config = load_config(folder / "config.resolved.yaml")
     with Run(folder) as run_folder, AnswerChecker() as checker:
         data, models = prepared(config)
+        if run_folder.noted_inputs("data") != {"data": data.fingerprint}:
+            raise InputError(f"{config.data.path} is not what this run was made from; {END_IT.format(folder)}")
         return written_report(Job(models.config, run_folder, checker, data, models))

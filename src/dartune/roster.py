@@ -15,6 +15,7 @@ from dartune.config import Adapter, Config
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.lab import source as lab
+from dartune.lengths import too_long
 from dartune.models.adapter import is_adapter, load_adapter, remove_lora
 from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.hf_engine import HFEngine
@@ -66,6 +67,8 @@ class Roster:
         """
         self.config = config
         self._servers: list[VLLMEngine] = []
+        self.contexts: dict[str, int] = {}
+        """path -> tokens that a model reads at once, of those that were checked."""
         addresses = [config.target.path, config.mapper.path or config.target.path, config.target.other]
         paths, problems = {}, []
         for address in dict.fromkeys(address for address in addresses if address):
@@ -221,7 +224,7 @@ class Roster:
         for path in dict.fromkeys(filter(None, [self.target_path, self.mapper_path, self.other_path])):
             try:
                 tokenizer = load_tokenizer(path, trust_remote_code=self.config.target.trust_remote_code)
-                self._load(path)
+                self.contexts[path] = context_length(self._load(path))
             except InputError as error:
                 problems += error.problems or [error.message]
                 continue
@@ -249,6 +252,11 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         problems += error.problems or [error.message]
     if data and any(ARMS[arm].budget for arm in config.arms) and all(row.answer is None for row in data.train):
         problems.append("arms: direct RL is paid for right answers, and no training row has one; take its arms out")
+    if data and all(row.answer is None for rows in data.suites.values() for row in rows):
+        problems.append(
+            "no test question has an answer to compare with: give some rows an `answer` (or one stated in the "
+            "solution), or evaluate.suites a file of questions with answers"
+        )
     try:
         reward_parts(config.reward)
     except InputError as error:
@@ -258,6 +266,9 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         models.check()
     except InputError as error:
         problems += error.problems or [error.message]
+    if data and models and not problems:
+        contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
+        problems += too_long(models.config, data, models.renderer, *contexts)
     if problems or data is None or models is None:
         raise InputError("this run cannot start", problems)
     return data, models

@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 DONE, STARTED = "DONE", "STARTED"
+END_IT = "run it to its end first: dartune run {}/config.resolved.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHOWN_CHANGES = 5
 
@@ -121,9 +122,8 @@ def changes(old: Any, new: Any, at: str = "") -> list[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return re.sub(r"e([+-])0+", r"e\1", repr(value)).replace("e+", "e")
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return value[:8]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = re.sub(r"[0-9a-f]{64}", lambda hashed: hashed[0][:8], text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -148,8 +148,8 @@ class _Warnings(logging.Handler):
 class Run:
     """One run folder, held by this process from construction to `close` (or the end of the process)."""
 
-    def __init__(self, folder: Path, log: Callable[[str], None] = _to_stderr, *, config: Config | None = None) -> None:
-        """Take the folder, creating it if need be, and note the environment and `config` in it.
+    def __init__(self, folder: Path, log: Callable[[str], None] = _to_stderr) -> None:
+        """Take the folder, creating it if need be, and note the environment in it.
 
         Raises:
             InputError: the folder exists and is not a run folder.
@@ -163,8 +163,6 @@ class Run:
         logging.getLogger("dartune").addHandler(self._warnings)
         try:
             self._note_environment()
-            if config is not None:
-                atomic_write_text(self.folder / "config.resolved.yaml", redacted(config.resolved_yaml()))
         except BaseException:
             self.close()
             raise
@@ -184,6 +182,10 @@ class Run:
         if self._lock is not None:
             lock.release(self.folder, self._lock)
             self._lock = None
+
+    def note_config(self, config: Config) -> None:
+        """Keep the settings that the run goes by; called once they are known to be usable."""
+        atomic_write_text(self.folder / "config.resolved.yaml", redacted(config.resolved_yaml()))
 
     @property
     def log_path(self) -> Path:
@@ -248,6 +250,11 @@ class Run:
     def cost(self, name: str) -> Cost:
         """What a finished stage cost, all attempts together."""
         return Cost(**self._done(name)["cost"])
+
+    def noted_inputs(self, name: str) -> dict[str, Any] | None:
+        """The inputs that a complete stage was made from; None where it is not complete."""
+        done = read_json(self.stage_folder(name) / DONE)
+        return done and done["inputs"]
 
     def finished(self, name: str) -> bool:
         """Whether the stage is complete (for whichever inputs it was last run with)."""
