@@ -75,7 +75,7 @@ class Roster:
             try:
                 paths[address] = inputs.model_path(address)
             except InputError as error:
-                problems += error.problems or [error.message]
+                problems += error.lines
         if problems:
             raise InputError("the models cannot be used", problems)
         self.target_path, self.mapper_path, self.other_path = map(paths.get, addresses)
@@ -226,7 +226,7 @@ class Roster:
                 tokenizer = load_tokenizer(path, trust_remote_code=self.config.target.trust_remote_code)
                 self.contexts[path] = context_length(self._load(path))
             except InputError as error:
-                problems += error.problems or [error.message]
+                problems += error.lines
                 continue
             if path != self.target_path and not problems and tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 key = "mapper.path" if path == self.mapper_path else "target.other"
