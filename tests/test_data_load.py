@@ -202,9 +202,9 @@ def test_bad_rows_of_a_json_list_have_lines(tmp_path):
     with pytest.raises(InputError) as caught:
         load_demonstrations(path)
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "d.json line 3",
-        "d.json line 4",
-        "d.json line 6",
+        "d.json line 3, row 2",
+        "d.json line 4, row 3",
+        "d.json line 6, row 4",
     ]
 
 

@@ -44,12 +44,22 @@ class InputError(DartuneError, ValueError):
         # All arguments go to the base class so that the error survives pickling between processes.
         super().__init__(message, self.problems, self.count)
 
+    @property
+    def lines(self) -> list[str]:
+        """The message and below it, indented, its problems: as problems of an error that collects several."""
+        return [self.message, *(f"  {problem}" for problem in self.problems)]
+
     def __str__(self) -> str:
-        lines = [self.message, *(f"  - {problem}" for problem in self.problems[:SHOWN_PROBLEMS])]
+        lines = [self.message, *map(_item, self.problems[:SHOWN_PROBLEMS])]
         hidden = self.count - SHOWN_PROBLEMS
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
         return "\n".join(lines)
+
+
+def _item(problem: str) -> str:
+    text = problem.lstrip(" ")
+    return f"  {' ' * (len(problem) - len(text))}- {text}"
 
 
 class Problems:

@@ -25,7 +25,7 @@ from dartune.rewards.tasks import TASKS
 
 SPLIT_SEED = 0
 HELD_OUT_SHARE = 0.1
-"""Of a user's data, dev and test take at most this share each."""
+"""Of a user's distinct questions, dev and test take at most this share each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _loaded(read: Callable[[], Sequence[Demonstration]], problems: list[str]) ->
     try:
         return read()
     except InputError as error:
-        problems += error.problems or [error.message]
+        problems += error.lines
         return None
 
 
@@ -116,35 +116,75 @@ def _read(path: str, config: Config, part: int = 0) -> Sequence[Demonstration]:
 
 
 def _split(config: Config, rows: Sequence[Demonstration], suites: dict[str, Sequence[Demonstration]]) -> Data:
-    """Dev and test rows are drawn at random; rows that repeat a tested question are left out of training."""
-    order = array("q", range(len(rows)))
+    """Dev and test rows are drawn at random, each question once.
+
+    Rows that ask a tested question neither choose nor are trained on; nor are rows trained on that ask a dev row's.
+    """
+    order, asks = array("q", range(len(rows))), _questions(rows)
     random.Random(SPLIT_SEED).shuffle(order)
-    order = np.array(order, np.int64)
-    share = max(1, int(HELD_OUT_SHARE * len(rows)))
-    n_test = min(config.data.test, share)
-    n_dev = min(config.data.dev, share)
-    test = [rows[i] for i in np.sort(order[:n_test])]
-    dev = [rows[i] for i in np.sort(order[n_test : n_test + n_dev])]
+    distinct = _different(asks)
+    share = max(1, int(HELD_OUT_SHARE * distinct))
+    test = _drawn(order, asks, min(config.data.test, share), set())
+    in_suites = {int(one) for part in suites.values() for one in _questions(part)}
+    tested = in_suites | {int(asks[i]) for i in test}
+    dev = _drawn(order, asks, min(config.data.dev, share), tested)
+    held_out = tested | {int(asks[i]) for i in dev}
+    kept = np.flatnonzero(np.fromiter((int(one) not in held_out for one in asks), bool, len(rows)))
+    repeats = len(rows) - len(kept) - len(test) - len(dev)
+    train, dev, test = taken(rows, kept[: config.data.limit or None]), [rows[i] for i in dev], [rows[i] for i in test]
     suites = {**({"in_distribution": test} if test else {}), **suites}
-    held_out = {row.question for row in dev} | {row.question for part in suites.values() for row in part}
-    others = np.sort(order[n_test + n_dev :])
-    kept = others[np.fromiter((rows[i].question not in held_out for i in others), bool, len(others))]
-    train = taken(rows, kept[: config.data.limit or None])
     if not train or not dev or not suites:
-        raise InputError(
-            f"{len(rows)} rows are too few to train, choose a learning rate and test on: give at least 3 rows, "
-            "and set data.dev and data.test to 1 or more (or evaluate.suites to test files of your own)"
-        )
+        raise InputError(_too_few(asks, in_suites))
     asked = sum(map(len, suites.values()))
     notes = [f"{len(train)} rows to adapt and train on, {len(dev)} to choose the learning rate, {asked} to test."]
-    if len(others) != len(kept) and not config.data.limit:
-        notes.append(f"{len(others) - len(kept)} rows repeat a held-out question and are left out of training.")
+    if repeats and not config.data.limit:
+        notes.append(f"{repeats} rows repeat a held-out question and are left out of training.")
     unchecked = sum(row.answer is None for row in train)
     if unchecked:
         notes.append(f"{unchecked} of {len(train)} training rows have no checkable answer.")
     if all(row.answer is None for row in dev):
         notes.append("No dev row has a checkable answer, so every arm takes the smallest learning rate.")
     return Data(train, dev, suites, notes)
+
+
+def _too_few(asks: np.ndarray, in_suites: set[int]) -> str:
+    rows, distinct = len(asks), _different(asks)
+    shared = sum(int(one) in in_suites for one in asks)
+    if rows and shared == rows:
+        return (
+            f"every one of the {rows} rows asks a question of a suite (evaluate.suites), so that none is left to train "
+            "on and to choose a learning rate: take the suites' questions from other data, or leave the suites out"
+        )
+    asked = "" if distinct == rows else f" with {distinct} distinct questions"
+    tested = f", {shared} of which ask a question of a suite," if shared else ""
+    return (
+        f"{rows} rows{asked}{tested} are too few to train, choose a learning rate and test on: give at least 3 "
+        f"{'questions' if asked else 'rows'}{' that no suite asks' if shared else ''}, and set data.dev and data.test "
+        "to 1 or more (or evaluate.suites to test files of your own)"
+    )
+
+
+def _drawn(order: Iterable[int], asks: np.ndarray, count: int, besides: set[int]) -> list[int]:
+    """The first `count` rows of an order that ask what neither an earlier one of them nor `besides` asks, sorted."""
+    chosen: dict[int, int] = {}
+    for index in order:
+        if len(chosen) == count:
+            break
+        if asks[index] not in besides:
+            chosen.setdefault(int(asks[index]), index)
+    return sorted(chosen.values())
+
+
+def _questions(rows: Sequence[Demonstration]) -> np.ndarray:
+    """What each row asks, (rows,) int64: equal where the questions are."""
+    digests = (hashlib.blake2b(row.question.encode(), digest_size=8).digest() for row in rows)
+    return np.fromiter((int.from_bytes(one, "little", signed=True) for one in digests), np.int64, len(rows))
+
+
+def _different(values: np.ndarray) -> int:
+    """How many different values there are; unlike by `np.unique`, which hashes, in no more memory than a copy."""
+    ordered = np.sort(values)
+    return len(values) and 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
 
 
 def model_path(address: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -28,6 +28,7 @@ SAID = {
     "string_pattern_mismatch": "should be letters, digits, _ and - only",
     "int_type": "should be a whole number",
     "float_type": "should be a number",
+    "tuple_type": "should be a list, as in [a, b]",
     "bool_type": "should be true or false",
 }
 """What pydantic says in terms of Python."""
@@ -136,6 +137,8 @@ def read_recipe(path: Path) -> Recipe:
         recipe.values = loader.construct_document(root)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML", [" ".join(str(error).split())]) from error
+    except InputError:
+        raise  # it is a ValueError too
     except UNREADABLE as error:
         raise InputError(f"{path} holds a value that cannot be read: {error}") from error
     finally:
@@ -260,8 +263,14 @@ def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> 
         elif isinstance(given, dict) and kind == "value_error":  # keys that do not go together
             lines.append(f"{place}: {_said(item['msg'])}")
         else:
-            lines.append(f"{place} is {shown} but {SAID.get(kind) or _said(item['msg'])}")
+            lines.append(f"{place} is {shown} but {_wanted(item)}")
     return lines
+
+
+def _wanted(item: Mapping[str, Any]) -> str:
+    if item["type"] == "string_pattern_mismatch" and "://" in item["ctx"]["pattern"]:
+        return "should be http://host:port"
+    return SAID.get(item["type"]) or _said(item["msg"])
 
 
 def _shown(value: Any) -> str:

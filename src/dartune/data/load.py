@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from decimal import Decimal
 from itertools import chain, islice
@@ -21,6 +21,8 @@ from dartune.errors import InputError, Problems
 
 logger = logging.getLogger(__name__)
 
+LOOKED_AT = 100
+"""So many readable rows are looked at for one that fits a layout."""
 FIELDS = ("question", "solution", "answer", "id", "prompt", "completion", "messages")
 LAYOUTS = {
     "question/solution": ("question", "solution"),
@@ -60,7 +62,7 @@ def load_demonstrations(
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
-    rows, example = _first_readable(chain([first], rows))  # the layout shows in it
+    rows, example = _telling(chain([first], rows), dict(columns or {}))
     public = recognised(example) if example is not None and not columns and not _fitting(set(example)) else None
     if public:
         rows = (row._replace(content=_tidied(row.content, public)) for row in rows)
@@ -76,6 +78,15 @@ def _tidied(content: dict[str, Any] | str, public: PublicLayout) -> dict[str, An
 
 def _fitting(fields: Iterable[str]) -> list[str]:
     return [layout for layout, needed in LAYOUTS.items() if set(needed) <= set(fields)]
+
+
+def _named(names: Collection[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Our field -> their column."""
+    # A column given to one field is not read again for the field that happens to have its name.
+    given = set(columns.values())
+    # Rows may lack the answer or the id, so one row's columns do not decide about these two.
+    fields = {name: name for name in FIELDS if name in (*names, "answer", "id") and name not in given}
+    return fields | dict(columns)
 
 
 def choose_layout(names: Iterable[str], columns: Mapping[str, str], path: str | Path) -> tuple[str, dict[str, str]]:
@@ -96,11 +107,7 @@ def choose_layout(names: Iterable[str], columns: Mapping[str, str], path: str | 
     ]
     if problems:
         raise InputError(f"{path}: data.columns does not fit; {found}", problems)
-    # A column given to one field is not read again for the field that happens to have its name.
-    given = set(columns.values())
-    # Rows may lack the answer or the id, so the first row's columns do not decide about these two.
-    fields = {name: name for name in FIELDS if name in (*names, "answer", "id") and name not in given}
-    fields |= columns
+    fields = _named(names, columns)
     fitting = _fitting(fields)
     asked = [layout for layout in fitting if any(name in columns for name in LAYOUTS[layout])]
     if len(asked or fitting) == 1:
@@ -129,14 +136,28 @@ def _proposal(names: list[str]) -> str:
     return "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in proposal.items()) + "}"
 
 
-def _first_readable(rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], dict[str, Any] | None]:
-    """All rows, and the content of the first that can be read."""
-    passed = []
+def _telling(rows: Iterator[RawRow], columns: Mapping[str, str]) -> tuple[Iterator[RawRow], dict[str, Any] | None]:
+    """All rows, and the content of the one the layout shows in: the first that fits one, else the first readable.
+
+    A bad first row is then told like any other.
+    """
+    passed, readable = [], []
     for row in rows:
         passed.append(row)
-        if not isinstance(row.content, str):
+        if isinstance(row.content, str):
+            continue
+        if _fits(row.content, columns):
             return chain(passed, rows), row.content
-    return iter(passed), None
+        readable.append(row.content)
+        if len(readable) == LOOKED_AT:
+            break
+    return chain(passed, rows), readable[0] if readable else None
+
+
+def _fits(row: dict[str, Any], columns: Mapping[str, str]) -> bool:
+    if columns:
+        return set(columns.values()) <= set(row) and bool(_fitting(_named(row, columns)))
+    return bool(_fitting(row)) or recognised(row) is not None
 
 
 def _collect(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -101,19 +102,20 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
         return
     space, decoder = re.compile(r"[ \t\r\n]*"), json.JSONDecoder(object_pairs_hook=_once_each)
     position, line, counted = text.index("[") + 1, 1, 0
-    while True:
+    for row in itertools.count(1):
         position = space.match(text, position).end()
         line, counted = line + text.count("\n", counted, position), position
         if text[position : position + 1] == "]":
             return
-        place = f"{path.name} line {line}"
+        place = f"{path.name} line {line}, row {row}"  # all rows are often in one line
         try:
             content, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             # After a broken object nothing says where the next one starts.
             known = isinstance(error, json.JSONDecodeError)
             detail = f"at column {error.colno}: {error.msg}" if known else f": {error}"
-            yield RawRow(f"{path.name} line {getattr(error, 'lineno', line)}", f"invalid JSON {detail}; rest unread")
+            place = f"{path.name} line {getattr(error, 'lineno', line)}, row {row}"
+            yield RawRow(place, f"invalid JSON {detail}; rest unread")
             return
         yield RawRow(place, content if isinstance(content, dict) else _no_row(content, "an object"))
         position = space.match(text, position).end()
@@ -121,7 +123,8 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
             position += 1
         elif text[position : position + 1] != "]":
             line += text.count("\n", counted, position)
-            yield RawRow(f"{path.name} line {line}", "invalid JSON: a comma or ] must follow a row; rest unread")
+            place = f"{path.name} line {line}, row {row}"
+            yield RawRow(place, "invalid JSON: a comma or ] must follow a row; rest unread")
             return
 
 

@@ -1,0 +1,74 @@
+"""How a user's rows are split: no question that is tested is trained on or chooses, and each is asked once."""
+
+import json
+import random
+
+import pytest
+
+from dartune import inputs
+from dartune.config import load_config
+from dartune.errors import InputError
+
+
+def problem(number, way=0):
+    return {
+        "question": f"What is {number} + {number}?",
+        "solution": f"Way {way}: {number} + {number} = {2 * number}. The answer is {2 * number}",
+        "answer": str(2 * number),
+    }
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def split(tmp_path):
+    def load(rows, **settings):
+        suites = {name: written(tmp_path / f"{name}.jsonl", part) for name, part in settings.pop("suites", {}).items()}
+        values = {"data.path": written(tmp_path / "data.jsonl", rows), "target.path": "lab:backward"}
+        values |= {f"data.{key}": str(value) for key, value in settings.items()}
+        return inputs.load(load_config(None, values | {"evaluate.suites": json.dumps(suites)}))
+
+    return load
+
+
+def questions(rows):
+    return [row.question for row in rows]
+
+
+def test_several_solutions_a_question_share_no_question_between_the_parts(split):
+    data = split([problem(number, way) for number in range(400) for way in range(4)])
+    train, dev, test = map(questions, (data.train, data.dev, data.suites["in_distribution"]))
+    assert len(set(test)) == len(test) and len(set(dev)) == len(dev)
+    assert set(train).isdisjoint(dev) and set(train).isdisjoint(test) and set(dev).isdisjoint(test)
+    assert len(test) == len(dev) == 40  # a tenth of the questions
+    assert len(train) == 4 * (400 - 80) and any("repeat a held-out question" in note for note in data.notes)
+
+
+def test_no_part_but_its_suite_has_a_question_of_a_users_suite(split):
+    mine = [problem(number) for number in range(0, 300, 2)]
+    data = split([problem(number, way=1) for number in range(300)], suites={"mine": mine})
+    tested = {row["question"] for row in mine}
+    assert tested.isdisjoint(questions(data.dev)) and tested.isdisjoint(questions(data.train))
+    assert len(data.dev) == 30 and len(data.suites["mine"]) == 150
+
+
+@pytest.mark.parametrize(("dev", "test", "limit"), [(64, 128, 0), (5, 3, 100)])
+def test_distinct_questions_are_split_by_one_shuffle_of_the_rows(split, dev, test, limit):
+    rows = [problem(number) for number in range(300)]
+    data = split(rows, dev=dev, test=test, **({"limit": limit} if limit else {}))
+    order = list(range(300))
+    random.Random(inputs.SPLIT_SEED).shuffle(order)
+    dev, test = min(dev, 30), min(test, 30)
+    drawn = sorted(order[:test]), sorted(order[test : test + dev]), sorted(order[test + dev :])[: limit or None]
+    parts = (data.suites["in_distribution"], data.dev, data.train)
+    assert [questions(part) for part in parts] == [[rows[i]["question"] for i in part] for part in drawn]
+
+
+def test_too_few_questions_are_told_from_too_few_rows(split):
+    with pytest.raises(InputError, match="12 rows with 2 distinct questions are too few"):
+        split([problem(number, way) for number in range(2) for way in range(6)])
+    with pytest.raises(InputError, match="2 rows are too few"):
+        split([problem(1), problem(2)])
