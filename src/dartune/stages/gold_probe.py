@@ -24,7 +24,7 @@ from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune
 
 EPOCHS = 2
-COUNTED = ("generated_tokens", "scored_tokens", "flops")
+ENGINES_COUNT = ("generated_tokens", "scored_tokens", "flops")
 
 
 class GoldProbe:
@@ -62,7 +62,7 @@ class GoldProbe:
         after, engine = _counted(mapper, self.reward.target), engine_on(model)
         limit = self.config.evaluate.max_new_tokens
         records = evaluate({"dev": self.dev}, engine, self.renderer, self.checker, limit)
-        sampled = Cost(**{name: after[name] - before[name] for name in COUNTED})
+        sampled = Cost(**{name: after[name] - before[name] for name in ENGINES_COUNT})
         return [record["correct"] for record in records], sampled + trained + Cost(**_counted(engine))
 
     def _rewrites(self, mapper: Engine) -> list[tuple[str, str]]:
@@ -80,4 +80,4 @@ class GoldProbe:
 def _counted(*engines: Engine) -> dict[str, float]:
     """What engines spent so far; one that is given twice counts once."""
     different = {id(engine): engine for engine in engines}.values()
-    return {name: sum(getattr(engine, name) for engine in different) for name in COUNTED}
+    return {name: sum(getattr(engine, name) for engine in different) for name in ENGINES_COUNT}

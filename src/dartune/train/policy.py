@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from dartune.train.microbatches import Piece, cut, padded_tokens, pieces
 from dartune.train.objectives import grpo
 
 SAMPLES_ON_DISK = 5  # a step
+REHEARSED = 1000  # longest prompts that are cut into tokens to find the heaviest microbatch
 COUNTED = ("generated_tokens", "scored_tokens", "trained_tokens", "flops")
 """Of a step's metrics, what it spent."""
 
@@ -155,7 +157,8 @@ class PolicyObjective:
         """Prompts as a step may draw them, with samples of the length that fills a forward best."""
         config = self.config
         limit, shared = self._forward()
-        prompts = [self.renderer.prompt_ids(self.prompt(row)) for row in self.demonstrations]
+        texts = nlargest(REHEARSED, map(self.prompt, self.demonstrations), key=len)
+        prompts = [self.renderer.prompt_ids(text) for text in texts]
         prompts = sorted(prompts * 2, key=len, reverse=True)  # a step across two epochs can have one twice
         share = math.ceil(min(config.questions_per_step, len(self.demonstrations)) / processes.count())
         first, counts, length = fullest(
