@@ -119,7 +119,6 @@ def check(config: Config) -> str:
     report = check_report(
         chain(data.train, data.dev),
         models.renderer,
-        max_tokens=models.context,
         has_answer=lambda row: row.answer is not None,
         wrong=wrong,
     )

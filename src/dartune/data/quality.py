@@ -24,7 +24,7 @@ class QualityReport:
     """Counts and lengths of a data set; what needs a tokenizer is None without one.
 
     `tokens` and `solution_tokens` map a percentile to a length in tokens: of the whole row as trained, and of
-    its trained part (end token included). `too_long`, `near_empty` and `contradicted` (solutions whose own answer is
+    its trained part (end token included). `near_empty` and `contradicted` (solutions whose own answer is
     not the row's) list ids. `thinking` counts solutions with a thought where the prompt closes one, `thoughtless` those
     without where it leaves the thought to them.
     """
@@ -36,8 +36,6 @@ class QualityReport:
     near_empty: tuple[str, ...]
     tokens: dict[int, int] | None
     solution_tokens: dict[int, int] | None
-    max_tokens: int | None
-    too_long: tuple[str, ...]
     unknown_share: float | None
     thinking: int
     thoughtless: int = 0
@@ -66,11 +64,6 @@ class QualityReport:
             found.append(
                 f"{len(self.contradicted)} solutions end in another answer than their row has, or fail its tests "
                 f"({_some(self.contradicted)}); correct or remove them"
-            )
-        if self.too_long:
-            found.append(
-                f"{len(self.too_long)} rows are longer than the model's {self.max_tokens} tokens "
-                f"({_some(self.too_long)}); remove or shorten them"
             )
         if self.unknown_share is not None and self.unknown_share > UNKNOWN_SHARE:
             found.append(
@@ -102,7 +95,6 @@ class QualityReport:
 def check_report(
     demonstrations: Iterable[Demonstration],
     renderer: Renderer | None = None,
-    max_tokens: int | None = None,
     has_answer: Callable[[Demonstration], bool] | None = None,
     wrong: Sequence[Demonstration] = (),
 ) -> QualityReport:
@@ -110,14 +102,13 @@ def check_report(
 
     Args:
         renderer: the target's; without one nothing is counted in tokens.
-        max_tokens: the model's context length.
         has_answer: whether a row's answer can be checked by program.
         wrong: the rows whose own solution does not give it.
     """
     closes = renderer is not None and "</think>" in renderer.tokenizer.decode(renderer.prompt_ids("question"))
     # Of every row a few numbers are kept: lengths in tokens, and hashes of 64 bits to see what repeats.
     lengths, trained, questions, pairs = array("q"), array("q"), array("q"), array("q")
-    too_long, near_empty = [], []
+    near_empty = []
     unknown = checkable = thinking = thoughtless = 0
     for row in demonstrations:
         questions.append(hash(row.question))
@@ -131,8 +122,6 @@ def check_report(
             response = renderer.response_ids(row.solution)
             trained.append(len(response))
             lengths.append(len(renderer.prompt_ids(row.question)) + len(response))
-            if max_tokens is not None and lengths[-1] > max_tokens:
-                too_long.append(row.id)
             # The end token is left out: some tokenizers use one token as end and as unknown.
             unknown += response[:-1].count(renderer.tokenizer.unk_token_id)
     return QualityReport(
@@ -143,8 +132,6 @@ def check_report(
         near_empty=tuple(near_empty),
         tokens=_percentiles(lengths),
         solution_tokens=_percentiles(trained),
-        max_tokens=max_tokens,
-        too_long=tuple(too_long),
         unknown_share=unknown / max(1, sum(trained) - len(trained)) if renderer else None,
         thinking=thinking,
         thoughtless=thoughtless,

@@ -40,6 +40,10 @@ class SampleSpec:
             raise InputError(f"cannot sample with {self}", problems)
 
 
+COUNTED = ("generated_tokens", "scored_tokens", "flops")
+"""What every engine counts of its own work."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One completion.

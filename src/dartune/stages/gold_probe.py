@@ -14,7 +14,7 @@ from typing import Any
 from dartune.config import Config
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.models.engine import Engine, SampleSpec
+from dartune.models.engine import COUNTED, Engine, SampleSpec
 from dartune.models.parallel_engine import engine_on
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.reward import Reward
@@ -24,7 +24,6 @@ from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune
 
 EPOCHS = 2
-ENGINES_COUNT = ("generated_tokens", "scored_tokens", "flops")
 
 
 class GoldProbe:
@@ -62,7 +61,7 @@ class GoldProbe:
         after, engine = _counted(mapper, self.reward.target), engine_on(model)
         limit = self.config.evaluate.max_new_tokens
         records = evaluate({"dev": self.dev}, engine, self.renderer, self.checker, limit)
-        sampled = Cost(**{name: after[name] - before[name] for name in ENGINES_COUNT})
+        sampled = Cost(**{name: after[name] - before[name] for name in COUNTED})
         return [record["correct"] for record in records], sampled + trained + Cost(**_counted(engine))
 
     def _rewrites(self, mapper: Engine) -> list[tuple[str, str]]:
@@ -80,4 +79,4 @@ class GoldProbe:
 def _counted(*engines: Engine) -> dict[str, float]:
     """What engines spent so far; one that is given twice counts once."""
     different = {id(engine): engine for engine in engines}.values()
-    return {name: sum(getattr(engine, name) for engine in different) for name in ENGINES_COUNT}
+    return {name: sum(getattr(engine, name) for engine in different) for name in COUNTED}

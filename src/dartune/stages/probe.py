@@ -22,7 +22,7 @@ from dartune.config import RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.data.rows import Rows, Spool, open_rows, write_rows
-from dartune.models.engine import Engine, Sample, SampleSpec
+from dartune.models.engine import COUNTED, Engine, Sample, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.alignment import AlignmentScore, Reference, gain_cap, lower_threshold, typical_alignment
 from dartune.rewards.checker import AnswerChecker
@@ -35,7 +35,6 @@ from dartune.stages.references import References
 
 CHUNK, BLOCK = 64, 1024
 """Rows that are sampled at once, and rows that are scored at once and then kept."""
-COUNTED = ("generated_tokens", "scored_tokens", "flops")
 ANSWER_LOGPROB = float(np.log(0.5))
 """The answer must be at least this likely after the reasoning, unless the target's own verified samples are laxer."""
 

@@ -19,7 +19,7 @@ from dartune.config import SynthesiseConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.data.rows import Rows, Spool, open_rows, write_rows
-from dartune.models.engine import Engine, SampleSpec
+from dartune.models.engine import COUNTED, Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.reward import Reward, Scored
 from dartune.rewards.text import same_text
@@ -27,7 +27,6 @@ from dartune.run import Cost
 from dartune.train.mapper import mapper_prompt
 
 CHUNK = 32
-COUNTED = ("generated_tokens", "scored_tokens", "flops")
 STRANGEST = 5  # percent of the demonstrations; less natural than these is no solution that is worth training on
 
 
