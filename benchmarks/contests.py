@@ -55,7 +55,22 @@ class Bench:
         self.checker.check([(r"\sqrt{8}", r"2\sqrt{2}")])
 
     def duel(self, contenders: Mapping[str, Callable]) -> dict[str, Any]:
+        contenders = {name: _as_it_comes(work) if name == "stock" else work for name, work in contenders.items()}
         return compared(by_turns(contenders, self.device, self.rounds, self.budget))
+
+
+def _as_it_comes(work: Callable) -> Callable:
+    """Stock's turn: with all of PyTorch's ways of attention, of which dartune switches one off for its process."""
+
+    def turn() -> Any:
+        before = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        try:
+            return work()
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(before)
+
+    return turn
 
 
 class AfterStep(TrainerCallback):
@@ -147,7 +162,7 @@ def _tokens(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def scoring(bench: Bench, load: Load, questions: int, group: int, rollouts: bool = False) -> dict[str, Any]:
     """Log-probabilities of completions under the frozen target: the mapper's own `rollouts`, or 64 tokens each."""
-    model = frozen(load.target, bench.device)
+    model, plain = frozen(load.target, bench.device), stock_trl.load(str(load.target), bench.device).eval()
     engine, end = HFEngine(model), load.renderer.end_id
     if rollouts:
         rows = load.rows[:questions]
@@ -162,7 +177,7 @@ def scoring(bench: Bench, load: Load, questions: int, group: int, rollouts: bool
     tokens = Tokens(sum(map(len, prompts)) + sum(map(len, completions)), sum(map(len, completions)))
     found = bench.duel(
         {
-            "stock": lambda: stock_trl.score(model, load.tokenizer, *map(list, zip(*pairs, strict=True))) and None,
+            "stock": lambda: stock_trl.score(plain, load.tokenizer, *map(list, zip(*pairs, strict=True))) and None,
             "bare forward": partial(bare_forward, model, tokens),
             "layers alone": partial(layers_only, model, tokens),
             "dartune": lambda: engine.score(pairs) and None,
@@ -184,11 +199,12 @@ def sampling(
     bench: Bench, load: Load, prompts: int, n: int, *, new: int, at_once: int, mean_length: int | None = None
 ) -> dict[str, Any]:
     """`n` samples a prompt; where `mean_length` is given, a random model ends its texts after as many tokens."""
-    model = frozen(load.policy, bench.device)
+    model, plain = frozen(load.policy, bench.device), stock_trl.load(str(load.policy), bench.device).eval()
     if load.name != "lab":
-        end_after(model, load.renderer.end_id, mean_length)
+        for one in (model, plain):
+            end_after(one, load.renderer.end_id, mean_length)
     asked = load.prompts(prompts)
-    found = _generated(bench, load, model, asked, n=n, new=new, at_once=at_once, greedy=False)
+    found = _generated(bench, load, model, plain, asked, n=n, new=new, at_once=at_once, greedy=False)
     if bench.device == "cuda" and mean_length is None:
         found["bytes"] = decode_bytes(model, asked, n, new)
     return found | {"prompts": prompts, "samples": n, "at_once": at_once, "new_tokens": new, "mean_length": mean_length}
@@ -196,15 +212,15 @@ def sampling(
 
 def evaluation(bench: Bench, load: Load, questions: int, *, new: int, at_once: int) -> dict[str, Any]:
     """Greedy solutions of the target, questions of two suites."""
-    model = frozen(load.target, bench.device)
+    model, plain = frozen(load.target, bench.device), stock_trl.load(str(load.target), bench.device).eval()
     suites = ("in_distribution", "retention_long")
     rows = [row for name in suites for row in demonstrate(suite(name, questions // 2), "values", name)]
     asked = [load.renderer.prompt_ids(row.question) for row in rows]
-    found = _generated(bench, load, model, asked, n=1, new=new, at_once=at_once, greedy=True)
+    found = _generated(bench, load, model, plain, asked, n=1, new=new, at_once=at_once, greedy=True)
     return found | {"prompts": len(asked), "samples": 1, "at_once": at_once, "new_tokens": new}
 
 
-def _generated(bench: Bench, load: Load, model, asked, *, n: int, new: int, at_once: int, greedy: bool):
+def _generated(bench: Bench, load: Load, model, plain, asked, *, n: int, new: int, at_once: int, greedy: bool):
     engine = HFEngine(model)
     spec = SampleSpec(n, new, 0.0 if greedy else 1.0, (load.renderer.end_id,), 0)
 
@@ -214,7 +230,7 @@ def _generated(bench: Bench, load: Load, model, asked, *, n: int, new: int, at_o
     def stock() -> dict[str, int]:
         torch.manual_seed(0)
         made = stock_rest.generate(
-            model, load.tokenizer, asked, n=n, max_new_tokens=new, greedy=greedy, at_once=at_once
+            plain, load.tokenizer, asked, n=n, max_new_tokens=new, greedy=greedy, at_once=at_once
         )
         return {"generated_tokens": sum(map(len, made))}
 

@@ -31,6 +31,7 @@ from dartune.lab.world import draw_many
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import save_model
+from dartune.models.norms import fuse_norms
 from dartune.models.precision import compute_in, rounded
 from dartune.run import append_jsonl
 from dartune.train.loop import LoopConfig, build_optimizers
@@ -120,11 +121,10 @@ def pretrain(name: str, plan: Plan, folder: Path, attention: str = "sdpa") -> Pa
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = build_tokenizer()
     renderer = Renderer(tokenizer)
-    model = build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device)
+    model = fuse_norms(build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device))
     model.set_attn_implementation(attention)
     if device.type == "cuda":
-        # Suspected of the launch failures that docs/gpu.md tells of.
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_model` does, and suspected of failed launches
         torch.set_float32_matmul_precision("high")
         compute_in(model, torch.bfloat16)
     optimizers = build_optimizers(

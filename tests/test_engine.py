@@ -125,7 +125,7 @@ def test_dropping_finished_rows_changes_nothing(name, threshold, monkeypatch):
     model, prompts = make(name), random_prompts()
     expected = HFEngine(model).generate(prompts, spec(n=5))
     assert len({len(ids) for group in tokens(expected) for ids in group}) > 5
-    monkeypatch.setattr(hf_engine, "COMPACT_BELOW", threshold)
+    monkeypatch.setattr(hf_engine, "CPU_COMPACT_BELOW", threshold)
     found = HFEngine(model).generate(prompts, spec(n=5))
     assert tokens(found) == tokens(expected)
     for a, b in zip(chain(*found), chain(*expected), strict=True):
@@ -136,7 +136,7 @@ def test_dropping_finished_rows_changes_nothing(name, threshold, monkeypatch):
 @pytest.mark.parametrize("threshold", [0.0, 1.01], ids=["never", "always"])
 def test_fixed_shapes_and_places_as_recorded_on_a_gpu_change_nothing(name, threshold, monkeypatch):
     model, prompts = make(name), random_prompts()
-    monkeypatch.setattr(hf_engine, "COMPACT_BELOW", threshold)
+    monkeypatch.setattr(hf_engine, "CPU_COMPACT_BELOW", threshold)
     expected = HFEngine(model).generate(prompts, spec(n=5))
     monkeypatch.setattr(decoding, "records", lambda device: True)
     found = HFEngine(model).generate(prompts, spec(n=5))
@@ -224,3 +224,20 @@ def test_sync_takes_over_all_weights_or_none():
     engine.sync(weights, 7)
     assert engine.version == 7
     assert engine.score(pairs) == HFEngine(source.eval()).score(pairs) != before
+
+
+@pytest.mark.parametrize("words", [5, decoding.BLOCK, decoding.BLOCK + 1, 3 * decoding.BLOCK + 77])
+@pytest.mark.parametrize("share", [0.0, 0.9], ids=["dense", "sparse"])
+def test_a_draw_inverts_the_cumulative_distribution_of_any_vocabulary(words, share):
+    generator = torch.Generator().manual_seed(words)
+    logits = torch.randn(40, words, generator=generator)
+    logits[torch.rand(logits.shape, generator=generator) < share] = -torch.inf
+    logits[:, words // 2] = 1.0
+    uniform = torch.rand(40, generator=generator, dtype=torch.float64)
+    uniform[0], uniform[1] = 0.0, 1 - 1e-12
+    tokens, logprobs = decoding.draw(logits, 0.7, uniform)
+    probabilities = (logits.double() / 0.7).softmax(dim=-1)
+    after = probabilities.cumsum(dim=-1).gather(-1, tokens[:, None])[:, 0]
+    chosen = probabilities.gather(-1, tokens[:, None])[:, 0]
+    assert (chosen > 0).all() and (after > uniform - 1e-6).all() and (after - chosen < uniform + 1e-6).all()
+    torch.testing.assert_close(logprobs, chosen.log().float(), atol=1e-5, rtol=1e-5)

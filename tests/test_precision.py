@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dartune.config import MapperConfig, SFTConfig, load_config
 from dartune.data.render import Renderer
-from dartune.models.adapter import add_lora
+from dartune.models.adapter import add_lora, load_adapter, remove_lora
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
+from dartune.models.loading import save_model
 from dartune.models.memory import activation_bytes, footprint
 from dartune.models.precision import compute_in, rounded
 from dartune.models.shared_prefix import sequence_logprobs
@@ -164,3 +165,30 @@ def test_check_says_what_training_will_take(tmp_path):
     assert set(found) == {"mapper", "sft", "direct_rl"}
     assert found["mapper"].activations < found["direct_rl"].activations
     assert found["sft"].trained < found["mapper"].trained and found["sft"].frozen == 2 * found["mapper"].frozen
+
+
+def test_an_adapter_computes_in_what_its_model_computes_in(tmp_path):
+    model = model_of().to(torch.bfloat16)
+    pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]
+    before = HFEngine(model).score(pairs)
+    policy = add_lora(model, 4)
+    assert HFEngine(policy).score(pairs) == before, "an adapter that adds nothing changes nothing"
+    kinds = set()
+    layers = [module for name, module in policy.named_modules() if name.endswith("lora_A.default")]
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, made: kinds.update((given[0].dtype, made.dtype)))
+    sequence_logprobs(policy, pairs[:2])[0].sum().backward()
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    assert layers and kinds == {torch.bfloat16}
+    assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in trained)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.randn_like(weight) * 0.05)
+    scores = HFEngine(policy).score(pairs)
+    save_model(rounded(policy), RENDERER.tokenizer, tmp_path / "adapter")
+    loaded = load_adapter(remove_lora(policy), tmp_path / "adapter")
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    for found, expected, plain in zip(HFEngine(loaded).score(pairs), scores, before, strict=True):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=0.03, rtol=0)
+        assert expected != plain

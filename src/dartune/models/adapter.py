@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from dartune.errors import InputError
+from dartune.models.precision import compute_in
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -18,7 +20,8 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
     """The model with LoRA (arXiv 2106.09685) on all linear layers but the head; only those train.
 
     The update is scaled by 2 (alpha = 2 * rank), so the learning rate need not change with the rank. The layers are
-    put into `model` itself: `without_adapter` shows it as it was, `remove_lora` takes them off again.
+    put into `model` itself: `without_adapter` shows it as it was, `remove_lora` takes them off again. They are float32,
+    and compute in what the model computes in (see `compute_in`).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -29,16 +32,20 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecations between the libraries, and GPT-2's transposed layers
-        return get_peft_model(model, config)
+        wrapped = get_peft_model(model, config)
+    # The adapter's float32 weights would have their inputs in float32, and multiply at a fraction of the speed.
+    for layer in _layers(wrapped):
+        layer.cast_input_dtype_enabled = False
+    return compute_in(wrapped, model.dtype)
 
 
 def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """The model with the adapter that `folder` holds, put into `model` itself as by `add_lora`; frozen."""
+    """The model with the adapter that `folder` holds, in the model's dtype, put into it as by `add_lora`; frozen."""
     from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `add_lora`
-        return PeftModel.from_pretrained(model, folder).eval()
+        return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
 
 
 def is_adapter(folder: Path) -> bool:
@@ -65,10 +72,7 @@ def remove_lora(model: nn.Module) -> nn.Module:
 @contextmanager
 def without_adapter(model: nn.Module) -> Iterator[None]:
     """The model as it was before `add_lora`, for as long, however it is called; nothing changes for a plain one."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    enabled = [layer for layer in layers if not layer.disable_adapters]
+    enabled = [layer for layer in _layers(model) if not layer.disable_adapters]
     for layer in enabled:
         layer.enable_adapters(False)
     try:
@@ -76,3 +80,10 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in enabled:
             layer.enable_adapters(True)
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    """The model's LoRA layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -11,6 +11,9 @@ from transformers.cache_utils import DynamicLayer
 
 from dartune.errors import InputError
 
+Run = tuple[int, int, int]
+"""Rows first, ..., end - 1, each repeated as often: (first, end, repeats)."""
+
 
 def selected(cache: Any, rows: Sequence[int]) -> Any:
     """A cache whose row i is row `rows[i]` of `cache`, which stays as it is.
@@ -23,7 +26,8 @@ def selected(cache: Any, rows: Sequence[int]) -> Any:
 
 def lent(cache: Any, rows: Sequence[int]) -> Any:
     """As `selected`, for a single forward, and wherever possible without a copy of all layers at once."""
-    return _with_layers(cache, [_lent(layer, rows) for layer in _checked(cache)])
+    run = _even_run(rows)
+    return _with_layers(cache, [_lent(layer, rows, run) for layer in _checked(cache)])
 
 
 class LentLayer(DynamicLayer):
@@ -32,12 +36,11 @@ class LentLayer(DynamicLayer):
     The rows exist only while the layer attends to them, and what a forward adds is not kept.
     """
 
-    def __init__(self, layer: DynamicLayer, rows: Sequence[int]) -> None:
+    def __init__(self, layer: DynamicLayer, rows: Sequence[int], run: Run | None) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values = layer.keys, layer.values  # (G, heads, P, head size)
-        self.run = _even_run(rows)
-        self.rows = torch.tensor(rows, device=self.keys.device)
+        self.rows, self.run = rows, run
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -46,14 +49,15 @@ class LentLayer(DynamicLayer):
 
     def _continued(self, prompts: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         if self.run is None:
-            return torch.cat([prompts[self.rows], states], dim=2)
+            rows = torch.tensor(self.rows, device=prompts.device)
+            return torch.cat([prompts[rows], states], dim=2)
         # One copy instead of two, and a backward that is a sum, far cheaper than an index's.
         first, end, repeats = self.run
         repeated = prompts[first:end, None].expand(-1, repeats, -1, -1, -1)
         return torch.cat([repeated, states.unflatten(0, (-1, repeats))], dim=3).flatten(0, 1)
 
 
-def _even_run(rows: Sequence[int]) -> tuple[int, int, int] | None:
+def _even_run(rows: Sequence[int]) -> Run | None:
     """(first, end, repeats) where `rows` are first, ..., end - 1, each as often as the others; None where not."""
     first, end = rows[0], rows[-1] + 1
     repeats = len(rows) // max(1, end - first)
@@ -83,6 +87,6 @@ def _selected(layer: Any, rows: Sequence[int]) -> Any:
     return layer
 
 
-def _lent(layer: Any, rows: Sequence[int]) -> Any:
+def _lent(layer: Any, rows: Sequence[int], run: Run | None) -> Any:
     plain = type(layer) is DynamicLayer and layer.keys is not None
-    return LentLayer(layer, rows) if plain else _selected(layer, rows)
+    return LentLayer(layer, rows, run) if plain else _selected(layer, rows)

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Asking a GPU whether rows have finished stalls its queue, so it is asked rarely.
 GPU_CHECK_EVERY = 8
+# Words whose probabilities are summed one by one.
+BLOCK = 1024
 
 
 class Decoder:
@@ -291,10 +293,28 @@ def draw(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> tup
     if temperature > 0:
         logits = logits / temperature
     logprobs = logits.log_softmax(dim=-1)
-    if temperature == 0:
-        tokens = logits.argmax(dim=-1, keepdim=True)
-    else:
-        cumulative = logprobs.exp().cumsum(dim=-1, dtype=uniform.dtype)
-        threshold = uniform[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
+    tokens = logits.argmax(dim=-1, keepdim=True) if temperature == 0 else _at(logprobs.exp(), uniform)
     return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+
+
+def _at(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Where the cumulative sums of `weights`, (A, V), reach a share `uniform`, (A,), of their total: (A, 1).
+
+    Of a large vocabulary first which block of words, then which of these: sums of all words take longer than a layer.
+    """
+    words = weights.shape[-1]
+    if words <= BLOCK:
+        cumulative = weights.cumsum(dim=-1, dtype=uniform.dtype)
+        return _reached(cumulative, uniform[:, None] * cumulative[:, -1:])
+    blocks = nn.functional.pad(weights, (0, -words % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(dim=-1, dtype=uniform.dtype)
+    cumulative = sums.cumsum(dim=-1)
+    goal = uniform[:, None] * cumulative[:, -1:]
+    block = _reached(cumulative, goal)
+    within = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].cumsum(dim=-1, dtype=uniform.dtype)
+    place = _reached(within, goal - (cumulative - sums).gather(-1, block))
+    return (block * BLOCK + place).clamp(max=words - 1)
+
+
+def _reached(cumulative: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+    return torch.searchsorted(cumulative, goal, right=True).clamp(max=cumulative.shape[-1] - 1)

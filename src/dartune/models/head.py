@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 # Most logits (positions x words) that are held at a time; more on a GPU, which many small products would leave idle.
 CPU_LOGITS, GPU_LOGITS = 2**20, 2**25
-# A product with fewer columns than this is slow.
-FEWEST_WORDS = 256
+# A product with fewer columns than this is slow, and so is one whose rows begin at odd places.
+FEWEST_WORDS, WHOLE_WORDS = 256, 64
 
 
 def chosen_logprobs(
@@ -29,14 +29,14 @@ def chosen_logprobs(
     """log softmax(logits)[target] at M positions with gradient, and the entropy there without, in float32 and nats.
 
     Args:
-        keep: the positions whose logits predict `targets`, bool, (N, S).
+        keep: the positions whose logits predict `targets`, bool, (N, S), on the CPU.
         targets: token ids, (M,).
         inputs: of the model's forward.
     """
     head = _head(model)
     few = head is None or len(targets) * len(head.weight) <= _most_logits(head.weight)
     if few or not _gives_the_logits(model, head):
-        return token_logprobs(model(logits_to_keep=keep, **inputs).logits, targets, with_entropy)
+        return token_logprobs(model(logits_to_keep=keep.to(targets.device), **inputs).logits, targets, with_entropy)
     hidden, dtype = _up_to_the_head(model, head, keep, inputs)
     return _SlicedLogprobs.apply(hidden.to(dtype), head.weight, head.bias, targets, with_entropy)
 
@@ -103,7 +103,8 @@ def _slices(
     They may be written to, and are gone with the next slice, which takes over their memory: freed and asked for again,
     as much of it as all slices together may be held by an allocator that finds no place quite large enough.
     """
-    words = min(len(weight), max(FEWEST_WORDS, _most_logits(hidden) // len(hidden)))
+    most = _most_logits(hidden) // len(hidden) // WHOLE_WORDS * WHOLE_WORDS
+    words = min(len(weight), max(FEWEST_WORDS, most))
     room = hidden.new_empty(len(hidden) * words)
     precise = room if room.dtype == torch.float32 else torch.empty_like(room, dtype=torch.float32)
     for low in range(0, len(weight), words):
@@ -177,16 +178,18 @@ def _up_to_the_head(
 ) -> tuple[torch.Tensor, torch.dtype]:
     """What the head is given at the kept positions, (M, H), and what it would compute in."""
     taken: list[tuple[torch.Tensor, torch.dtype]] = []
+    # Numbers instead of a mask, whose forward and backward would wait for the device.
+    kept = keep.flatten().nonzero()[:, 0].to(head.weight.device)
 
     def take(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        device, hidden = args[0].device.type, args[0].flatten(0, -2)
+        device, hidden = args[0].device.type, args[0].flatten(0, -2).index_select(0, kept)
         casts = torch.is_autocast_enabled(device)
         taken.append((hidden, torch.get_autocast_dtype(device) if casts else head.weight.dtype))
         return (hidden[:1],)
 
     hook = head.register_forward_pre_hook(take)
     try:
-        model(logits_to_keep=keep, **inputs)
+        model(**inputs)
     finally:
         hook.remove()
     return taken[0]

@@ -43,8 +43,9 @@ CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2**15, 2**16
 CPU_FORWARD_TOKENS, GPU_FORWARD_TOKENS = 2**10, 2**15
 # Where memory still runs out with so few tokens at a time, smaller batches do not help.
 FEWEST_BATCH_TOKENS = 256
-# Finished rows are dropped once fewer than this share of a batch is still being sampled.
-COMPACT_BELOW = 0.7
+# Finished rows are dropped once fewer than this share of a batch is still being sampled; on a GPU, which records its
+# steps anew then, more of them are waited for.
+CPU_COMPACT_BELOW, GPU_COMPACT_BELOW = 0.7, 0.5
 
 
 class HFEngine:
@@ -84,6 +85,7 @@ class HFEngine:
         on_cpu = device_of(model).type == "cpu"
         self.forward_tokens = min(self.max_batch_tokens, CPU_FORWARD_TOKENS if on_cpu else GPU_FORWARD_TOKENS)
         self.check_every = 1 if on_cpu else GPU_CHECK_EVERY
+        self.compact_below = CPU_COMPACT_BELOW if on_cpu else GPU_COMPACT_BELOW
         self.context = context_length(model)
 
     def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
@@ -239,7 +241,7 @@ class HFEngine:
                 alive = done.logical_not().nonzero()[:, 0]
                 if len(alive) == 0:
                     break
-                if len(alive) < COMPACT_BELOW * len(rows):
+                if len(alive) < self.compact_below * len(rows):
                     rows, done, tokens = rows[alive], done[alive], tokens[alive]
                     decoder.keep(alive.tolist())
             logits = decoder.step(tokens)

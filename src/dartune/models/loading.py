@@ -18,6 +18,7 @@ from torch import nn
 from dartune import processes
 from dartune.errors import InputError
 from dartune.files import sync, writing
+from dartune.models.norms import fuse_norms
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER_FILES = (
@@ -76,7 +77,10 @@ def load_model(
     wrong += [f"weight {name} is not finite" for name, weight in model.named_parameters() if not _finite(weight)]
     if wrong:
         raise InputError(f"the weights of {source} cannot be used", wrong)
-    return model.to(place).eval()
+    if place.type == "cuda":
+        # cuDNN's attention builds a plan for every new shape, which takes longer than most steps (0.1 s and more).
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return fuse_norms(model.to(place)).eval()
 
 
 def _finite(weight: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dartune.models.norms import fuse_norms
 from dartune.models.precision import compute_in
 
 
@@ -70,7 +71,7 @@ def gathered(model: nn.Module) -> nn.Module:
     for name, buffer in model.named_buffers(remove_duplicate=False):
         owner, _, own = name.rpartition(".")
         setattr(plain.get_submodule(owner), own, buffer.clone())
-    return compute_in(plain.eval(), getattr(model, "computed_in", torch.float32))
+    return compute_in(fuse_norms(plain).eval(), getattr(model, "computed_in", torch.float32))
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

@@ -169,6 +169,7 @@ def anchored_logprobs(
         log p, (N, T); KL(anchor || model) over the vocabulary in nats, with gradient, (N, T); the mask, (N, T).
     """
     inputs, keep, targets, mask = sequence_inputs(model, rows)
+    keep = keep.to(targets.device)
     logits = model(logits_to_keep=keep, **inputs).logits
     with torch.no_grad():
         fixed = anchor(logits_to_keep=keep, **inputs).logits
@@ -191,22 +192,24 @@ def sequence_inputs(
     """What a plain forward over rows of prompt and response needs.
 
     Returns:
-        its inputs; where the M response tokens are predicted, (N, S); these tokens, row by row, (M,); a mask, (N, T).
+        its inputs; where the M response tokens are predicted, (N, S), on the CPU, where it can be read without waiting
+        for a device; these tokens, row by row, (M,); a mask, (N, T).
 
     Raises:
         InputError: an empty prompt.
     """
     _refuse_empty([prompt for prompt, _ in rows])
     device = device_of(model)
-    ids = _padded([[*prompt, *response] for prompt, response in rows]).to(device)  # (N, S)
-    mask = _length_mask([len(response) for _, response in rows]).to(device)  # (N, T)
-    starts = torch.tensor([len(prompt) for prompt, _ in rows], device=device)
+    ids = _padded([[*prompt, *response] for prompt, response in rows])  # (N, S)
+    mask = _length_mask([len(response) for _, response in rows])  # (N, T)
+    starts = torch.tensor([len(prompt) for prompt, _ in rows])
     ends = starts + mask.sum(dim=1)
-    column = torch.arange(ids.shape[1], device=device)
+    column = torch.arange(ids.shape[1])
     response = (column >= starts[:, None]) & (column < ends[:, None])
+    read = ids.to(device)
     # Padding comes last, where the causal order hides it: no mask is needed beyond that.
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    return inputs, response.roll(-1, dims=1), ids[response], mask
+    inputs = {"input_ids": read, "attention_mask": torch.ones_like(read), "use_cache": False}
+    return inputs, response.roll(-1, dims=1), ids[response].to(device), mask.to(device)
 
 
 def read_prompts(model: nn.Module, prompts: Sequence[TokenIds]) -> Prefix:
@@ -245,11 +248,13 @@ def read_completions(
         As `group_logprobs`.
     """
     device = prefix.logits.device
-    mask = _length_mask([len(completion) for completion in completions]).to(device)  # (N, T)
-    if not mask.any():
+    real = _length_mask([len(completion) for completion in completions])  # (N, T)
+    mask = real.to(device)
+    if not real.any():
         nothing = torch.zeros(mask.shape, device=device)
         return nothing, mask, nothing if with_entropy else None
-    ids = _padded(completions).to(device)  # (N, T)
+    tokens, real = _padded(completions), real[:, 1:]
+    ids = tokens.to(device)  # (N, T)
     index = torch.tensor(owner, device=device)
     # The first token is predicted by the prompt's last position, all others by their predecessor.
     predicted = prefix.logits.float().log_softmax(dim=-1)  # (G, V)
@@ -259,8 +264,8 @@ def read_completions(
     if ids.shape[1] > 1:
         chosen, spread = chosen_logprobs(
             model,
-            later,
-            ids[:, 1:][later],
+            real,
+            tokens[:, 1:][real].to(device),
             with_entropy,
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prefix.valid[index], torch.ones_like(later)], dim=1),

@@ -37,7 +37,7 @@ def _fill(
     inputs, keep, targets, mask = sequence_inputs(model, [pairs[i] for i in batch])
     if not len(targets):
         return
-    logits = model(logits_to_keep=keep, **inputs).logits
+    logits = model(logits_to_keep=keep.to(targets.device), **inputs).logits
     size = rows_at_once(logits.T)
     parts = [_statistics(*chunk) for chunk in zip(logits.split(size), targets.split(size), strict=True)]
     columns = [torch.cat(column).split(mask.sum(dim=1).tolist()) for column in zip(*parts, strict=True)]

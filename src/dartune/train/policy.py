@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dartune import processes
 from dartune.data.records import Demonstration
@@ -75,7 +76,7 @@ class PolicyObjective:
         self.engines: list[Engine] = [policy, start]
         self._weights = multiplied_weights(policy.model)
         self._resumed = False
-        self._said: dict[int, tuple[float, float]] = {}
+        self._said: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def _engine_flops(self) -> float:
         return sum(engine.flops for engine in {id(engine): engine for engine in self.engines}.values())
@@ -177,13 +178,11 @@ class PolicyObjective:
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         logprobs, mask, entropy = group_logprobs(model, microbatch.groups, with_entropy=True)
-        start = torch.zeros_like(logprobs)
-        for i, row in enumerate(microbatch.start_logprobs):
-            start[i, : len(row)] = torch.as_tensor(row, dtype=start.dtype, device=start.device)
+        start = pad_sequence([torch.tensor(row) for row in microbatch.start_logprobs], batch_first=True).to(logprobs)
         advantages = microbatch.advantages.to(logprobs)
         loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)
         # By microbatch, for an idle process asks for one again.
-        self._said.setdefault(id(microbatch), (float(kl), float((entropy * mask).sum())))
+        self._said.setdefault(id(microbatch), (kl.detach(), (entropy * mask).sum()))
         return loss
 
     def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
@@ -196,7 +195,7 @@ class PolicyObjective:
         ]
 
     def end(self, step: int) -> dict[str, Any]:
-        kl, entropy = (sum(said[i] for said in self._said.values()) for i in range(2))
+        kl, entropy = (sum(float(said[i]) for said in self._said.values()) for i in range(2))
         sums = processes.totals({"kl": kl, "entropy": entropy})
         return {
             **self._row,

@@ -176,7 +176,9 @@ class DeepSpeed:
         # What DeepSpeed does at the first step, with no public way to do it before: room for the state, by weight.
         for part in self._optimizer.single_partition_of_fp32_groups:
             room = {key: torch.zeros_like(part) for key in MOMENTS}
-            self._optimizer.optimizer.state[part] = {"step": state["0.0.step"].clone(), **room}
+            fused = self._optimizer.optimizer.defaults.get("fused")  # counts its steps where the weights are
+            steps = state["0.0.step"].clone().to(part.device if fused else "cpu")
+            self._optimizer.optimizer.state[part] = {"step": steps, **room}
         self._optimizer._lazy_init_hp_params_optimizer_state()
         for index, weight in enumerate(self.trained):
             safe_set_full_fp32_param(weight, weight.detach().clone())
