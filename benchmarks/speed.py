@@ -34,7 +34,7 @@ from dartune.rewards.checker import AnswerChecker  # noqa: E402
 from dartune.run import atomic_write_json  # noqa: E402
 
 ROUNDS, BUDGET = 5, 60.0  # rounds and seconds of a part, its warm-up not counted
-GPU_ROUNDS, GPU_BUDGET, GPU_LIMIT = 4, 14.0, 150.0
+GPU_ROUNDS, GPU_BUDGET, GPU_LIMIT = 4, 10.0, 170.0
 Part = Callable[[Bench], dict[str, Any]]
 
 

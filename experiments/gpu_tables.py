@@ -88,7 +88,7 @@ def _pretraining(found: Mapping[str, Any]) -> str:
     plan = found["plan"]
     shape = plan["recipe"]
     told = (
-        f"{_about(found)} Both at once; {shape['layers']} layers of width {shape['hidden']}, {plan['batch']} examples "
+        f"{_about(found)} {shape['layers']} layers of width {shape['hidden']}, {plan['batch']} examples "
         f"a step, peak learning rate {plan['learning_rate']:g}. Right in every step, %, on questions no suite asks:"
     )
     rows = []
