@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dartune.cli import main
 from dartune.config import Config, Section, describe_keys, load_config
 from dartune.errors import InputError
 from dartune.run import changes
@@ -253,6 +254,14 @@ def test_every_key_is_described_and_has_a_place_in_the_help():
 
     listed = re.findall(r"^  --(\S+) \[", shown, flags=re.M)
     assert listed == sorted(keys(Config), key=listed.index)
+    assert "--data.path [required]" in shown and "--data.limit [null]" in shown
+
+
+def test_the_demo_s_help_shows_the_demo_s_values(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    said = capsys.readouterr().out
+    assert '--data.path ["lab:values"]' in said and "--data.limit [1000]" in said and "[required]" not in said
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)

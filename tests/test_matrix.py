@@ -43,3 +43,10 @@ def test_a_matrix_runs_and_ends_with_a_comparison(tmp_path, capsys):
     assert "nested: data.path lab:values -> lab:nested" in said and "dart - base, points" in said
     assert main(["compare", str(tmp_path / "runs/values"), str(tmp_path / "runs/nested")]) == 0
     assert capsys.readouterr().out.strip() in said
+    assert main(["status", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not running") == 2 and said.count("mapper-s0") == 2
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.count("accuracy %") == 2
+    assert main(["show", "data", str(tmp_path / "runs")]) == 2
+    assert "holds several runs; give the folder of one of them: nested, values" in capsys.readouterr().err

@@ -194,3 +194,16 @@ def test_bad_fixtures_are_told_all_at_once(tmp_path):
 def test_the_stake_is_what_separates_the_best_from_failing():
     assert FORMS["fixed_failure"](True, 0.0, REFERENCE) - FORMS["fixed_failure"](False, 0.0, REFERENCE) == 4.0
     assert FORMS["correct_bonus"](True, -math.inf, REFERENCE) == 1.0
+
+
+def test_a_hack_without_an_honest_rewrite_of_its_question_is_not_called_well_told(tmp_path, capsys):
+    file = tmp_path / "mine.jsonl"
+    row = {"question": "Ann has 2 pens and buys 3. How many has she?", "solution": "2 + 3 = 5. The answer is 5."}
+    other = {"question": "Bo has 4 pens and buys 4. How many has he?", "solution": "4 + 4 = 8. The answer is 8."}
+    honest = row | {"label": "honest", "rewrite": "She has 2 + 3 = 5 pens. The answer is 5."}
+    own = other | {"label": "my_own", "rewrite": "8"}
+    file.write_text("\n".join(map(json.dumps, (honest, own))))
+    assert main(["check-reward", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "no honest rewrite of the same question to compare with: my_own" in said and "nan" not in said
+    assert "every hack at" not in said

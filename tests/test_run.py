@@ -22,9 +22,9 @@ from dartune.run import (
     atomic_write_json,
     atomic_write_text,
     read_jsonl,
-    status_lines,
     write_jsonl,
 )
+from dartune.status import status_lines
 
 SOURCE = Path(__file__).parents[1] / "src"
 

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,8 @@ def _dispatch(arguments: list[str]) -> None:
             from dartune.config import describe_keys
 
             arms = "\n".join(f"  {name:18}{arm.says}" for name, arm in ARMS.items())
-            keys = f"Keys, with their defaults:\n{describe_keys()}\n\nArms:\n{arms}"
+            base, whose = (_lab_config({}), "the demo's values") if verb == "demo" else (None, "their defaults")
+            keys = f"Keys, with {whose}:\n{describe_keys(base)}\n\nArms:\n{arms}"
         arguments, overrides = split_overrides(arguments)
     parser = build_parser(keys)
     options = parser.parse_args(arguments)
@@ -133,24 +134,31 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = _config(options)  # first, so that a wrong key is told without waiting for torch
+    _started(_config(options))  # first, so that a wrong key is told without waiting for torch
+
+
+def _started(config: Config) -> None:
     from dartune import pipeline
 
     if summary := pipeline.run(config):  # of several processes one has it
         print(summary)
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _lab_config(overrides: Mapping[str, str]) -> Config:
+    from dartune.config import load_config
     from dartune.recipe import SHIPPED
 
-    options.recipe = SHIPPED / "lab.yaml"
-    _run(options)
+    return load_config(SHIPPED / "lab.yaml", overrides)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    _started(_lab_config(options.overrides))
 
 
 def _status(options: argparse.Namespace) -> None:
-    from dartune.run import status_lines
+    from dartune.status import runs_in, status_lines
 
-    print("\n".join(status_lines(options.run)))
+    print("\n".join(line for run in runs_in(options.run) for line in status_lines(run)))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -168,10 +176,10 @@ def _push(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from dartune import pipeline
-    from dartune.run import status_lines
+    from dartune.status import runs_in
 
-    status_lines(options.run)  # says so where there is no run
-    print(pipeline.report(options.run))
+    for run in runs_in(options.run):
+        print(pipeline.report(run))
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -184,7 +192,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     folder = options.recipe
     if folder is not None and folder.is_dir():
-        from dartune.run import status_lines
+        from dartune.status import status_lines
 
         status_lines(folder)  # says so where there is no run
         if options.overrides:

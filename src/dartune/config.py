@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticUndefined as UNSET
 
 from dartune.arms import ARMS
 from dartune.errors import InputError
@@ -370,22 +371,24 @@ def secrets(values: Any, recipe: Recipe, key: str = "") -> list[str]:
     return []
 
 
-def describe_keys() -> str:
-    """Every key with its default and what it is for, one line each."""
+def describe_keys(base: Config | None = None) -> str:
+    """Every key with its value in `base`, or its default, and what it is for, one line each."""
+    values = base.model_dump(mode="json") if base else {}
     lines = []
     for name, field in Config.model_fields.items():
         inner = field.annotation
         if _is_section(inner):
             lines.append(f"\n{name}: {(inner.__doc__ or '').splitlines()[0]}")
-            lines += [_key_line(f"{name}.{key}", part) for key, part in inner.model_fields.items()]
+            own = values.get(name, {})
+            lines += [_key_line(f"{name}.{key}", part, own.get(key, UNSET)) for key, part in inner.model_fields.items()]
         else:
-            lines.append(_key_line(name, field))
+            lines.append(_key_line(name, field, values.get(name, UNSET)))
     return "\n".join(lines)
 
 
-def _key_line(key: str, field: Any) -> str:
-    value = field.get_default(call_default_factory=True)
-    default = "required" if field.is_required() else " ".join(json.dumps(value).replace("\\n", " ").split())
+def _key_line(key: str, field: Any, value: Any) -> str:
+    value = field.get_default(call_default_factory=True) if value is UNSET else value
+    default = "required" if value is UNSET else " ".join(json.dumps(value).replace("\\n", " ").split())
     default = default if len(default) <= 40 else f"{default[:37]}..."
     return f"  --{key} [{default}]  {field.description}"
 

@@ -15,7 +15,8 @@ from dartune.inputs import model_name
 from dartune.recipe import read_recipe
 from dartune.report.judged import judged
 from dartune.report.results import read_results
-from dartune.run import DONE, STARTED, changes, lost_outputs, read_jsonl, status_lines
+from dartune.run import DONE, STARTED, changes, lost_outputs, read_jsonl
+from dartune.status import status_lines
 from dartune.train_arms import evaluation_stage, train_stage
 
 SHOWN_CHANGES = 3

@@ -65,7 +65,7 @@ def push(
         seed = run.results["seeds"][0] if seed is None else seed
         problems += _absent(run, what, arm, seed)
     except InputError as error:
-        problems += error.problems or [error.message]
+        problems += error.lines
     if problems or run is None or seed is None:
         raise InputError("this cannot be pushed", problems)
     upload = contents(run, what, arm, seed, licence, repo)

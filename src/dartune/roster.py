@@ -270,5 +270,6 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
         problems += too_long(models.config, data, models.renderer, *contexts)
     if problems or data is None or models is None:
-        raise InputError("this run cannot start", problems)
+        # A file given twice, as data and as a suite, say, is wrong in the same way twice.
+        raise InputError("this run cannot start", dict.fromkeys(problems))
     return data, models

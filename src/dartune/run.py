@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dartune import lock, processes
 from dartune.environment import environment, peak_memory_mb, reset_peak_memory
-from dartune.errors import DartuneError, InputError, MachineError, machine_error
+from dartune.errors import DartuneError, MachineError, machine_error
 from dartune.files import (
     DRAFT,
     append_jsonl,
@@ -51,7 +51,6 @@ __all__ = [
     "lost_outputs",
     "read_jsonl",
     "stage_key",
-    "status_lines",
     "write_jsonl",
 ]
 
@@ -361,31 +360,3 @@ def lost_outputs(folder: Path, done: Mapping[str, Any]) -> list[str]:
 
 def _by_age(folder: Path, mark: str) -> list[Path]:
     return sorted(folder.glob(f"stages/*/{mark}"), key=lambda path: path.stat().st_mtime)
-
-
-def status_lines(folder: Path) -> list[str]:
-    """Where a run stands: who holds it, then each stage with its state, seconds and attempts.
-
-    Raises:
-        InputError: there is no run in `folder`.
-    """
-    if not (folder / lock.LOCK).exists():
-        raise InputError(f"there is no run in {folder}; give the `output` folder of `dartune run`")
-    held = lock.is_held(folder)
-    lines = [f"{folder}: in use by {lock.holder(folder)}" if held else f"{folder}: not running"]
-    entries = []
-    for path in (folder / "stages").glob("*/*"):
-        if path.name == DONE and (done := read_json(path)):
-            entries.append((done["attempts"][-1]["started"], path.parent.name, "done", done))
-        elif path.name == STARTED and not (path.parent / DONE).exists() and (state := read_json(path)):
-            entries.append((state["attempts"][-1]["started"], path.parent.name, "", state))
-    for started, name, state, entry in sorted(entries, key=lambda item: item[0]):
-        spent = [attempt["seconds"] for attempt in entry["attempts"]]
-        running = not state and held and spent[-1] is None
-        if running:
-            spent[-1] = time.time() - started
-        known = sum(seconds for seconds in spent if seconds is not None)
-        tries = f", attempt {len(spent)}" if len(spent) > 1 else ""
-        state = state or ("running" if running else "partial")
-        lines.append(f"  {name:<28} {state:<8} {known:8.1f} s{tries}")
-    return lines

@@ -48,8 +48,9 @@ class HackResult:
     failed: Counter[str]
 
     @property
-    def accuracy(self) -> float:
-        return self.won / self.pairs if self.pairs else float("nan")
+    def accuracy(self) -> float | None:
+        """Share of the pairs that are won; None where there are none."""
+        return self.won / self.pairs if self.pairs else None
 
 
 def load_fixtures(path: Path) -> list[Fixture]:
@@ -150,13 +151,18 @@ def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
     lines = [f"{'hack':24}{'n':>6}{'pairwise':>10}{'stopped':>9}  gates that stopped it"]
     for result in results:
         gates = ", ".join(f"{name} {count}" for name, count in result.failed.most_common(3))
-        lines.append(f"{result.hack:24}{result.n:6}{result.accuracy:10.3f}{result.stopped:9.3f}  {gates}")
+        accuracy = "-" if result.accuracy is None else f"{result.accuracy:.3f}"
+        lines.append(f"{result.hack:24}{result.n:6}{accuracy:>10}{result.stopped:9.3f}  {gates}")
     lines.append(f"\nhonest rewrites that pass the gates: {passed} of {len(honest)} ({passed / len(honest):.1%})")
     refused = Counter(gate for item in honest for gate in item.failed)
     if refused:
         lines.append("honest rewrites are refused by " + ", ".join(f"{k} {n}" for k, n in refused.most_common()))
-    weak = [f"{r.hack} ({r.accuracy:.3f})" for r in results if r.accuracy < GOOD]
+    alone = [result.hack for result in results if result.accuracy is None]
+    if alone:
+        lines.append(f"no honest rewrite of the same question to compare with: {', '.join(alone)}")
+    weak = [f"{r.hack} ({r.accuracy:.3f})" for r in results if r.accuracy is not None and r.accuracy < GOOD]
+    every = "every other hack" if alone else "every hack"
     lines.append(
-        f"pairwise accuracy below {GOOD}: {', '.join(weak)}" if weak else f"every hack at {GOOD} or above, pairwise"
+        f"pairwise accuracy below {GOOD}: {', '.join(weak)}" if weak else f"{every} at {GOOD} or above, pairwise"
     )
     return "\n".join(lines)
