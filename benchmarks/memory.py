@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from dartune.config import MapperConfig
 from dartune.models.adapter import add_lora, remove_lora
-from dartune.models.memory import TRAINED, TRIAL_TOKENS, activation_bytes
+from dartune.models.memory import ROUNDED, TRAINED, TRIAL_TOKENS, activation_bytes, as_float32
+from dartune.models.norms import fuse_norms
 
 SHAPES = {
     "Qwen3-0.6B": Qwen3Config(
@@ -65,10 +66,13 @@ def measured(config, layers: int) -> dict[str, float]:
     settings = MapperConfig()
     shape = type(config)(**{**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sdpa")
-    found = {"weights": sum(p.numel() for p in model.parameters()), "full": activation_bytes(model) / TRIAL_TOKENS}
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    found["checkpointed"] = activation_bytes(model) / TRIAL_TOKENS
-    model.activation_checkpointing_disable()
+    model = fuse_norms(model)
+    found = {"weights": sum(p.numel() for p in model.parameters())}
+    with as_float32(model):
+        found["full"] = activation_bytes(model) / TRIAL_TOKENS
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        found["checkpointed"] = activation_bytes(model) / TRIAL_TOKENS
+        model.activation_checkpointing_disable()
     model = add_lora(model, settings.lora_rank)
     found["lora_weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found["lora"] = activation_bytes(model) / TRIAL_TOKENS
@@ -101,7 +105,7 @@ def main() -> None:
         found = whole(config)
         cells = [
             f"{found['weights'] / 1e9:.2f} B, {COMPUTED * found['weights'] / 1e9:.1f} GB",
-            f"{TRAINED * found['weights'] / 1e9:.0f} GB",
+            f"{(TRAINED + ROUNDED) * found['weights'] / 1e9:.0f} GB",
             f"{TRAINED * found['lora_weights'] / 1e9:.2f} GB",
             *(f"{found[key] / 1e6:.2f} MB" for key in ("full", "lora", "checkpointed")),
             f"{found['cache'] / 1e3:.0f} kB",

@@ -13,6 +13,7 @@ from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import save_model
 from dartune.models.memory import activation_bytes, footprint
+from dartune.models.norms import fuse_norms
 from dartune.models.precision import compute_in, rounded
 from dartune.models.shared_prefix import sequence_logprobs
 from dartune.roster import Roster
@@ -148,6 +149,17 @@ def test_estimated_activations_are_what_a_larger_microbatch_keeps(architecture, 
     else:
         assert estimate.trained == 16 * weights
     assert estimate.activations == pytest.approx(activation_bytes(model, 256), rel=0.25)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_a_float32_copy_that_computes_in_bfloat16_is_estimated_without_making_one(architecture):
+    settings = MapperConfig(adapter="full", microbatch_tokens=256)
+    copy = fuse_norms(model_of(architecture))
+    estimate = footprint(fuse_norms(model_of(architecture)).to(torch.bfloat16), settings, 0)
+    weights = sum(p.numel() for p in copy.parameters())
+    assert estimate.trained == 18 * weights
+    kept = activation_bytes(compute_in(copy, torch.bfloat16), 256)  # with the weights' copies
+    assert estimate.activations + 2 * weights == pytest.approx(kept, rel=0.1)
 
 
 def test_checkpointing_is_estimated_to_keep_less(tmp_path):

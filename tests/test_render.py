@@ -1,12 +1,12 @@
 """Rendering: what is trained is exactly the response and its end, for any text and any template."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dartune.data.render import Renderer
 from dartune.errors import InputError
-from fixtures_models import CHATML, byte_tokenizer
+from fixtures_models import CHATML, byte_tokenizer, sentencepiece_tokenizer
 
 MERGES = (("Ċ", "Ċ"), ("t", "h"), ("th", "e"), ("Ġ", "the"), ("<", "|"), ("|", ">"))
 CHAT = byte_tokenizer(merges=MERGES)
@@ -33,6 +33,15 @@ THINKING = (
     "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def sentencepiece(prefix):
+    tokenizer = sentencepiece_tokenizer(prefix)
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    return tokenizer
+
+
+PIECES = {prefix: sentencepiece(prefix) for prefix in ("first", "always", "never")}
 
 
 def with_template(template):
@@ -73,6 +82,20 @@ def test_data_in_a_prompt_without_a_template_stays_plain_text(text):
     assert ids[0] == LLAMA.bos_token_id and special_count(LLAMA, ids) == 1
     assert LLAMA.decode(ids[1:]) == text + "\n"
     assert special_count(GPT2, Renderer(GPT2).prompt_ids(text)) == 0
+
+
+@pytest.mark.parametrize("prefix", PIECES)
+@settings(max_examples=150, deadline=None)
+@given(question=HARMLESS, solution=HARMLESS)
+@example(question="why?", solution="because")
+@example(question="why?", solution=" because")
+def test_without_a_template_a_response_reads_on_after_its_prompt(prefix, question, solution):
+    renderer = Renderer(PIECES[prefix])
+    response = renderer.response_ids(solution)
+    assert renderer.decode(response) == (solution.removeprefix(" ") if prefix == "first" else solution)
+    if solution[:1].isalnum() and solution[:1].isascii():
+        whole = PIECES[prefix].encode(f"{question}\n{solution}")
+        assert renderer.prompt_ids(question) + response[:-1] == whole
 
 
 @settings(max_examples=200, deadline=None)

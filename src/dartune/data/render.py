@@ -89,6 +89,11 @@ class Renderer:
 
     def response_ids(self, solution: str) -> list[int]:
         """The trained tokens: the solution's own, then `end_id`."""
+        if self.template is None and self._blank_first:
+            # As it reads on after the prompt's line break.
+            ids = self.text_ids(f"\n{solution}")[len(self.text_ids("\n")) :]
+            if self.decode(ids) == solution:
+                return [*ids, self.end_id]
         return [*self.text_ids(solution), self.end_id]
 
     def text_ids(self, text: str) -> list[int]:
@@ -129,6 +134,11 @@ class Renderer:
             vocabulary.update(padding=None, truncation=None)
         content = [vocabulary, self.template, self.system_prompt, self.thinking, self.end_id]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _blank_first(self) -> bool:
+        """Whether the tokenizer puts a blank in front of every text (SentencePiece)."""
+        return self.text_ids("\na") != self.text_ids("\n") + self.text_ids("a")
 
     @cached_property
     def _leading_ids(self) -> list[int]:

@@ -140,7 +140,9 @@ class Pretraining:
         return [rows[i : i + 4] for i in range(0, len(rows), 4)]
 
     def heaviest(self) -> list[tuple[list[int], list[int]]]:
-        return self.begin(0)[-1]
+        """The longest of the guided steps' microbatches."""
+        last = (self.begin(step)[-1] for step in range(min(GUIDED_STEPS, self.recipe.steps)))
+        return max(last, key=lambda rows: len(rows) * max(len(prompt) + len(reply) for prompt, reply in rows))
 
     def loss(self, model, microbatch):
         from dartune.models.shared_prefix import sequence_logprobs

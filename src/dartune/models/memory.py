@@ -7,7 +7,8 @@ itself, so that it holds for any architecture, with or without LoRA and activati
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from dartune.models.shared_prefix import device_of, sequence_logprobs
 TRIAL_TOKENS = 64
 # Bytes of a trained weight: itself, its gradient and Adam's two moments, all float32.
 TRAINED = 16
+# Its copy in what is computed in, of which the backward needs the same one as the forward.
+ROUNDED = 2
 # Of one forward and backward on a CPU.
 CPU_TOKENS = 2**12
 
@@ -32,7 +35,7 @@ class Footprint:
     frozen: int
     """Models that are only read."""
     trained: int
-    """Weights that are trained, their gradients and the optimiser's state."""
+    """Weights that are trained, their gradients and the optimiser's state, and the weights in what is computed in."""
     activations: int
     """What the forward of one full microbatch keeps for its backward."""
 
@@ -53,12 +56,26 @@ def footprint(model: nn.Module, settings: Adapter, frozen: int) -> Footprint:
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        per_token = activation_bytes(model) / TRIAL_TOKENS
+        copied = settings.adapter == "full" and model.dtype != torch.float32
+        with as_float32(model) if copied else nullcontext():
+            per_token = activation_bytes(model) / TRIAL_TOKENS
     finally:
         if settings.gradient_checkpointing:
             model.activation_checkpointing_disable()
         remove_lora(model)
-    return Footprint(frozen, weights * TRAINED, round(per_token * tokens_at_once(model, settings.microbatch_tokens)))
+    each = TRAINED + (ROUNDED if copied else 0)
+    return Footprint(frozen, weights * each, round(per_token * tokens_at_once(model, settings.microbatch_tokens)))
+
+
+@contextmanager
+def as_float32(model: nn.Module) -> Iterator[None]:
+    """Activations in the dtypes that a float32 copy of `model` which computes in its dtype has (see `compute_in`)."""
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, ids, states: states.float())
+    try:
+        with torch.autocast(device_of(model).type, dtype=model.dtype):
+            yield
+    finally:
+        hook.remove()
 
 
 def tokens_at_once(model: nn.Module, limit: int) -> int:
