@@ -245,12 +245,19 @@ def test_reading_rows_of_like_length_apart_changes_neither_values_nor_gradients(
     torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0], atol=1e-5, rtol=1e-5)
 
 
-@given(st.lists(st.integers(0, 30), max_size=8), st.integers(0, 40))
-def test_rows_of_like_length_are_batched_at_the_least_cost(lengths, forward_costs):
-    def cost(batches):
-        return sum(len(batch) * max(lengths[i] for i in batch) + forward_costs for batch in batches)
+@given(st.lists(st.integers(0, 30), max_size=8), st.integers(0, 40), st.integers(0, 60) | st.none())
+def test_rows_of_like_length_are_batched_at_the_least_cost(lengths, forward_costs, limit):
+    def most(longest):
+        return len(lengths) if limit is None else max(1, limit // max(1, longest))
 
-    found = of_like_length(lengths, forward_costs)
+    def cost(batches):
+        longest = [max(lengths[i] for i in batch) for batch in batches]
+        if any(len(batch) > most(one) for batch, one in zip(batches, longest, strict=True)):
+            return math.inf
+        return sum(len(batch) * one + forward_costs for batch, one in zip(batches, longest, strict=True))
+
+    found = of_like_length(lengths, forward_costs, most)
+    assert cost(found) < math.inf
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     cuts = itertools.product([False, True], repeat=max(0, len(lengths) - 1))

@@ -31,6 +31,8 @@ from dartune.models.sharding import whole
 from dartune.models.shared_prefix import (
     device_of,
     evaluating,
+    forward_costs,
+    of_like_length,
     read_completions,
     read_prompts,
 )
@@ -39,8 +41,10 @@ from dartune.models.token_stats import token_stats
 # Tokens whose keys and values are held at a time: on a CPU more gain nothing (measured); on a GPU as many as fit into
 # half of its free memory, if more.
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2**15, 2**16
-# Tokens per forward: enough to hide the overhead of small operations; on a CPU more leaves its caches.
+# Tokens per forward: enough to hide the overhead of small operations; on a CPU more leaves its caches, the sooner the
+# wider the model is.
 CPU_FORWARD_TOKENS, GPU_FORWARD_TOKENS = 2**10, 2**15
+CPU_FEWEST_TOKENS, CPU_STATES = 2**9, 2**18
 # Where memory still runs out with so few tokens at a time, smaller batches do not help.
 FEWEST_BATCH_TOKENS = 256
 # Finished rows are dropped once fewer than this share of a batch is still being sampled; on a GPU, which records its
@@ -83,7 +87,7 @@ class HFEngine:
         self.version = 0
         self.vocabulary = model.get_input_embeddings().weight.shape[0]
         on_cpu = device_of(model).type == "cpu"
-        self.forward_tokens = min(self.max_batch_tokens, CPU_FORWARD_TOKENS if on_cpu else GPU_FORWARD_TOKENS)
+        self.forward_tokens = min(self.max_batch_tokens, _cpu_tokens(model) if on_cpu else GPU_FORWARD_TOKENS)
         self.check_every = 1 if on_cpu else GPU_CHECK_EVERY
         self.compact_below = CPU_COMPACT_BELOW if on_cpu else GPU_COMPACT_BELOW
         self.context = context_length(model)
@@ -198,16 +202,16 @@ class HFEngine:
         prefix = read_prompts(self.model, [prompt for prompt, _ in groups])
         width = prefix.valid.shape[1]
         rows = [(p, completion) for p, (_, group) in enumerate(groups) for completion in group]
-        rows.sort(key=lambda row: -len(row[1]))
 
-        def share(_: int, completion: TokenIds) -> float:
-            return max(len(completion) / self.forward_tokens, (width + len(completion)) / self.max_batch_tokens)
+        def most(longest: int) -> int:
+            fit = min(self.forward_tokens // max(1, longest), self.max_batch_tokens // (width + longest))
+            return max(1, fit)
 
-        for batch in _batches(rows, share):
-            batch.sort(key=lambda row: row[0])
-            owner, completions = zip(*batch, strict=True)
+        alike = of_like_length([len(row) for _, row in rows], forward_costs(prefix.logits.device), most)
+        for batch in reversed(alike):  # longest first
+            owner, completions = zip(*(rows[i] for i in batch), strict=True)
             logprobs, _, _ = read_completions(self.model, prefix, owner, completions)
-            for (p, completion), row in zip(batch, logprobs.tolist(), strict=True):
+            for p, completion, row in zip(owner, completions, logprobs.tolist(), strict=True):
                 groups[p][1][completion] = row[: len(completion)]
 
     def _sample(
@@ -262,6 +266,12 @@ class HFEngine:
             raise InputError("the model cannot read these prompts; shorten or drop them", problems)
 
 
+def _cpu_tokens(model: nn.Module) -> int:
+    """Most tokens of a forward on a CPU."""
+    width = model.config.get_text_config().hidden_size
+    return max(CPU_FEWEST_TOKENS, min(CPU_FORWARD_TOKENS, CPU_STATES // width))
+
+
 def _tokens_that_fit(model: nn.Module) -> int:
     device = device_of(model)
     if device.type != "cuda":
@@ -287,15 +297,6 @@ def _uniforms(prompts: Sequence[TokenIds], spec: SampleSpec) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
         torch.rand(draws[p].shape, generator=generator, dtype=draws.dtype, out=draws[p])
     return draws
-
-
-def _batches(rows: list[tuple], share: Callable[[Any, Any], float]) -> Iterator[list[tuple]]:
-    """Cut `rows`, largest first, into batches; `share` is the part of a batch that a row takes."""
-    start = 0
-    while start < len(rows):
-        size = max(1, int(1 / share(*rows[start])))
-        yield rows[start : start + size]
-        start += size
 
 
 def _cut(ids: torch.Tensor, logprobs: torch.Tensor, stop_ids: Sequence[int]) -> list[list[Sample]]:

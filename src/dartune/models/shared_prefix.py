@@ -7,6 +7,7 @@ its gradient equal those of a forward over prompt + completion, at a fraction of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,11 +90,15 @@ def _read_alike(
     lengths: Sequence[int], device: torch.device, read: Callable[[Sequence[int]], tuple]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """`read`, of row numbers, on rows of like length together; the results in the rows' own order."""
-    costs = CPU_FORWARD_COSTS if device.type == "cpu" else GPU_FORWARD_COSTS
-    alike = of_like_length(lengths, costs)
+    alike = of_like_length(lengths, forward_costs(device))
     if len(alike) <= 1:
         return read(range(len(lengths)))
     return tuple(map(partial(_in_order, alike), zip(*map(read, alike), strict=True)))
+
+
+def forward_costs(device: torch.device) -> int:
+    """What one more forward costs beside its tokens, in tokens."""
+    return CPU_FORWARD_COSTS if device.type == "cpu" else GPU_FORWARD_COSTS
 
 
 def _in_order(alike: Sequence[Sequence[int]], parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -107,26 +112,35 @@ def _in_order(alike: Sequence[Sequence[int]], parts: Sequence[torch.Tensor | Non
     return padded[place.to(padded.device)]
 
 
-def of_like_length(lengths: Sequence[int], forward_costs: int) -> list[list[int]]:
+def of_like_length(
+    lengths: Sequence[int], forward_costs: int, most: Callable[[int], int] = lambda longest: sys.maxsize
+) -> list[list[int]]:
     """Rows cut into batches that are padded to their own longest each, at the least cost in all.
 
     Args:
         lengths: tokens of each row.
         forward_costs: what one more batch costs, in tokens.
+        most: rows that a batch may have, at least one, given its longest row's tokens.
 
     Returns:
         Row numbers of each batch, shortest rows first; within a batch in their order.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    best: list[tuple[int, int]] = [(0, 0)]  # least cost of the first n rows, and where their last batch begins
+    places = torch.arange(len(order) + 1)
+    least, begins = (
+        torch.zeros(len(order) + 1, dtype=torch.float64),
+        [0],
+    )  # of the first n rows, and where their last batch begins
     for n in range(1, len(order) + 1):
         longest = lengths[order[n - 1]]
-        best.append(min((best[low][0] + (n - low) * longest + forward_costs, low) for low in range(n)))
+        low = n - min(n, most(longest))
+        costs = least[low:n] + (n - places[low:n]) * longest + forward_costs
+        begins.append(low + int(costs.argmin()))
+        least[n] = costs[begins[n] - low]
     batches, end = [], len(order)
     while end:
-        low = best[end][1]
-        batches.append(sorted(order[low:end]))
-        end = low
+        batches.append(sorted(order[begins[end] : end]))
+        end = begins[end]
     return batches[::-1]
 
 
