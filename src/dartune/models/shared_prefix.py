@@ -127,10 +127,8 @@ def of_like_length(
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     places = torch.arange(len(order) + 1)
-    least, begins = (
-        torch.zeros(len(order) + 1, dtype=torch.float64),
-        [0],
-    )  # of the first n rows, and where their last batch begins
+    # Of the first n rows: their least cost, and where their last batch begins.
+    least, begins = torch.zeros(len(order) + 1, dtype=torch.float64), [0]
     for n in range(1, len(order) + 1):
         longest = lengths[order[n - 1]]
         low = n - min(n, most(longest))
