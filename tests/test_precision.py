@@ -179,12 +179,14 @@ def test_check_says_what_training_will_take(tmp_path):
     assert found["sft"].trained < found["mapper"].trained and found["sft"].frozen == 2 * found["mapper"].frozen
 
 
-def test_an_adapter_computes_in_what_its_model_computes_in(tmp_path):
-    model = model_of().to(torch.bfloat16)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_adapter_computes_in_what_its_model_computes_in(architecture, tmp_path):
+    model = fuse_norms(model_of(architecture)).to(torch.bfloat16)
     pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]
     before = HFEngine(model).score(pairs)
     policy = add_lora(model, 4)
-    assert HFEngine(policy).score(pairs) == before, "an adapter that adds nothing changes nothing"
+    for found, expected in zip(HFEngine(policy).score(pairs), before, strict=True):  # the adapter adds nothing yet
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=0.005, rtol=0)
     kinds = set()
     layers = [module for name, module in policy.named_modules() if name.endswith("lora_A.default")]
     for layer in layers:
