@@ -92,8 +92,9 @@ def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
     assert pipeline.calls[0][1:] == (Path(folder), "rewrites")
     assert pipeline.calls[1][1:] == (config, "data")
     capsys.readouterr()
+    (tmp_path / "empty").mkdir()
     for arguments in (["report"], ["status"], ["show", "data"]):
-        assert main([*arguments, str(tmp_path)]) == 2
+        assert main([*arguments, str(tmp_path / "empty")]) == 2
         assert "there is no run in" in capsys.readouterr().err
     assert main(["show", "rewrites", folder, "--mapper.steps", "3"]) == 2
     assert "flags change recipes only" in capsys.readouterr().err

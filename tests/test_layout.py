@@ -25,6 +25,7 @@ ORDER = (
     "lock",
     "environment",
     "run",
+    "status",
     "progress",
     "tracking",
     "data",
