@@ -124,7 +124,7 @@ def pretrain(name: str, plan: Plan, folder: Path, attention: str = "sdpa") -> Pa
     model = fuse_norms(build_model(plan.recipe, len(tokenizer), renderer.end_id, seed=0).to(device))
     model.set_attn_implementation(attention)
     if device.type == "cuda":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_model` does, and suspected of failed launches
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_model` does
         torch.set_float32_matmul_precision("high")
         compute_in(model, torch.bfloat16)
     optimizers = build_optimizers(

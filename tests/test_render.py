@@ -86,13 +86,13 @@ def test_data_in_a_prompt_without_a_template_stays_plain_text(text):
 
 @pytest.mark.parametrize("prefix", PIECES)
 @settings(max_examples=150, deadline=None)
-@given(question=HARMLESS, solution=HARMLESS)
+@given(question=HARMLESS, solution=HARMLESS.filter(lambda text: "▁" not in text))  # which is a blank there
 @example(question="why?", solution="because")
 @example(question="why?", solution=" because")
 def test_without_a_template_a_response_reads_on_after_its_prompt(prefix, question, solution):
     renderer = Renderer(PIECES[prefix])
     response = renderer.response_ids(solution)
-    assert renderer.decode(response) == (solution.removeprefix(" ") if prefix == "first" else solution)
+    assert renderer.decode(response) == solution
     if solution[:1].isalnum() and solution[:1].isascii():
         whole = PIECES[prefix].encode(f"{question}\n{solution}")
         assert renderer.prompt_ids(question) + response[:-1] == whole

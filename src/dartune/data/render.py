@@ -89,12 +89,16 @@ class Renderer:
 
     def response_ids(self, solution: str) -> list[int]:
         """The trained tokens: the solution's own, then `end_id`."""
-        if self.template is None and self._blank_first:
+        ids = self.text_ids(solution)
+        other = None
+        if solution.startswith(" ") and self.decode(ids) != solution:
+            other = self.text_ids(f" {solution}")  # the blank was taken for the one that is put in front of every text
+        elif self.template is None and self._blank_first:
             # As it reads on after the prompt's line break.
-            ids = self.text_ids(f"\n{solution}")[len(self.text_ids("\n")) :]
-            if self.decode(ids) == solution:
-                return [*ids, self.end_id]
-        return [*self.text_ids(solution), self.end_id]
+            other = self.text_ids(f"\n{solution}")[len(self.text_ids("\n")) :]
+        if other is not None and self.decode(other) == solution:
+            ids = other
+        return [*ids, self.end_id]
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text: no special token is added, and none is read from the text."""

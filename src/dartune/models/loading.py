@@ -41,7 +41,8 @@ def load_model(
 ) -> nn.Module:
     """A causal LM in evaluation mode, attending by SDPA, or by plain products where its architecture has none.
 
-    Sampling, scoring and training attend the same way, so that they agree to the last digits.
+    Sampling, scoring and training attend the same way, so that they agree to the last digits. RMSNorms are fused
+    (`fuse_norms`); on a GPU, cuDNN's attention is switched off for the whole process.
 
     Args:
         path: a local folder, which is never looked up on the network, or a Hub id (`owner/name`).
