@@ -268,9 +268,9 @@ def build_parser(keys: str | None = None) -> _Parser:
     made.add_argument("fixtures", nargs="?", help="rows of question, solution, rewrite, label (honest or a hack)")
     verb("demo", _demo, "run the lab's recipe on the shipped models, on a CPU", "")
     made = verb("status", _status, "where a run stands", "RUN")
-    made.add_argument("run", type=Path, help="a run folder")
+    made.add_argument("run", type=Path, help="a run folder, or the folder of a matrix")
     made = verb("report", _report, "make the report of a run folder again", "RUN")
-    made.add_argument("run", type=Path, help="a run folder")
+    made.add_argument("run", type=Path, help="a run folder, or the folder of a matrix")
     made = verb("compare", _compare, "finished runs side by side, and the gaps they agree on", "RUN RUN ...")
     made.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of runs")
     text = "measure a run's models on standard benchmarks, by lm-evaluation-harness"
