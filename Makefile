@@ -1,10 +1,10 @@
-# make install | demo | test | crash | lint | audit | docs | clean      PYTHON=python3.12 picks another interpreter
+# make install | demo | test | test-all | crash | lint | audit | docs | clean      PYTHON=python3.12 picks another interpreter
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test crash lint audit docs clean
+.PHONY: install demo test test-all crash lint audit docs clean
 
 install: $(VENV)/runtime.done
 
@@ -12,7 +12,11 @@ demo: $(VENV)/runtime.done
 	$(BIN)/dartune demo
 
 test: $(VENV)/dev.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+# Everything: the tests of `make test`, then those that take whole runs, several processes or minutes.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 # Kills, full disks and cut files by the hundred; `python tests/crash/long.py --help` has less of it.
 crash: $(VENV)/dev.done

@@ -106,6 +106,7 @@ class Words:
     """Stands for a renderer: a token a character."""
 
     end_id = 0
+    stop_ids = (0,)
 
     def prompt_ids(self, text: str) -> list[int]:
         return [ord(char) for char in text]

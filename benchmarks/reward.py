@@ -71,7 +71,7 @@ def lab_parts(checker: AnswerChecker) -> tuple[int, dict[str, Callable[[], Any]]
     renderer, target = Renderer(load_tokenizer(folder)), HFEngine(load_model(folder))
     mapper = HFEngine(load_model(model_folder("lab:mapper")))
     rows = demonstrate(draw_many("benchmark", DEMONSTRATIONS, QUESTIONS), "values")
-    spec = SampleSpec(SAMPLES, 128, 1.0, (renderer.end_id,), 0)
+    spec = SampleSpec(SAMPLES, 128, 1.0, renderer.stop_ids, 0)
     samples = mapper.generate([renderer.prompt_ids(mapper_prompt(MAPPER_PROMPT, row)) for row in rows], spec)
     reward = GatedReward(target, renderer, checker, THRESHOLDS, source_references(target, renderer, rows))
     owners = [(row, sample) for row, group in zip(rows, samples, strict=True) for sample in group]

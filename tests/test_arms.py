@@ -111,6 +111,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_a_target_without_right_solutions_of_its_own_stays_as_it_is(tmp_path):
     words = [word for key, value in (SMALL | {"reward.own_samples": "0"}).items() for word in (f"--{key}", value)]
     assert main(["run", str(RECIPE), "--arms", "[base, rft]", "--output", str(tmp_path / "run"), *words]) == 0
@@ -120,6 +121,7 @@ def test_a_target_without_right_solutions_of_its_own_stays_as_it_is(tmp_path):
     assert results["costs"]["arms"]["rft"]["prepare"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_all_arms_run_on_the_same_questions_and_bear_their_costs(tmp_path, capsys):
     words = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
     arms = f"[{', '.join(ARMS)}]"

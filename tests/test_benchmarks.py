@@ -35,6 +35,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
 def test_the_harness_measures_every_arm_and_adds_to_what_is_known(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
@@ -68,6 +69,7 @@ metric_list: [{{metric: exact_match}}]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
 def test_a_model_answers_the_harness_as_it_answered_in_the_run(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
@@ -79,6 +81,7 @@ def test_a_model_answers_the_harness_as_it_answered_in_the_run(run, monkeypatch,
     assert "own_answers  exact_match  1.000" in found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
 def test_a_task_that_cannot_be_used_is_told_before_any_model_is_loaded(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
@@ -90,6 +93,7 @@ def test_a_task_that_cannot_be_used_is_told_before_any_model_is_loaded(run, monk
     assert "no_data cannot be loaded" in said and "writes_code would run code that a model wrote" in said
 
 
+@pytest.mark.slow
 def test_everything_that_is_wrong_is_told_at_once(run, capsys):
     command = ["benchmark", str(run), "--tasks", "no_such_task_at_all", "--arms", "base,dart", "--seed", "4"]
     assert main(command) == 2
@@ -97,6 +101,7 @@ def test_everything_that_is_wrong_is_told_at_once(run, capsys):
     assert "arm dart was not run" in said and "seed 4 was not run" in said and "no task 'no_such_task_at_all'" in said
 
 
+@pytest.mark.slow
 def test_without_the_harness_the_way_to_get_it_is_told(run, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
     assert main(["benchmark", str(run), "--tasks", "gsm8k"]) == 3

@@ -239,6 +239,7 @@ def test_an_empty_file_has_one_clear_message(name, content, tmp_path):
     assert caught.value.problems == ()
 
 
+@pytest.mark.slow
 def test_paths_that_cannot_be_read(tmp_path):
     (tmp_path / "d.txt").write_text("x")
     with pytest.raises(InputError, match="does not exist"):
@@ -318,6 +319,7 @@ def test_a_broken_first_row_does_not_hide_the_layout(tmp_path):
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4, unique=True))
 def test_any_text_survives_jsonl_json_and_csv_unchanged(pairs, tmp_path_factory):

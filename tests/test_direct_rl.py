@@ -33,6 +33,7 @@ def trained(rows, checker, folder, budget, on_step=None, rate=3e-4):
     return model.state_dict(), cost, read_jsonl(folder / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_step_that_spends_the_budget(rows, checker, tmp_path):
     weights, cost, history = trained(rows, checker, tmp_path, Budget(generated_tokens=2000))
     assert history[-1]["spent_tokens"] >= 2000 > history[-2]["spent_tokens"]

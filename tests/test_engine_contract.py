@@ -112,6 +112,7 @@ def test_every_stop_token_ends_a_sample(engine):
     assert cut[0].finish == "stop" and cut[0].ids == plain[0].ids[: plain[0].ids.index(last) + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_tokens_are_drawn_from_the_whole_distribution(engine, model, temperature):
     n, prompt = 2000, [5, 6, 7]

@@ -32,6 +32,7 @@ def experiments(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_the_page_on_rewards_is_made_from_its_results(experiments):
     from reward_tables import page
 

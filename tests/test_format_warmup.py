@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from dartune.cli import main
 from dartune.config import MapperConfig
 from dartune.rewards.alignment import Reference
@@ -35,6 +37,7 @@ def test_where_nothing_passes_the_demonstrations_show_the_form(checker):
     assert pairs == [(PROMPT, ROW.solution)] and kinds["demonstrations"] == 1
 
 
+@pytest.mark.slow
 def test_the_warmed_start_is_where_every_adaptation_starts(tmp_path, capsys):
     problems = word_problems(tmp_path / "problems.jsonl", 30)
     target = save_tiny(tmp_path / "target", "llama", context=2048)

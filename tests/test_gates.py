@@ -332,6 +332,7 @@ def test_rows_do_not_influence_each_other(checker: AnswerChecker, order: list[st
     assert [verdict for batch in together for verdict in batch] == [alone[name] for name in order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("announced", [True, False])
 def test_real_grade_school_solutions_pass_as_their_own_rewrites(checker: AnswerChecker, announced: bool) -> None:
     reasoning_gym = pytest.importorskip("reasoning_gym")

@@ -44,6 +44,7 @@ def test_questions_without_a_verdict_in_both_probes_say_nothing():
     assert reason_to_stop([probe(10, 1.0, 40)], {**before, "step": 20, "reward": 2.0, "solved": [None] * 64}) is None
 
 
+@pytest.mark.slow
 def test_a_run_with_probes_records_them_and_a_stop_is_final(tmp_path, monkeypatch, capsys):
     """A probe that falls from all to nothing stops the mapper; the run goes on, says so and is done."""
     from dartune.stages import gold_probe

@@ -20,6 +20,7 @@ TAKES_ANYTHING = {"game_of_life_halting"}
 """Its function calls every text that is not `True` a `False`."""
 
 
+@pytest.mark.slow
 def test_every_task_gives_rows_and_judges_them(checker):
     pairs, expected = [], []
     for name in sorted(set(DATASETS) - MADE_OF_OTHERS):
@@ -67,6 +68,7 @@ def test_a_bad_address_is_explained(address, words):
         gym.rows(address, 0, to_learn=True)
 
 
+@pytest.mark.slow
 def test_a_hostile_answer_does_no_harm(checker, tmp_path):
     """Some of the judging functions evaluate what they are given."""
     (row,) = gym.rows("gym:polynomial_multiplication:1", 0, to_learn=True)
@@ -77,6 +79,7 @@ def test_a_hostile_answer_does_no_harm(checker, tmp_path):
     assert not victim.exists()
 
 
+@pytest.mark.slow
 def test_a_run_adapts_and_tests_on_the_gym(tmp_path):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     suite = "--evaluate.suites={sums: 'gym:chain_sum:6'}"

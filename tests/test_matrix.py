@@ -34,6 +34,7 @@ def test_what_is_wrong_with_a_matrix_is_said_at_once():
     assert "two combinations are called x.jsonl" in caught.value.problems[0]
 
 
+@pytest.mark.slow
 def test_a_matrix_runs_and_ends_with_a_comparison(tmp_path, capsys):
     words = [word for key, value in (SMALL | {"mapper.max_new_tokens": "64"}).items() for word in (f"--{key}", value)]
     matrix = ["--matrix", "{data.path: [lab:values, lab:nested]}", "--arms", "[base, dart]"]

@@ -111,6 +111,7 @@ def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons(tmp_path):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems, tmp_path, capsys):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     assert main(arguments(problems, target, tmp_path / "run")) == 0
@@ -128,6 +129,7 @@ def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems
     assert "mapper-s0: nothing changed" in said and "train-sft-s0-lr0.001: nothing changed" in said
 
 
+@pytest.mark.slow
 def test_with_lora_the_mapper_is_an_adapter_and_the_target_a_plain_model(problems, tmp_path):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     lora = ["--mapper.adapter=lora", "--sft.adapter=lora", "--mapper.lora_rank=2", "--sft.lora_rank=2"]
@@ -140,6 +142,7 @@ def test_with_lora_the_mapper_is_an_adapter_and_the_target_a_plain_model(problem
 STAGES = ["mapper-s0", "train-sft-s0-lr0.001"]  # as the shell runs them; tests/crash has all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_in_the_middle_of_a_stage_ends_the_same(stage, problems, tmp_path_factory, whole_run, tmp_path):
     target, whole = whole_run
@@ -192,6 +195,7 @@ def run_cli(*words: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_bad_input_gives_one_clear_message_and_exit_code_2(problems, tmp_path):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     empty = tmp_path / "empty.jsonl"

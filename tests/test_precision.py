@@ -111,6 +111,7 @@ def parameters_alive() -> int:
     return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_an_adapter_sits_on_the_frozen_model_which_stays_what_it_was(tmp_path):
     models = roster(tmp_path, **{"mapper.adapter": "lora", "mapper.lora_rank": "4"})
     pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]

@@ -53,6 +53,7 @@ def assert_same(one: dict, other: dict) -> None:
         assert row == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2", "deepspeed"])
 def test_two_processes_do_what_one_does(sharding, alone, tmp_path):
     if sharding == "deepspeed" and find_spec("deepspeed") is None:
@@ -81,6 +82,7 @@ def looks(tmp_path_factory):
         return found(tmp_path_factory.mktemp("looks"), "looks")
 
 
+@pytest.mark.slow
 def test_processes_can_join_as_often_as_there_are_runs(looks):
     assert all(seen["joined"] == [[0, 1], 1, [0, 1]] for seen in looks)
 
@@ -121,6 +123,7 @@ arms: [dart, grpo_tokens]
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_ends_as_that_of_one(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(LAB)
@@ -162,6 +165,7 @@ def test_what_is_not_installed_is_told_before_the_run(monkeypatch):
     assert processes.problems(config) == ["sft.sharding: deepspeed is not installed: pip install deepspeed"]
 
 
+@pytest.mark.slow
 def test_more_processes_than_rows_are_refused_with_the_reason(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(LAB.replace("questions_per_step: 4", "questions_per_step: 1"))

@@ -56,6 +56,7 @@ def received(hub, kind, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_data_set_arrives_whole_and_loads(hub, finished_run, tmp_path, capsys):
     from datasets import load_dataset
 
@@ -72,6 +73,7 @@ def test_the_data_set_arrives_whole_and_loads(hub, finished_run, tmp_path, capsy
     assert "data.jsonl" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_model_is_the_chosen_one_and_its_card_says_what_was_measured(hub, finished_run, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -94,6 +96,7 @@ def test_the_model_is_the_chosen_one_and_its_card_says_what_was_measured(hub, fi
     assert "No licence was named" in card
 
 
+@pytest.mark.slow
 def test_a_model_that_had_nothing_to_learn_from_says_so_on_its_card(hub, copy):
     results = copy / "report" / "results.json"
     said = json.loads(results.read_text())
@@ -105,6 +108,7 @@ def test_a_model_that_had_nothing_to_learn_from_says_so_on_its_card(hub, copy):
     assert f"**Note.** {note}" in card and "sft, seed 0: no row" not in card
 
 
+@pytest.mark.slow
 def test_the_mapper_arrives_as_an_adapter_with_the_request_it_answers(hub, finished_run):
     push(finished_run, "--what", "mapper")
     files = hub.files["model", REPO]
@@ -113,6 +117,7 @@ def test_the_mapper_arrives_as_an_adapter_with_the_request_it_answers(hub, finis
     assert opened(finished_run).config.mapper.prompt in files["README.md"].decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "model", "mapper"])
 def test_nothing_of_this_machine_is_uploaded(what, hub, copy, finished_run, capsys):
     for folder in copy.glob("stages/*/*/"):
@@ -127,6 +132,7 @@ def test_nothing_of_this_machine_is_uploaded(what, hub, copy, finished_run, caps
     assert TOKEN not in shown.out + shown.err
 
 
+@pytest.mark.slow
 def test_the_recipe_is_that_of_the_run_but_for_its_places(hub, finished_run, tmp_path):
     push(finished_run)
     recipe = tmp_path / "recipe.yaml"
@@ -147,6 +153,7 @@ def from_the_hub(run, address="owner/base"):
     return address
 
 
+@pytest.mark.slow
 def test_a_model_from_the_hub_is_linked(hub, copy, tmp_path, monkeypatch):
     (tmp_path / "owner" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)  # where a folder happens to have the name
@@ -159,6 +166,7 @@ def test_a_model_from_the_hub_is_linked(hub, copy, tmp_path, monkeypatch):
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "name"), [("~/secret/base", "base"), (".", "local"), ("..", "local"), ("secret/base", "base")]
 )
@@ -176,6 +184,7 @@ def test_a_folder_goes_by_its_own_name_however_it_was_given(address, name, hub, 
     assert b"secret" not in b"".join(files.values())
 
 
+@pytest.mark.slow
 def test_everything_wrong_is_told_at_once(hub, copy, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(copy), "--to", "mine", "--arm", "gold", "--seed", "7"]) == 2
@@ -190,6 +199,7 @@ def test_everything_wrong_is_told_at_once(hub, copy, monkeypatch, capsys):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -204,6 +214,7 @@ def test_what_the_run_has_not_made_is_not_pushed(more, said, hub, finished_run, 
     assert said in capsys.readouterr().err and hub.requests == []
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_model_that_stays_here_is_not_pushed(hub, copy, capsys):
     for file in (copy / "config.resolved.yaml", copy / "report" / "results.json"):
         text = file.read_text().replace("format_steps: 0", "format_steps: 3")
@@ -229,6 +240,7 @@ def spoil_report(run):
     shutil.rmtree(run / "report")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -244,6 +256,7 @@ def test_a_run_that_is_not_finished_is_not_pushed(spoil, said, hub, copy, capsys
     assert said in capsys.readouterr().err and hub.requests == []
 
 
+@pytest.mark.slow
 def test_private_never_becomes_public(hub, finished_run, capsys):
     push(finished_run, "--private")
     assert hub.private["dataset", REPO]
@@ -255,6 +268,7 @@ def test_private_never_becomes_public(hub, finished_run, capsys):
     assert hub.files["dataset", REPO] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refuse", "code", "said"),
     [
@@ -273,12 +287,14 @@ def test_what_the_hub_says_is_passed_on(refuse, code, said, hub, finished_run, m
     assert said in shown.err and TOKEN not in shown.out + shown.err
 
 
+@pytest.mark.slow
 def test_a_licence_that_the_hub_does_not_know_is_told(hub, finished_run, capsys):
     push(finished_run, "--license", "apache2", code=2)
     assert '"license" must be one of' in capsys.readouterr().err
     assert hub.files["dataset", REPO] == {}
 
 
+@pytest.mark.slow
 def test_without_the_hub_it_is_this_machines_fault(hub, finished_run, monkeypatch, capsys):
     from huggingface_hub import constants
 
@@ -287,6 +303,7 @@ def test_without_the_hub_it_is_this_machines_fault(hub, finished_run, monkeypatc
     assert "the Hub cannot be reached" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_all_and_sends_nothing(hub, finished_run, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     push(finished_run, "--dry-run")

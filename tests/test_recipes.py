@@ -73,6 +73,7 @@ def stand_in(name, folder):
     return flags, list(suites) or ["in_distribution"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAND_INS)
 def test_a_recipe_is_checked_and_takes_five_steps(name, tmp_path, capsys):
     recipe, (places, suites) = str(RECIPES / f"{name}.yaml"), stand_in(name, tmp_path)

@@ -163,6 +163,7 @@ def test_every_hack_finds_an_occasion_in_the_shipped_fixtures():
     assert {made.label for made in attacked(fixtures)} >= {f.label for f in fixtures if f.label != "honest"}
 
 
+@pytest.mark.slow
 def test_check_reward_says_how_often_each_hack_is_told(capsys):
     assert main(["check-reward"]) == 0
     said = capsys.readouterr().out
@@ -171,6 +172,7 @@ def test_check_reward_says_how_often_each_hack_is_told(capsys):
     assert len(rows) == 24 and min(rows.values()) >= 0.95, rows
 
 
+@pytest.mark.slow
 def test_a_reward_without_gates_is_seen_through(capsys):
     assert main(["check-reward", "--reward.gates", "[finished]"]) == 0
     said = capsys.readouterr().out

@@ -63,6 +63,7 @@ def made(target, renderer, checker):
     return make
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**9), st.sampled_from(sorted(EXPERTS)), st.sampled_from(NATIVE), st.sampled_from(HACKS))
 @settings(max_examples=80, deadline=None)
 def test_a_hack_never_raises_the_reward_of_an_honest_rewrite(made, renderer, seed, expert, native, hack):
@@ -110,6 +111,7 @@ def test_a_hack_never_raises_the_reward_of_honest_english(english_reward, seed, 
 TEXTS = [(i, dialect) for i in range(len(PROBLEMS)) for dialect in (*NATIVE, "values", "nested")]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=12, unique=True), st.randoms(use_true_random=False))
 @SCORE_SETTINGS
 def test_a_reward_does_not_depend_on_what_else_is_in_the_batch(made, renderer, chosen, rng):

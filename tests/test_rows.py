@@ -98,6 +98,7 @@ def test_a_spool_of_kept_rows_opens_without_reading_them(tmp_path):
             rows[0]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_rows_hold(tmp_path):
     def peak(n):
         rows = [{"question": f"q{i}" + "?" * 500, "solution": "s " * 500} for i in range(n)]

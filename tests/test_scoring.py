@@ -54,6 +54,7 @@ def test_a_target_that_is_not_there(tmp_path):
         dartune.score("q", "s", "lab:nobody")
 
 
+@pytest.mark.slow
 def test_importing_dartune_loads_no_model_library():
     """Nor does naming a recipe; in a process of its own, for here everything is loaded."""
     program = (

@@ -79,6 +79,7 @@ def watched_run(tmp_path_factory):
     return folder, (folder / "notes.txt").read_text().splitlines(), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_uses_no_network(watched_run):
     _, notes, _ = watched_run
     assert any(note.startswith("write") for note in notes)

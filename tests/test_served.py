@@ -22,6 +22,7 @@ def parts(tmp_path_factory):
 LORA = ["--mapper.adapter=lora", "--mapper.lora_rank=2", "--arms=[dart, best_of_k]"]
 
 
+@pytest.mark.slow
 def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_path):
     problems, target = parts
     stub = Stub(load_model(target))

@@ -50,6 +50,7 @@ def test_a_goal_is_reached_or_missed_by_the_figure_beside_it(benchmarks):
     assert made["ratios-gpu"] == made["scaling"] == "Not measured yet."
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_and_the_warm_up_does_not_count(benchmarks):
     from measuring import by_turns, compared
 
@@ -95,6 +96,7 @@ def test_a_training_stands_still_between_its_steps_and_its_failure_comes_out(ben
         ByStep(fails)()
 
 
+@pytest.mark.slow
 def test_texts_of_a_random_model_end_when_asked(benchmarks, tmp_path):
     from loads import end_after, frozen, random_load
 

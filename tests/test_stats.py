@@ -13,6 +13,7 @@ def whole(values):
     return [(1.0, list(values))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suites", "n", "wins", "losses"),
     [

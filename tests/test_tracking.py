@@ -49,6 +49,7 @@ def stand_in(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_curves_of_the_files(parts, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -67,6 +68,7 @@ def test_tensorboard_has_the_curves_of_the_files(parts, tmp_path):
     assert (tmp_path / "run" / "stages" / "mapper-s0" / "DONE").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_others_get_one_rising_count_and_the_config(parts, tmp_path, stand_in):
     written = stand_in("wandb")
     assert main(arguments(*parts, tmp_path / "run", "--trackers=[wandb]", "--arms=[sft, dart]")) == 0

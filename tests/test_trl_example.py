@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dartune.data.records import Demonstration
 from dartune.models.engine import Sample
 from dartune.rewards.reward import Scored
@@ -32,6 +34,7 @@ def test_a_reward_func_passes_rows_and_samples_on_and_a_failed_check_is_none():
     ]
 
 
+@pytest.mark.slow
 def test_the_example_trains(tmp_path):
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "--steps", "2"], cwd=tmp_path, capture_output=True, text=True, check=False

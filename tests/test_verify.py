@@ -336,6 +336,7 @@ def test_mathematics_is_compared_by_value(checker: AnswerChecker) -> None:
     assert checker.check(pairs) == [True, True, True, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_hanging_comparison_is_an_error_and_ends_in_time(checker: AnswerChecker) -> None:
     checker.check([SURD])
     started = time.monotonic()

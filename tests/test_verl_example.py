@@ -52,6 +52,7 @@ def test_the_batch_function_pays_what_dartune_pays(example, data):
     assert not cut[0]["passes"]
 
 
+@pytest.mark.slow
 def test_the_example_writes_the_training_file(data, tmp_path):
     from datasets import load_dataset
 

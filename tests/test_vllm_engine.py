@@ -51,6 +51,7 @@ def test_a_server_that_only_ever_fails_is_given_up(stub, server):
     assert len(stub.faults) == 50 - vllm_engine.TRIES and len(stub.requests) == asked
 
 
+@pytest.mark.slow
 def test_many_prompts_are_asked_few_at_a_time_and_answered_in_order(stub, monkeypatch):
     monkeypatch.setattr(vllm_engine, "AT_ONCE", 3)
     under_way = Crowd()

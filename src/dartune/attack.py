@@ -31,6 +31,7 @@ class WordRenderer:
     """Words, digits and marks as tokens, for rewards that no model takes part in; stands in for `Renderer`."""
 
     end_id = 0
+    stop_ids = (0,)
 
     def __init__(self) -> None:
         self._words = ["<end>"]

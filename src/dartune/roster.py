@@ -19,7 +19,7 @@ from dartune.lengths import too_long
 from dartune.models.adapter import is_adapter, load_adapter, remove_lora
 from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import context_length, load_model, load_tokenizer, save_model
+from dartune.models.loading import context_length, end_ids, load_model, load_tokenizer, save_model, stop_at
 from dartune.models.memory import Footprint, footprint, weight_bytes
 from dartune.models.parallel_engine import LocalEngine, engine_on, shared
 from dartune.models.precision import compute_in, rounded
@@ -87,7 +87,8 @@ class Roster:
     @cached_property
     def renderer(self) -> Renderer:
         target = self.config.target
-        return Renderer(self.tokenizer, target.system_prompt, thinking=target.thinking)
+        ends = end_ids(self.target_path)
+        return Renderer(self.tokenizer, target.system_prompt, thinking=target.thinking, end_ids=ends)
 
     @cached_property
     def target_fingerprint(self) -> str:
@@ -186,6 +187,7 @@ class Roster:
 
         Of a model with an adapter the adapter is saved, and the model is left without it.
         """
+        stop_at(model, self.renderer.stop_ids)
         save_model(rounded(model), self.tokenizer, stage_folder / "model")
         remove_lora(model)
         self._close_servers()

@@ -9,7 +9,7 @@ from dartune import inputs
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, TokenStats
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import load_model, load_tokenizer
+from dartune.models.loading import end_ids, load_model, load_tokenizer
 from dartune.rewards.alignment import Reference, sum_logprob
 
 
@@ -41,7 +41,7 @@ def load_target(
     path = inputs.model_path(str(address))
     model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    return Target(HFEngine(model), Renderer(tokenizer, system_prompt, thinking=thinking))
+    return Target(HFEngine(model), Renderer(tokenizer, system_prompt, thinking=thinking, end_ids=end_ids(path)))
 
 
 def score(question: str, solution: str, target: Target | str | Path, *, source: str | None = None) -> float:

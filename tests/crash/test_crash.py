@@ -39,6 +39,7 @@ def assert_ends_the_same(world):
     assert world.differences() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", POINTS)
 def test_killed_in_any_stage_it_ends_the_same(stage, world):
     world.without(stage)
@@ -46,6 +47,7 @@ def test_killed_in_any_stage_it_ends_the_same(stage, world):
     assert_ends_the_same(world)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_with_a_message_and_143(world):
     world.without("mapper-s0")
     ended = world.server(world.command, stage="mapper-s0", calls=50, signal=int(signal.SIGTERM))
@@ -54,6 +56,7 @@ def test_sigterm_ends_it_with_a_message_and_143(world):
     assert_ends_the_same(world)
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_end_it_with_a_message_and_3(world):
     world.without("train-sft-s0-lr0.001")
     ended = world.server(world.command, file_bytes=60_000)
@@ -61,6 +64,7 @@ def test_files_that_may_not_grow_end_it_with_a_message_and_3(world):
     assert_ends_the_same(world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["stages/mapper-s0/DONE", "stages/warmup/model/model.safetensors", "stages/synthesise-s0/rows.jsonl"]
 )
@@ -70,6 +74,7 @@ def test_a_file_of_a_finished_stage_that_was_cut_is_made_again(name, world):
     assert_ends_the_same(world)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told(world):
     shutil.rmtree(world.run, ignore_errors=True)
     world.run.mkdir()
@@ -87,6 +92,7 @@ def test_a_folder_that_cannot_be_written_is_told(world):
             world.run.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_clocks_that_jump_change_durations_only(world):
     world.without("mapper-s0")
     world.server(world.command, stage="mapper-s0", calls=40, jumps=1)

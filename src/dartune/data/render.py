@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from dartune.errors import InputError
@@ -21,6 +21,11 @@ from dartune.errors import InputError
 FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 # Private-use characters: what the answer is in a trial rendering, and the range markers are taken from.
 ANSWER = "\ue000answer\ue000"
+END_NAMES = re.compile(
+    r"</s>|<(eos|end_of_turn|turn\|)>|<\|(endoftext|im_end|eot_id|eom_id|end_of_text|eot|return|eos|endofturn)\|>"
+    r"|<｜end▁of▁sentence｜>|<\|END_OF_TURN_TOKEN\|>|\[EOS\]"
+)
+"""Special tokens that end a text or a turn, by the names that published tokenizers use."""
 OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 MARKS = (range(0xE001, 0xF900), range(0xF0000, 0xFFFFE))
 
@@ -34,17 +39,28 @@ class Renderer:
     the whole conversation. Where it forgets the system prompt once an assistant has spoken (Mistral), the prompt is
     the one that generation uses.
 
+    A response ends with `end_id` in training. A sample ends with any of `stop_ids`, whichever comes first: models
+    also end with the other end tokens that they know.
+
     Args:
         tokenizer: a Hugging Face tokenizer, with or without a chat template.
         system_prompt: put before every question.
         thinking: the solutions carry their own `<think>` block; the prompt is the plain generation prompt, up to a
-            `<think>` that it opens (Qwen3-Thinking, DeepSeek-R1).
+            `<think>` that it opens (Qwen3-Thinking, DeepSeek-R1). The template is given it as `enable_thinking`.
+        end_ids: more tokens that end a sample: those of the model's generation config.
 
     Raises:
         InputError: no token can end a response, or the template fails or leaves out the text it is given.
     """
 
-    def __init__(self, tokenizer: Any, system_prompt: str | None = None, *, thinking: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        system_prompt: str | None = None,
+        *,
+        thinking: bool = False,
+        end_ids: Sequence[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.thinking = thinking
@@ -64,6 +80,9 @@ class Renderer:
                 'end; set one that the model knows (tokenizer.eos_token = "<|endoftext|>") and save it again'
             )
         self.end_id: int = end_id
+        ends = [index for index, token in tokenizer.added_tokens_decoder.items() if END_NAMES.fullmatch(token.content)]
+        known = [end_id, tokenizer.eos_token_id, *end_ids, *sorted(ends)]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(index for index in known if index is not None))
 
     def prompt_ids(self, user_text: str) -> list[int]:
         """Ids of everything before the response; none of them is trained."""
@@ -110,8 +129,8 @@ class Renderer:
         return [index for start, end in pairwise(cuts) for index in self._encode_plain(text[start:end])]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Response ids to text, without the end token and other special tokens."""
-        kept = [index for index in map(int, ids) if index != self.end_id]
+        """Response ids to text, up to the first token that ends a sample, without special tokens."""
+        kept = list(takewhile(lambda index: index not in self.stop_ids, map(int, ids)))
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def marked(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[tuple[str, bool]]:
@@ -136,7 +155,7 @@ class Renderer:
             vocabulary = json.loads(backend.to_str())
             # Padding and truncation are left over from the latest call and do not concern these ids.
             vocabulary.update(padding=None, truncation=None)
-        content = [vocabulary, self.template, self.system_prompt, self.thinking, self.end_id]
+        content = [vocabulary, self.template, self.system_prompt, self.thinking, self.end_id, self.stop_ids]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -182,7 +201,11 @@ class Renderer:
             messages.append({"role": "assistant", "content": answer})
         try:
             return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=answer is None
+                messages,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                enable_thinking=self.thinking,
             )
         except Exception as error:  # a template is somebody's program: it may raise anything
             roles = ", ".join(message["role"] for message in messages)

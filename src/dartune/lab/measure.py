@@ -25,7 +25,7 @@ def _percent(values: list[bool] | list[float]) -> str:
 def _solve(engine, renderer, problems: list[Problem]) -> list[Verdict]:
     from dartune.models.engine import SampleSpec
 
-    spec = SampleSpec(1, MAX_NEW_TOKENS, 0.0, (renderer.end_id,), 0)
+    spec = SampleSpec(1, MAX_NEW_TOKENS, 0.0, renderer.stop_ids, 0)
     drawn = engine.generate([renderer.prompt_ids(problem.question) for problem in problems], spec)
     return [check(renderer.decode(group[0].ids), problem) for group, problem in zip(drawn, problems, strict=True)]
 
@@ -73,7 +73,7 @@ def mapper_table(
         "|" + "---|" * (len(DIALECTS) + 4),
     ]
     problems = draw_many("mapper", DEMONSTRATIONS, n)
-    spec = SampleSpec(8, MAX_NEW_TOKENS, 1.0, (renderer.end_id,), 0)
+    spec = SampleSpec(8, MAX_NEW_TOKENS, 1.0, renderer.stop_ids, 0)
     for expert in EXPERTS:
         rows = demonstrate(problems, expert)
         prompts = [

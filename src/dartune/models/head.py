@@ -9,6 +9,7 @@ head's weights are the largest there are, and are read once a batch, not once fo
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -159,13 +160,26 @@ def _gives_the_logits(model: nn.Module, head: nn.Linear) -> bool:
         given: list[torch.Tensor] = []
         hook = head.register_forward_hook(lambda module, inputs, output: given.append(output))
         try:
-            with torch.no_grad():
+            # Without dropout: it would draw random numbers that a resumed run, which has another trial, does not.
+            with torch.no_grad(), evaluating(_unwrapped(model)):
                 ids = torch.arange(min(8, head.weight.shape[0]), device=head.weight.device)[None]
                 logits = _unwrapped(model)(input_ids=ids, use_cache=False).logits
         finally:
             hook.remove()
         _GIVES_THE_LOGITS[head] = given[0].shape == logits.shape and torch.equal(given[0].float(), logits.float())
     return _GIVES_THE_LOGITS[head]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout; every module is put back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -25,12 +25,12 @@ from dartune.models.adapter import without_adapter
 from dartune.models.decoding import GPU_CHECK_EVERY, Decoder, draw
 from dartune.models.engine import Sample, SampleSpec, TokenIds, TokenStats
 from dartune.models.flops import FORWARD, multiplied_weights
+from dartune.models.head import evaluating
 from dartune.models.loading import context_length
 from dartune.models.precision import rounding_once
 from dartune.models.sharding import whole
 from dartune.models.shared_prefix import (
     device_of,
-    evaluating,
     forward_costs,
     of_like_length,
     read_completions,

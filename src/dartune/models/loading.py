@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,34 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
         raise InputError(f"cannot load the tokenizer {source}", problems)
     with _as_input_error(f"cannot load the tokenizer {source}", local):
         return AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=trust_remote_code)
+
+
+def end_ids(path: str | Path) -> tuple[int, ...]:
+    """The tokens that end a sample by the model's generation config; empty where it has none.
+
+    Raises:
+        InputError: the generation config cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    source, local = _locate(path)
+    if local and not (Path(source) / "generation_config.json").exists():
+        return ()
+    try:
+        with _quiet():
+            found = GenerationConfig.from_pretrained(source, local_files_only=local).eos_token_id
+    except OSError as error:
+        if not local:  # a Hub model need not have one
+            return ()
+        raise InputError(f"cannot read the generation config of {source}: {error}") from error
+    return () if found is None else tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def stop_at(model: nn.Module, stop_ids: Sequence[int]) -> None:
+    """Have the model's generation config stop where it was trained to, and at what it stopped at before."""
+    config = getattr(getattr(model, "module", model), "generation_config", None)
+    if config is not None:
+        config.eos_token_id = list(stop_ids)
 
 
 def model_problems(folder: str | Path) -> list[str]:

@@ -42,8 +42,9 @@ def solved(
     renderer: Renderer,
     checker: AnswerChecker,
 ) -> list[list[tuple[str, bool | None]]]:
-    """Every row's samples as text, each with whether its answer is right (None: nobody knows).
+    """Every row's samples as text, each with whether it is right (None: the row has no answer, or the check failed).
 
+    Right is a finished sample with the right answer: text cut at the token limit has not given its last answer.
     The rows are of one task family.
     """
     texts = [[renderer.decode(sample.ids) for sample in group] for group in samples]
@@ -55,7 +56,14 @@ def solved(
         for text in group
     ]
     verdicts = iter(checker.check(pairs, task))
+
+    def verdict(row: Demonstration, sample: Sample) -> bool | None:
+        right = next(verdicts)
+        if not row.answer:
+            return None
+        return right if sample.finish == "stop" else False
+
     return [
-        [(text, verdict if row.answer else None) for text, verdict in [(text, next(verdicts)) for text in group]]
-        for row, group in zip(rows, texts, strict=True)
+        [(text, verdict(row, sample)) for text, sample in zip(group_texts, group, strict=True)]
+        for row, group_texts, group in zip(rows, texts, samples, strict=True)
     ]

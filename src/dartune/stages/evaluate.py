@@ -37,7 +37,7 @@ def evaluate(
     With `samples` = k, `avg_at_k` is the share of k sampled solutions that are correct, `pass_at_k` whether any is.
     A question without a checkable answer, or whose check failed, is `correct: None`.
     """
-    greedy = SampleSpec(1, max_new_tokens, 0.0, (renderer.end_id,), 0)
+    greedy = SampleSpec(1, max_new_tokens, 0.0, renderer.stop_ids, 0)
     several = {"n": samples, "temperature": SAMPLING_TEMPERATURE}
     records = []
     for suite, rows in suites.items():

@@ -44,7 +44,7 @@ def examples(
     own = [
         (prompt, one["text"]) for prompt, known in zip(prompts, probed[:MOST_ROWS], strict=True) for one in known["own"]
     ]
-    spec = SampleSpec(config.group_size, config.max_new_tokens, config.temperature, (renderer.end_id,), 0)
+    spec = SampleSpec(config.group_size, config.max_new_tokens, config.temperature, renderer.stop_ids, 0)
     scored = reward(rows, start.generate([renderer.prompt_ids(prompt) for prompt in prompts], spec))
     passed = [
         (prompt, one.text) for prompt, group in zip(prompts, scored, strict=True) for one in group if one.accepted

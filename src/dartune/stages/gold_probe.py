@@ -67,7 +67,7 @@ class GoldProbe:
     def _rewrites(self, mapper: Engine) -> list[tuple[str, str]]:
         """What the data set would become now: one sample a row, the original where it is not accepted."""
         config = self.config.mapper
-        spec = SampleSpec(1, config.max_new_tokens, config.temperature, (self.renderer.end_id,), 0)
+        spec = SampleSpec(1, config.max_new_tokens, config.temperature, self.renderer.stop_ids, 0)
         prompts = [self.renderer.prompt_ids(mapper_prompt(config.prompt, row)) for row in self.demonstrations]
         scored = self.reward(self.demonstrations, mapper.generate(prompts, spec))
         return [

@@ -59,7 +59,7 @@ def probe(
     """
     path, score = folder / "probe.jsonl", alignment_score(config)
     own = config.own_samples
-    spec = partial(SampleSpec, own, max_new_tokens, 1.0, (renderer.end_id,)) if own else None
+    spec = partial(SampleSpec, own, max_new_tokens, 1.0, renderer.stop_ids) if own else None
     thresholds = _first_thresholds(config, prompt)
     with Spool(path if processes.is_first() else None) as spool:
         if len(spool) < len(demonstrations):

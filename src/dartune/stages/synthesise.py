@@ -77,7 +77,7 @@ def synthesise(
                 config.samples,
                 max_new_tokens,
                 config.temperature,
-                (renderer.end_id,),
+                renderer.stop_ids,
                 seed * 1_000_003 + 500_000 + low,
             )
             prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]

@@ -103,7 +103,7 @@ class PolicyObjective:
             n=config.group_size,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
-            stop_ids=(self.renderer.end_id,),
+            stop_ids=self.renderer.stop_ids,
             seed=self.seed * 1_000_003 + step,
         )
         self.policy.model.eval()

@@ -1,0 +1,148 @@
+"""Samples and per-token statistics of the style benchmark, one model at a time; style_scores.py makes tables of them.
+
+    python experiments/style_measure.py MODEL_FOLDER --data FOLDER --work FOLDER [--questions 100]
+
+`--data` holds GSM8K's training file and SVAMP's (see docs/real-models.md); `--work` gets `samples-<model>.jsonl` and
+`stats-<model>.jsonl`, a line per problem, and continues where it was stopped. The other model's samples are
+measured if they are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from style_texts import STYLES, Problem, all_problems
+
+from dartune.data.render import Renderer
+from dartune.models.engine import SampleSpec, TokenIds
+from dartune.models.hf_engine import HFEngine
+from dartune.models.loading import load_model, load_tokenizer
+from dartune.models.shared_prefix import sequence_inputs
+
+TEMPERATURES = {1.0: 1, 0.7: 1, 0.3: 1}
+"""Sampling temperature -> own samples per question."""
+MAX_NEW_TOKENS = {"gsm8k": 128, "one_step": 80, "chain": 80}
+CHUNK = 20
+LOGITS_AT_ONCE = 2**23
+SCALED = 0.7
+"""Temperature of the scores on scaled logits."""
+
+
+def own_style(temperature: float) -> str:
+    return f"own_{temperature:g}"
+
+
+def draw_samples(problems: list[Problem], engine: HFEngine, renderer: Renderer, path: Path) -> None:
+    """Append the model's own samples, a line per problem: {question, own: {style: [{ids, text, finished}]}}."""
+    done = len(path.read_text().splitlines()) if path.exists() else 0
+    for low in range(done, len(problems), CHUNK):
+        chunk = problems[low : low + CHUNK]
+        prompts = [renderer.prompt_ids(problem.question) for problem in chunk]
+        most = max(MAX_NEW_TOKENS[problem.kind] for problem in chunk)
+        own: list[dict[str, Any]] = [{} for _ in chunk]
+        for temperature, n in TEMPERATURES.items():
+            spec = SampleSpec(n, most, temperature, renderer.stop_ids, seed=low)
+            for row, group in zip(own, engine.generate(prompts, spec), strict=True):
+                row[own_style(temperature)] = [
+                    {"ids": list(s.ids), "text": renderer.decode(s.ids), "finished": s.finish == "stop"} for s in group
+                ]
+        with path.open("a") as file:
+            for problem, row in zip(chunk, own, strict=True):
+                file.write(json.dumps({"question": problem.question, "own": row}) + "\n")
+        print(f"{path.name}: {low + len(chunk)} of {len(problems)} questions", flush=True)
+
+
+@torch.no_grad()
+def token_table(model: torch.nn.Module, rows: list[tuple[TokenIds, TokenIds]]) -> Iterator[dict[str, list[float]]]:
+    """Per response token: log-probability, entropy, variance of the log-probability, that of the likeliest token,
+    rank, and log-probability and entropy at temperature `SCALED`; nats. One forward for all rows."""
+    inputs, keep, targets, mask = sequence_inputs(model, rows)
+    hidden = model.model(**inputs).last_hidden_state[keep]
+    size, parts = max(1, LOGITS_AT_ONCE // model.lm_head.weight.shape[0]), []
+    for states, ids in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = model.lm_head(states).float()
+        logp = logits.log_softmax(-1)
+        chosen = logp.gather(-1, ids[:, None])
+        p = logp.exp()
+        entropy = -(p * logp).sum(-1)
+        variance = (p * logp.square()).sum(-1) - entropy.square()
+        scaled = (logits / SCALED).log_softmax(-1)
+        spread = -(scaled.exp() * scaled).sum(-1)
+        columns = (chosen[:, 0], entropy, variance, logp.amax(-1), (logp > chosen).sum(-1) + 1.0)
+        parts.append(torch.stack([*columns, scaled.gather(-1, ids[:, None])[:, 0], spread]))
+    names = ("logprob", "entropy", "variance", "best", "rank", "logprob_scaled", "entropy_scaled")
+    for table in torch.cat(parts, dim=1).split(mask.sum(1).tolist(), dim=1):
+        yield {name: [round(x, 3) for x in row] for name, row in zip(names, table.tolist(), strict=True)}
+
+
+def measure(
+    problems: list[Problem],
+    samples: list[dict[str, Any]],
+    others: list[dict[str, Any]],
+    model: torch.nn.Module,
+    renderer: Renderer,
+    path: Path,
+) -> None:
+    """Append a line per problem: {kind, styles: {style: [{finished, logprob: [...], ...}]}}."""
+    done = len(path.read_text().splitlines()) if path.exists() else 0
+    for i in range(done, len(problems)):
+        problem = problems[i]
+        prompt = renderer.prompt_ids(problem.question)
+        entries: list[tuple[str, list[int], bool]] = [
+            (name, renderer.response_ids(style(problem)), True) for name, style in STYLES.items()
+        ]
+        for name, group in samples[i]["own"].items():
+            entries += [(name, one["ids"], one["finished"]) for one in group]
+        if others:
+            for one in others[i]["own"][own_style(0.7)]:
+                ids = renderer.response_ids(one["text"])
+                entries.append(("other_model", ids if one["finished"] else ids[:-1], one["finished"]))
+        entries = [entry for entry in entries if entry[1]]
+        order = sorted(range(len(entries)), key=lambda j: len(entries[j][1]))
+        tables: dict[int, dict[str, list[float]]] = {}
+        for low in range(0, len(order), 8):  # rows of like length together
+            batch = order[low : low + 8]
+            for j, table in zip(batch, token_table(model, [(prompt, entries[j][1]) for j in batch]), strict=True):
+                tables[j] = table
+        styles: dict[str, list[dict[str, Any]]] = {}
+        for j, (name, _, finished) in enumerate(entries):
+            styles.setdefault(name, []).append({"finished": finished} | tables[j])
+        with path.open("a") as file:
+            file.write(json.dumps({"kind": problem.kind, "question": problem.question, "styles": styles}) + "\n")
+        if (i + 1) % 10 == 0:
+            print(f"{path.name}: {i + 1} of {len(problems)} questions", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--other", type=Path, help="folder of the other model, whose samples are a style")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--samples-only", action="store_true")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    name = arguments.model.name
+    problems = all_problems(arguments.data, arguments.questions)
+    model = load_model(arguments.model)
+    renderer = Renderer(load_tokenizer(arguments.model))
+    own = arguments.work / f"samples-{name}.jsonl"
+    draw_samples(problems, HFEngine(model), renderer, own)
+    if arguments.samples_only:
+        return
+    others = arguments.work / f"samples-{arguments.other.name}.jsonl" if arguments.other else None
+
+    def read(path: Path | None) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path else []
+
+    measure(problems, read(own), read(others), model, renderer, arguments.work / f"stats-{name}.jsonl")
+
+
+if __name__ == "__main__":
+    main()
