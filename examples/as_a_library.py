@@ -41,7 +41,7 @@ def main(steps: int, output: Path) -> None:
     target = load_target(config.target.path)  # once, for many scores
     for row in rows.select(range(3)):
         before = score(row["question"], row["source_solution"], target)
-        after = score(row["question"], row["solution"], target, source=row["source_solution"])
+        after = score(row["question"], row["solution"], target)
         print(f"alignment {before:.2f} -> {after:.2f}, in the data set {row['alignment_after']:.2f}: {row['solution']}")
 
 

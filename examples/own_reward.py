@@ -17,7 +17,7 @@ from dartune import load_config, pipeline
 from dartune.data.render import Renderer
 from dartune.files import read_jsonl
 from dartune.models.engine import Engine, TokenStats
-from dartune.rewards.alignment import Reference, sum_logprob
+from dartune.rewards.alignment import Reference, content_logprob
 from dartune.rewards.penalties import Rewritten
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
@@ -33,7 +33,7 @@ SHORT = {
 
 def smooth(tokens: TokenStats, reference: Reference) -> float:
     """A score: the default, and the strangest token once more, so that one leap costs more than many small steps."""
-    return sum_logprob(tokens, reference) + min(tokens.logprobs) / max(1, reference.length)
+    return content_logprob(tokens, reference) + min(tokens.logprobs) / max(1, reference.length)
 
 
 def wordy(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list[float]:

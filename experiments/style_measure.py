@@ -3,15 +3,16 @@
     python experiments/style_measure.py MODEL_FOLDER --data FOLDER --work FOLDER [--questions 100]
 
 `--data` holds GSM8K's training file and SVAMP's (see docs/real-models.md); `--work` gets `samples-<model>.jsonl` and
-`stats-<model>.jsonl`, a line per problem, and continues where it was stopped. The other model's samples are
-measured if they are there.
+`stats-<model>.jsonl`, a line per problem, and continues where it was stopped. With `--other` (another model's folder,
+whose samples are in `--work`), `other-<model>.jsonl` has the other model's samples in this model's eyes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ TEMPERATURES = {1.0: 1, 0.7: 1, 0.3: 1}
 """Sampling temperature -> own samples per question."""
 MAX_NEW_TOKENS = {"gsm8k": 128, "one_step": 80, "chain": 80}
 CHUNK = 20
-LOGITS_AT_ONCE = 2**23
+LOGITS_AT_ONCE = 2**24
 SCALED = 0.7
 """Temperature of the scores on scaled logits."""
+STATISTICS = ("logprob", "entropy", "variance", "best", "rank", "logprob_scaled", "entropy_scaled")
 
 
 def own_style(temperature: float) -> str:
@@ -63,50 +65,73 @@ def token_table(model: torch.nn.Module, rows: list[tuple[TokenIds, TokenIds]]) -
     rank, and log-probability and entropy at temperature `SCALED`; nats. One forward for all rows."""
     inputs, keep, targets, mask = sequence_inputs(model, rows)
     hidden = model.model(**inputs).last_hidden_state[keep]
-    size, parts = max(1, LOGITS_AT_ONCE // model.lm_head.weight.shape[0]), []
+    size, table = max(1, LOGITS_AT_ONCE // model.lm_head.weight.shape[0]), []
     for states, ids in zip(hidden.split(size), targets.split(size), strict=True):
-        logits = model.lm_head(states).float()
-        logp = logits.log_softmax(-1)
-        chosen = logp.gather(-1, ids[:, None])
-        p = logp.exp()
-        entropy = -(p * logp).sum(-1)
-        variance = (p * logp.square()).sum(-1) - entropy.square()
-        scaled = (logits / SCALED).log_softmax(-1)
-        spread = -(scaled.exp() * scaled).sum(-1)
-        columns = (chosen[:, 0], entropy, variance, logp.amax(-1), (logp > chosen).sum(-1) + 1.0)
-        parts.append(torch.stack([*columns, scaled.gather(-1, ids[:, None])[:, 0], spread]))
-    names = ("logprob", "entropy", "variance", "best", "rank", "logprob_scaled", "entropy_scaled")
-    for table in torch.cat(parts, dim=1).split(mask.sum(1).tolist(), dim=1):
-        yield {name: [round(x, 3) for x in row] for name, row in zip(names, table.tolist(), strict=True)}
+        # Token by token: one row of logits stays in the processor's cache.
+        table += [_statistics(*row) for row in zip(model.lm_head(states).float(), ids.tolist(), strict=True)]
+    low = 0
+    for length in mask.sum(1).tolist():
+        columns = zip(*table[low : low + length], strict=True)
+        yield {name: [round(x, 3) for x in column] for name, column in zip(STATISTICS, columns, strict=True)}
+        low += length
+
+
+def _statistics(logits: torch.Tensor, chosen: int) -> tuple[float, ...]:
+    """`STATISTICS` of one token; logits (V,) are overwritten."""
+    logp = logits.sub_(logits.logsumexp(0))
+    p = logp.exp()
+    entropy = -torch.dot(p, logp).item()
+    own = logp[chosen].item()
+    variance = torch.dot(p.mul_(logp), logp).item() - entropy**2
+    best, rank = logp.max().item(), 1 + int((logp > own).sum())
+    scaled = logp.div_(SCALED)
+    normaliser = scaled.logsumexp(0).item()
+    p = torch.exp(scaled, out=p)
+    spread = normaliser - torch.dot(p, scaled).item() / math.exp(normaliser)
+    return own, entropy, variance, best, rank, own / SCALED - normaliser, spread
+
+
+Entry = tuple[str, list[int], bool]
+"""A style's name, a text's response ids, and whether the text is whole (it ends with the end token)."""
+
+
+def own_entries(problem: Problem, sampled: dict[str, Any], renderer: Renderer) -> list[Entry]:
+    """Every style made by rule, and the model's own samples."""
+    entries = [(name, renderer.response_ids(style(problem)), True) for name, style in STYLES.items()]
+    for name, group in sampled["own"].items():
+        entries += [(name, one["ids"], one["finished"]) for one in group]
+    return entries
+
+
+def other_entries(problem: Problem, sampled: dict[str, Any], renderer: Renderer) -> list[Entry]:
+    """The other model's samples, in this model's tokens."""
+    found = []
+    for one in sampled["own"][own_style(0.7)]:
+        ids = renderer.response_ids(one["text"])
+        found.append(("other_model", ids if one["finished"] else ids[:-1], one["finished"]))
+    return found
 
 
 def measure(
     problems: list[Problem],
-    samples: list[dict[str, Any]],
-    others: list[dict[str, Any]],
+    sampled: list[dict[str, Any]],
+    entries_of: Callable[[Problem, dict[str, Any], Renderer], list[Entry]],
     model: torch.nn.Module,
     renderer: Renderer,
     path: Path,
 ) -> None:
-    """Append a line per problem: {kind, styles: {style: [{finished, logprob: [...], ...}]}}."""
+    """Append a line per problem: {kind, question, styles: {style: [{finished, logprob: [...], ...}]}}."""
+    if [row["question"] for row in sampled] != [problem.question for problem in problems]:
+        raise SystemExit(f"{path.name}: the samples in this folder are of other questions; take a new --work folder")
     done = len(path.read_text().splitlines()) if path.exists() else 0
     for i in range(done, len(problems)):
         problem = problems[i]
         prompt = renderer.prompt_ids(problem.question)
-        entries: list[tuple[str, list[int], bool]] = [
-            (name, renderer.response_ids(style(problem)), True) for name, style in STYLES.items()
-        ]
-        for name, group in samples[i]["own"].items():
-            entries += [(name, one["ids"], one["finished"]) for one in group]
-        if others:
-            for one in others[i]["own"][own_style(0.7)]:
-                ids = renderer.response_ids(one["text"])
-                entries.append(("other_model", ids if one["finished"] else ids[:-1], one["finished"]))
-        entries = [entry for entry in entries if entry[1]]
+        entries = [entry for entry in entries_of(problem, sampled[i], renderer) if entry[1]]
         order = sorted(range(len(entries)), key=lambda j: len(entries[j][1]))
         tables: dict[int, dict[str, list[float]]] = {}
-        for low in range(0, len(order), 8):  # rows of like length together
-            batch = order[low : low + 8]
+        for low in range(0, len(order), 6):  # rows of like length together
+            batch = order[low : low + 6]
             for j, table in zip(batch, token_table(model, [(prompt, entries[j][1]) for j in batch]), strict=True):
                 tables[j] = table
         styles: dict[str, list[dict[str, Any]]] = {}
@@ -136,12 +161,14 @@ def main() -> None:
     draw_samples(problems, HFEngine(model), renderer, own)
     if arguments.samples_only:
         return
-    others = arguments.work / f"samples-{arguments.other.name}.jsonl" if arguments.other else None
 
-    def read(path: Path | None) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path else []
+    def read(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
-    measure(problems, read(own), read(others), model, renderer, arguments.work / f"stats-{name}.jsonl")
+    measure(problems, read(own), own_entries, model, renderer, arguments.work / f"stats-{name}.jsonl")
+    if arguments.other:
+        others = read(arguments.work / f"samples-{arguments.other.name}.jsonl")
+        measure(problems, others, other_entries, model, renderer, arguments.work / f"other-{name}.jsonl")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The probe: the same file whether interrupted or not, and references that say what it found."""
 
 from dataclasses import replace
-from statistics import mean
 
 import pytest
 
@@ -33,14 +32,24 @@ def probed(checker, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 7])
-def test_an_interrupted_probe_ends_with_the_same_file_and_the_cost_of_all_attempts(kept, probed, tmp_path):
-    cost = probed()
+def test_an_interrupted_probe_ends_with_the_same_file_and_the_cost_of_all_attempts(
+    kept, probed, tmp_path, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
     path = tmp_path / "probe.jsonl"
-    rows, thresholds = path.read_bytes(), (tmp_path / "thresholds.json").read_bytes()
-    assert cost.generated_tokens == 40
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "write_rows", interrupted)
+        probed()
     with Spool(path) as spool:
         spool.cut(kept)
-    (tmp_path / "thresholds.json").unlink()
+    cost = probed()
+    rows, thresholds = path.read_bytes(), (tmp_path / "thresholds.json").read_bytes()
+    path.unlink()
+    assert probed() == cost and cost.generated_tokens == 40
+    assert path.read_bytes() == rows and (tmp_path / "thresholds.json").read_bytes() == thresholds
+    (tmp_path / "thresholds.json").unlink()  # interrupted at the very end
     assert probed() == cost
     assert path.read_bytes() == rows and (tmp_path / "thresholds.json").read_bytes() == thresholds
 
@@ -48,12 +57,12 @@ def test_an_interrupted_probe_ends_with_the_same_file_and_the_cost_of_all_attemp
 def test_references_are_those_of_the_rows(tmp_path):
     def row(number, own, cap):
         shared = {"length": number + 3, "source_alignment": -0.5 * number, "expected_tokens": number + 5}
-        return {"id": f"r{number}", **shared, "own": [{"logprobs": [value, value - 1]} for value in own], "cap": cap}
+        return {"id": f"r{number}", **shared, "style": [{"mean_logprob": value} for value in own], "cap": cap}
 
     rows = [row(0, [], None), row(1, [-0.1 * n for n in range(9)], 0.25), row(2, [-3.0], 0.0)]
     write_rows(tmp_path / "probe.jsonl", rows)
     found = References(open_rows(tmp_path / "probe.jsonl"))
-    own = [sorted(mean(one["logprobs"]) for one in row["own"]) for row in rows]
+    own = [sorted(one["mean_logprob"] for one in row["style"]) for row in rows]
     everyones = sorted(value for values in own for value in values)
     for number, cap, expected in ((0, None, everyones), (1, 0.25, own[1]), (2, 0.0, everyones)):
         reference = found[f"r{number}"]

@@ -95,7 +95,8 @@ def test_every_form_pays_at_least_as_much_for_passing_and_for_more_alignment(one
 def rewritten(name: str, question: str, text: str, mapper: float = -0.1, target: float = -0.1) -> Rewritten:
     ids = tuple(RENDERER.response_ids(text))
     row = Demonstration(name, question, "Ann has 3.\n#### 3", "3")
-    return Rewritten(row, Sample(ids, (mapper,) * len(ids), "stop"), text, (target,) * len(ids))
+    scores = (target,) * len(ids)
+    return Rewritten(row, Sample(ids, (mapper,) * len(ids), "stop"), text, scores, scores)
 
 
 def test_peeking_is_how_much_surer_the_mapper_is_than_the_target():
@@ -176,7 +177,7 @@ def test_check_reward_says_how_often_each_hack_is_told(capsys):
 def test_a_reward_without_gates_is_seen_through(capsys):
     assert main(["check-reward", "--reward.gates", "[finished]"]) == 0
     said = capsys.readouterr().out
-    assert "pairwise accuracy below 0.95: bare_answer (0.000)" in said
+    assert "pairwise accuracy below 0.95: bare_answer (0.500)" in said
 
 
 def test_bad_fixtures_are_told_all_at_once(tmp_path):

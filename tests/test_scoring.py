@@ -28,7 +28,7 @@ def test_scores_are_those_of_the_reward(target, checker):
     samples = [[Sample(tuple(target.renderer.response_ids(row.solution)), (), "stop")] for row in REWRITES]
     for source, rewrite, [scored] in zip(SOURCES, REWRITES, reward(SOURCES, samples), strict=True):
         before = dartune.score(source.question, source.solution, target)
-        after = dartune.score(source.question, rewrite.solution, target, source=source.solution)
+        after = dartune.score(source.question, rewrite.solution, target)
         assert before == pytest.approx(references[source.id].source_alignment, abs=1e-4)
         assert after == pytest.approx(scored.alignment, abs=1e-4)
         assert before < after <= 0

@@ -9,16 +9,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from dartune.arm_settings import rollouts
 from dartune.arms import ADAPTATIONS, tagged
-from dartune.config import Config
+from dartune.config import Config, MapperConfig
+from dartune.errors import InputError
 from dartune.inputs import data_name, model_name
 from dartune.job import Job
 from dartune.progress import Progress, follow
 from dartune.roster import Meter
-from dartune.run import Cost
+from dartune.run import Cost, read_json
 
 STUCK_STEPS = 3
-"""So many first steps without a rewrite that passes are worth a word."""
+"""After this many first steps with equal rewards the log says so."""
+EMPTY_STEPS = 5
+"""After this many first steps without a rewrite that passes the run stops: there is nothing to learn from."""
+FEW_GAINFUL = 0.5
 
 
 def probe_stage(adaptation: str) -> str:
@@ -77,6 +82,48 @@ def probe(job: Job, adaptation: str) -> None:
     job.run.stage(probe_stage(adaptation), stage_inputs, work)
 
 
+def own_stage(seed: int) -> str:
+    return f"own-samples-s{seed}"
+
+
+def sample_own(job: Job, seed: int) -> None:
+    """The target's own right solutions, from as many samples as `dart` spends."""
+    from dartune.stages.own_samples import sample_own
+    from dartune.stages.probe import load_probe
+
+    config, models = job.config, job.models
+    name, samples = own_stage(seed), rollouts(config, len(job.data.train))
+    limit, temperature = config.mapper.max_new_tokens, config.reward.own_temperature
+    stage_inputs = {
+        "probe": job.run.key(probe_stage("dart")),
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": limit,
+        "seed": seed,
+    }
+
+    def work(out: Path) -> Cost:
+        _, _, thresholds = load_probe(job.run.stage_folder(probe_stage("dart")))
+        meter = Meter(models.target_engine)
+        with job.progress(len(job.data.train), name) as progress:
+            return sample_own(
+                job.data.train,
+                models.target_engine,
+                models.renderer,
+                job.checker,
+                thresholds,
+                samples,
+                temperature,
+                limit,
+                seed,
+                out / "rows.jsonl",
+                progress,
+                meter.cost,
+            )
+
+    job.run.stage(name, stage_inputs, work)
+
+
 def _reward(job: Job, adaptation: str):
     """The probe's rows, and the reward that stands on them."""
     from dartune.rewards.reward import build_reward
@@ -88,9 +135,26 @@ def _reward(job: Job, adaptation: str):
     return rows, build_reward(config.reward, target, renderer, job.checker, thresholds, references)
 
 
+def mapper_settings(job: Job, adaptation: str) -> MapperConfig:
+    """The config's `mapper`, with the worked examples that it asks for in front of its request."""
+    from dartune.stages.probe import load_probe
+    from dartune.train.mapper import with_examples, worked_examples
+
+    mapper = job.view(adaptation)[0].mapper
+    if not mapper.examples:
+        return mapper
+    rows, _, _ = load_probe(job.run.stage_folder(probe_stage(adaptation)))
+    shown = worked_examples(job.data.train, rows, mapper.examples)
+    if len(shown) < mapper.examples:
+        job.run.log(
+            f"mapper.examples: {len(shown)} of {mapper.examples} worked examples, for the target solved no more rows"
+        )
+    return mapper.model_copy(update={"prompt": with_examples(mapper.prompt, shown)})
+
+
 def warm_up(job: Job, adaptation: str) -> None:
     """Teach the mapper's start the form of a rewrite, once for all adaptations that start from it."""
-    from dartune.stages.format_warmup import warm_up
+    from dartune.stages.format_warmup import described, warm_up
 
     config, models = job.view(adaptation)
     name = warmup_stage(adaptation)
@@ -99,7 +163,9 @@ def warm_up(job: Job, adaptation: str) -> None:
     stage_inputs = {
         "probe": job.run.key(probe_stage(adaptation)),
         "sft": config.sft.model_dump(),
-        "mapper": config.mapper.model_dump(include={"prompt", "group_size", "max_new_tokens", "temperature"}),
+        "mapper": config.mapper.model_dump(
+            include={"prompt", "examples", "group_size", "max_new_tokens", "temperature"}
+        ),
         "format_steps": config.mapper.format_steps,
         "start": models.mapper_fingerprint,
     }
@@ -114,11 +180,12 @@ def warm_up(job: Job, adaptation: str) -> None:
             models.start_engine,
             reward,
             models.renderer,
-            config.mapper,
+            mapper_settings(job, adaptation),
             config.sft,
             out,
         )
         models.keep(model, out)
+        job.run.log(f"{name}: {described(read_json(out / 'examples.json'))}")
         return cost + meter.cost()
 
     folder = job.run.stage(name, stage_inputs, work)
@@ -146,7 +213,14 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
         _, reward = _reward(job, adaptation)
         data = job.data
         target_copy = partial(models.to_train, models.target_path, config.sft)
-        probe = GoldProbe(config, target_copy, data.train, data.dev, reward, models.renderer, job.checker)
+        settings = mapper_settings(job, adaptation)
+        asking = config.model_copy(update={"mapper": settings})
+        if reward.gainful < FEW_GAINFUL:
+            job.run.log(
+                f"Only {reward.gainful:.0%} of the rows can gain anything: in the others the demonstration is as "
+                "natural to the target as its own samples. Adapting such data changes little."
+            )
+        probe = GoldProbe(asking, target_copy, data.train, data.dev, reward, models.renderer, job.checker)
         with job.progress(config.mapper.steps, name) as progress:
             model, cost = train_mapper(
                 models.mapper_to_train(),
@@ -154,13 +228,13 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
                 reward,
                 models.start_engine,
                 models.renderer,
-                config.mapper,
+                settings,
                 seed,
                 out,
                 describe=job.describe,
                 probe=probe,
                 policy=partial(models.policy, stage_folder=out),
-                on_step=job.tracking.follow(name, out, told_if_stuck(job.run.log, progress, out)),
+                on_step=job.tracking.follow(name, out, watched(job.run.log, progress, out)),
             )
         models.keep(model, out)
         return cost
@@ -168,10 +242,9 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
     job.run.stage(name, stage_inputs, work)
 
 
-def told_if_stuck(
-    say: Callable[[str], None], progress: Progress, folder: Path
-) -> Callable[[int, dict[str, Any]], None]:
-    """A step callback that follows the progress and says, once, when the first steps have nothing to learn from.
+def watched(say: Callable[[str], None], progress: Progress, folder: Path) -> Callable[[int, dict[str, Any]], None]:
+    """A step callback that follows the progress, says once when the first steps have equal rewards, and stops the run
+    when no rewrite passes.
 
     `folder` is the stage's, where samples can be read.
     """
@@ -180,11 +253,15 @@ def told_if_stuck(
 
     def step_done(step: int, row: dict[str, Any]) -> None:
         shown(step, row)
-        if len(first) < STUCK_STEPS:
-            first.append(row)
-            if len(first) == STUCK_STEPS and all(one["zero_variance"] == 1 for one in first):
-                why = _why(first, folder)
-                say(f"The first {STUCK_STEPS} steps had rewards that are all alike: nothing to learn. {why}")
+        if len(first) == EMPTY_STEPS:
+            return
+        first.append(row)
+        if len(first) == STUCK_STEPS and all(one["zero_variance"] == 1 for one in first):
+            say(f"All rewards were equal in the first {STUCK_STEPS} steps: no gradient signal. {_why(first, folder)}")
+        if len(first) == EMPTY_STEPS and not any(one["gate_pass"] for one in first):
+            raise InputError(
+                f"no rewrite passed the gates in {EMPTY_STEPS} steps of mapper training", _advice(first, folder)
+            )
 
     return step_done
 
@@ -195,13 +272,21 @@ def _why(rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
             "Rewrites pass the gates, but none is worth more than its demonstration to the target: the mapper's start "
             "does not write as the target does. Take one that does (mapper.path: null is the target itself)."
         )
+    return "No rewrite passes the gates: " + "; ".join(_advice(rows, folder))
+
+
+def _advice(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """What the rewrites fail, where they can be read, and what helps."""
     failing = {gate: mean(1 - row["gates"][gate] for row in rows) for gate in rows[0]["gates"]}
     worst = [gate for gate in sorted(failing, key=failing.__getitem__, reverse=True) if failing[gate]][:3]
-    return (
-        f"No rewrite passes the gates ({', '.join(f'{100 * failing[gate]:.0f}% fail {gate}' for gate in worst)}). "
-        f"Read some in {folder / 'samples.jsonl'}; an instruction-tuned start, mapper.format_steps or more "
-        "mapper.max_new_tokens may help."
-    )
+    return [
+        f"failed most: {', '.join(f'{gate} ({failing[gate]:.0%})' for gate in worst)}",
+        f"read some rewrites in {folder / 'samples.jsonl'}",
+        "a small model rambles at temperature 1: try mapper.temperature: 0.5",
+        "a model that does not follow requests needs a warm-up (mapper.format_steps: 50) or examples "
+        "(mapper.examples: 3)",
+        "rewrites that are cut need more mapper.max_new_tokens",
+    ]
 
 
 def _model_names(config: Config) -> dict[str, str]:
@@ -237,7 +322,7 @@ def synthesise(job: Job, adaptation: str, seed: int) -> None:
                 reward,
                 models.renderer,
                 config.synthesise,
-                config.mapper.prompt,
+                mapper_settings(job, adaptation).prompt,
                 config.mapper.max_new_tokens,
                 seed,
                 out / "rows.jsonl",

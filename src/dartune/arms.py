@@ -97,7 +97,7 @@ ARMS: dict[str, Arm] = {
     ),
     "sft_dft": Arm("the demonstrations, each token weighted by its probability", rows="demonstrations", loss="dft"),
     "sft_asft": Arm("dft with a pull back to the untouched target", rows="demonstrations", loss="asft"),
-    "rft": Arm("the target's own right solutions", rows="own"),
+    "rft": Arm("the target's own right solutions, among as many samples as dart spends", rows="own"),
     "prompt_rewriter": Arm("rewrites of the untrained mapper that pass the gates", rows="prompt_rewriter"),
     "best_of_k": Arm(
         "the best of the untrained mapper's rewrites, as many a row as dart spends altogether", rows="best_of_k"

@@ -19,7 +19,7 @@ from dartune.lab.world import draw_many
 from dartune.rewards.alignment import Reference
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.hacks import INSTRUCTION, STRANGERS
-from dartune.rewards.items import GateThresholds
+from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
 from dartune.rewards.reward import alignment_score, build_reward, source_references
 from dartune.rewards.text import known_names
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
@@ -85,7 +85,7 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     thresholds = GateThresholds(
         quantity_coverage=config.reward.quantity_coverage,
         entity_coverage=config.reward.entity_coverage,
-        answer_logprob=config.reward.answer_logprob,
+        answer_logprob=ANSWER_LOGPROB if config.reward.answer_logprob is None else config.reward.answer_logprob,
         max_repeats=config.reward.max_repeats,
         leak_phrases=config.reward.leak_phrases,
         names=known_names((f.demonstration.question, f.demonstration.solution) for f in rows) | frozenset(STRANGERS),

@@ -148,8 +148,11 @@ class MapperConfig(Adapter):
         "grpo", description="grpo seeks the best paid rewrites; vargrad the target's own spread over those that pass"
     )
     steps: Count = Field(100, description="steps of reinforcement learning; 0 keeps the mapper untrained")
+    examples: Count = Field(
+        0, description="worked examples in front of the request, from the target's own right solutions (few-shot)"
+    )
     format_steps: Count = Field(
-        0, description="steps of fine-tuning on rewrites that passed, before all else; for a start that seldom passes"
+        0, description="steps of supervised warm-up before RL, for a start whose rewrites seldom pass"
     )
     probe_every: Count = Field(
         0, description="steps between gold probes, which stop a reward that rises while the target falls; 0 is never"
@@ -159,7 +162,7 @@ class MapperConfig(Adapter):
     group_size: Annotated[int, Field(ge=2)] = Field(8, description="rewrites per question and step")
     learning_rate: LearningRate = Field(1e-6, description="1e-5 for lora, 3e-4 for a million weights")
     kl: Weight = Field(0.05, description="pull towards the untrained mapper; higher keeps rewrites diverse")
-    temperature: Above0 = Field(1.0, description="sampling temperature in training")
+    temperature: Above0 = Field(1.0, description="sampling temperature; about 0.5 for a small model that rambles at 1")
     max_new_tokens: Positive = Field(512, description="most tokens of a rewrite; a longer one fails")
 
     @field_validator("prompt")
@@ -174,8 +177,7 @@ class RewardConfig(Section):
     """What a rewrite must pass; null thresholds come from the data's own percentiles."""
 
     alignment: Text = Field(
-        "sum_logprob",
-        description="sum_logprob, mean_logprob, capped_percentile, centred, rank_surprisal, no_alignment or m:f",
+        "content_logprob", description="how alignment is measured (docs/rewards.md), or module:function"
     )
     form: Text = Field(
         "gain_over_fallback",
@@ -188,7 +190,8 @@ class RewardConfig(Section):
         default_factory=dict,
         description="weights of peeking, question_independence, collapse or module:function: {peeking: 0.1}",
     )
-    own_samples: Count = Field(4, description="the target's own solutions per question, for thresholds and fallback")
+    own_samples: Count = Field(4, description="the target's own solutions per question, for cap, thresholds, fallback")
+    own_temperature: Above0 = Field(0.7, description="their sampling temperature: the one the target is used at")
     quantity_coverage: Share = Field(0.95, description="share of the source's intermediate numbers to keep")
     entity_coverage: Share = Field(1.0, description="share of the source's names to keep")
     answer_logprob: float | None = Field(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dartune.adapt import mapper_stage, preparing, probe_stage, synthesis_stage
+from dartune.adapt import mapper_stage, own_stage, preparing, probe_stage, synthesis_stage
 from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
 from dartune.data.rows import open_rows
 from dartune.errors import InputError
@@ -95,7 +95,7 @@ def _charged(job: Job, arm: str) -> dict[str, list[str]]:
     if spec.rows in ADAPTATIONS:
         prepare += [stage for seed in seeds for stage in preparing(job, spec.rows, seed)]
     if spec.rows == "own":
-        prepare.append(probe_stage("dart"))
+        prepare += [probe_stage("dart"), *(own_stage(seed) for seed in seeds)]
     if spec.start:
         earlier = _charged(job, spec.start)
         prepare += [*earlier["prepare"], *earlier["train"]]

@@ -70,6 +70,8 @@ def work(job: Job) -> str:
     config = job.config
     if any(ARMS[arm].rows == "own" for arm in config.arms):
         adapt.probe(job, "dart")
+        for seed in config.seeds:
+            adapt.sample_own(job, seed)
     for adaptation in adaptations(config.arms):
         adapt.probe(job, adaptation)
         adapt.warm_up(job, adaptation)

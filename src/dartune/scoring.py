@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dartune import inputs
+from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.models.engine import Engine, TokenStats
+from dartune.models.engine import Engine
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import end_ids, load_model, load_tokenizer
-from dartune.rewards.alignment import Reference, sum_logprob
+from dartune.rewards.reward import source_references
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,24 @@ def load_target(
     return Target(HFEngine(model), Renderer(tokenizer, system_prompt, thinking=thinking, end_ids=end_ids(path)))
 
 
-def score(question: str, solution: str, target: Target | str | Path, *, source: str | None = None) -> float:
+def score(question: str, solution: str, target: Target | str | Path, *, task: str = "math") -> float:
     """Alignment A of a solution: how natural it is to the target, given the question alone.
 
-    The summed log-probability of the solution's tokens and its end, over the length in tokens of the source: the
-    reward's default score. A run's `alignment_before` is `score(question, source, target)`, its `alignment_after`
-    `score(question, rewrite, target, source=source)`.
+    The mean log-probability of the tokens in statements that say something new: the reward's default score. A run's
+    `alignment_before` is the score of the source, its `alignment_after` that of what the row became.
 
     Args:
         target: what `load_target` returned, or an address, which is loaded for this call.
-        source: the solution that `solution` is a rewrite of; None where it is none.
+        task: the kind of answer, as `data.task` in a config.
 
     Returns:
-        Nats per token of the source, at most 0; higher is more natural.
+        Nats per token, at most 0; higher is more natural.
 
     Raises:
         InputError: the target cannot be loaded, or does not read so many tokens.
     """
     if not isinstance(target, Target):
         target = load_target(target)
-    renderer = target.renderer
-    response = renderer.response_ids(solution)
-    [logprobs] = target.engine.score([(renderer.prompt_ids(question), response)])
-    length = len(response if source is None else renderer.response_ids(source))
-    return sum_logprob(TokenStats(tuple(logprobs)), Reference(length, 0.0, None, length))
+    row = Demonstration("", question, solution, task=task)
+    [reference] = source_references(target.engine, target.renderer, [row]).values()
+    return reference.source_alignment

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dartune.adapt import preparing, probe_stage, synthesis_stage
+from dartune.adapt import own_stage, preparing, synthesis_stage
 from dartune.arm_settings import rates
 from dartune.arms import ARMS
 from dartune.data.adapted import VIEWS
@@ -34,10 +34,9 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Pairs, str]:
         gold = lab.native_solutions(job.config.target.path, job.data.train)
         return [(row.question, row.solution) for row in gold], job.run.key("data")
     if source == "own":
-        probed = open_rows(job.run.stage_folder(probe_stage("dart")) / "probe.jsonl")
-        pairs = zip(job.data.train, probed, strict=True)
-        rows = [(row.question, own["text"]) for row, known in pairs for own in known["own"]]
-        return rows, job.run.key(probe_stage("dart"))
+        name = own_stage(seed)
+        rows = open_rows(job.run.stage_folder(name) / "rows.jsonl")
+        return [(row["question"], text) for row in rows for text in row["solutions"]], job.run.key(name)
     name = synthesis_stage(source, seed)
     wanted = VIEWS[ARMS[arm].view].provenances
     rows = open_rows(job.run.stage_folder(name) / "rows.jsonl")

@@ -53,20 +53,26 @@ class Sample:
         logprobs: nats per token under the distribution it was drawn from (after temperature); a greedy
             sample's are those at temperature 1, since its own distribution is a point.
         finish: "stop" (ended by a stop token) or "length" (cut at `max_new_tokens`).
+        temperature: of the distribution that `logprobs` belong to.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Per completion token: log-probability (nats), entropy of its distribution (nats), rank (1 is the likeliest)."""
+    """Per completion token: log-probability (nats), entropy of its distribution (nats), rank (1 is the likeliest).
+
+    `content` says which tokens belong to statements that count (`rewards/content.py`); empty: all do.
+    """
 
     logprobs: tuple[float, ...]
     entropies: tuple[float, ...] = ()
     ranks: tuple[int, ...] = ()
+    content: tuple[bool, ...] = ()
 
 
 class Engine(Protocol):
@@ -86,8 +92,8 @@ class Engine(Protocol):
             InputError: prompts that are empty, too long or outside the vocabulary; all are listed.
         """
 
-    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
-        """log p(token | prompt, earlier tokens) of each completion token, nats, temperature 1, in pair order.
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
+        """log p(token | prompt, earlier tokens) of each completion token at a temperature above 0, nats, in pair order.
 
         Raises:
             InputError: as in `generate`.

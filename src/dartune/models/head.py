@@ -25,21 +25,32 @@ FEWEST_WORDS, WHOLE_WORDS = 256, 64
 
 
 def chosen_logprobs(
-    model: nn.Module, keep: torch.Tensor, targets: torch.Tensor, with_entropy: bool, **inputs: Any
+    model: nn.Module,
+    keep: torch.Tensor,
+    targets: torch.Tensor,
+    with_entropy: bool,
+    temperature: float = 1.0,
+    **inputs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log softmax(logits)[target] at M positions with gradient, and the entropy there without, in float32 and nats.
+    """log softmax(logits / temperature)[target] at M positions with gradient, and the entropy there without, in float32
+    and nats.
 
     Args:
         keep: the positions whose logits predict `targets`, bool, (N, S), on the CPU.
         targets: token ids, (M,).
+        temperature: the one that the tokens were sampled at.
         inputs: of the model's forward.
     """
     head = _head(model)
     few = head is None or len(targets) * len(head.weight) <= _most_logits(head.weight)
     if few or not _gives_the_logits(model, head):
-        return token_logprobs(model(logits_to_keep=keep.to(targets.device), **inputs).logits, targets, with_entropy)
+        logits = model(logits_to_keep=keep.to(targets.device), **inputs).logits
+        return token_logprobs(logits, targets, with_entropy, temperature)
     hidden, dtype = _up_to_the_head(model, head, keep, inputs)
-    return _SlicedLogprobs.apply(hidden.to(dtype), head.weight, head.bias, targets, with_entropy)
+    bias = head.bias
+    if temperature != 1.0:  # the head is linear: dividing its input divides the logits
+        hidden, bias = hidden / temperature, None if bias is None else bias / temperature
+    return _SlicedLogprobs.apply(hidden.to(dtype), head.weight, bias, targets, with_entropy)
 
 
 class _SlicedLogprobs(torch.autograd.Function):
@@ -210,27 +221,31 @@ def _up_to_the_head(
 
 
 def token_logprobs(
-    logits: torch.Tensor, targets: torch.Tensor, with_entropy: bool = False
+    logits: torch.Tensor, targets: torch.Tensor, with_entropy: bool = False, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log softmax(logits)[target] and, without gradient, the entropy, in float32 and nats; (M, V) and (M,) make (M,).
+    """log softmax(logits / temperature)[target] and, without gradient, the entropy, in float32 and nats.
+
+    Shapes: logits (M, V), targets (M,); both results (M,).
 
     Large vocabularies are worked off in chunks whose float32 copies are recomputed in the backward.
     """
     size = rows_at_once(logits.T)
     if len(logits) <= size:
-        return _token_logprobs(logits, targets, with_entropy)
+        return _token_logprobs(logits, targets, with_entropy, temperature)
     parts = [
-        checkpoint(_token_logprobs, rows, ids, with_entropy, use_reentrant=False)
+        checkpoint(_token_logprobs, rows, ids, with_entropy, temperature, use_reentrant=False)
         if logits.requires_grad
-        else _token_logprobs(rows, ids, with_entropy)
+        else _token_logprobs(rows, ids, with_entropy, temperature)
         for rows, ids in zip(logits.split(size), targets.split(size), strict=True)
     ]
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 
 
-def _token_logprobs(logits, targets, with_entropy):
+def _token_logprobs(logits, targets, with_entropy, temperature):
     logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
     normaliser = logits.logsumexp(dim=-1)
     logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
     if not with_entropy:

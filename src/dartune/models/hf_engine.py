@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,13 +112,13 @@ class HFEngine:
             for batch in self._worked_off(rows, lambda p, _: (len(prompts[p]) + new) / self.max_batch_tokens, sample):
                 done += len(batch)
                 self.progress(done, len(rows))
-        samples = _cut(ids, logprobs, spec.stop_ids)
+        samples = _cut(ids, logprobs, spec)
         generated = sum(len(sample.ids) for group in samples for sample in group)
         self.generated_tokens += generated
         self.flops += self._flops_per_token * (generated + sum(map(len, prompts)))
         return samples
 
-    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`; pairs are grouped by prompt, and equal pairs scored once."""
         self._check(pairs)
         keys = [(tuple(prompt), tuple(completion)) for prompt, completion in pairs]
@@ -128,7 +129,8 @@ class HFEngine:
         total, done = sum(map(len, groups.values())), 0
         with self._frozen():
             rows = list(groups.items())
-            for batch in self._worked_off(rows, lambda prompt, _: len(prompt) / self.forward_tokens, self._score):
+            score = partial(self._score, temperature=temperature)
+            for batch in self._worked_off(rows, lambda prompt, _: len(prompt) / self.forward_tokens, score):
                 done += sum(len(group) for _, group in batch)
                 self.progress(done, total)
         scored = sum(len(completion) for group in groups.values() for completion in group)
@@ -197,7 +199,7 @@ class HFEngine:
         with torch.no_grad(), evaluating(self.model), whole(self.model), seen, rounding_once(self.model):
             yield
 
-    def _score(self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]]) -> None:
+    def _score(self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]], temperature: float) -> None:
         """Fill in the scores of (prompt, {completion: scores}) groups."""
         prefix = read_prompts(self.model, [prompt for prompt, _ in groups])
         width = prefix.valid.shape[1]
@@ -210,7 +212,7 @@ class HFEngine:
         alike = of_like_length([len(row) for _, row in rows], forward_costs(prefix.logits.device), most)
         for batch in reversed(alike):  # longest first
             owner, completions = zip(*(rows[i] for i in batch), strict=True)
-            logprobs, _, _ = read_completions(self.model, prefix, owner, completions)
+            logprobs, _, _ = read_completions(self.model, prefix, owner, completions, temperature=temperature)
             for p, completion, row in zip(owner, completions, logprobs.tolist(), strict=True):
                 groups[p][1][completion] = row[: len(completion)]
 
@@ -299,15 +301,15 @@ def _uniforms(prompts: Sequence[TokenIds], spec: SampleSpec) -> torch.Tensor:
     return draws
 
 
-def _cut(ids: torch.Tensor, logprobs: torch.Tensor, stop_ids: Sequence[int]) -> list[list[Sample]]:
+def _cut(ids: torch.Tensor, logprobs: torch.Tensor, spec: SampleSpec) -> list[list[Sample]]:
     """Samples from tokens and log-probabilities (prompts, n, max_new_tokens), cut after a stop token."""
-    stops = torch.isin(ids, torch.tensor(stop_ids, dtype=torch.long))
+    stops = torch.isin(ids, torch.tensor(spec.stop_ids, dtype=torch.long))
     stopped = stops.any(dim=-1)
     lengths = torch.where(stopped, stops.int().argmax(dim=-1) + 1, ids.shape[-1])
     columns = (ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
     return [
         [
-            Sample(tuple(row[:length]), tuple(values[:length]), "stop" if ended else "length")
+            Sample(tuple(row[:length]), tuple(values[:length]), "stop" if ended else "length", spec.temperature or 1.0)
             for row, values, length, ended in zip(*group, strict=True)
         ]
         for group in zip(*columns, strict=True)

@@ -81,7 +81,47 @@ def load_model(
     if place.type == "cuda":
         # cuDNN's attention builds a plan for every new shape, which takes longer than most steps (0.1 s and more).
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return fuse_norms(model.to(place)).eval()
+    return pin_rope(fuse_norms(model.to(place)).eval())
+
+
+CHANGING_ROPE = ("longrope", "dynamic")
+"""Rotary embeddings whose frequencies depend on the longest row of a forward."""
+
+
+def pin_rope(model: nn.Module) -> nn.Module:
+    """Keep the rotary frequencies of texts up to the length that the model was first trained on.
+
+    transformers chooses the frequencies of LongRoPE and dynamic NTK models by the longest row of a batch, so a row's
+    log-probabilities would depend on the other rows, and a prompt's keys on what follows it. `context_length` is that
+    first length for these models, and longer rows are refused.
+    """
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):  # one per kind of layer
+            module.rope_type = {layer: _pinned(name) for layer, name in kind.items()}
+        elif isinstance(kind, str):
+            module.rope_type = _pinned(kind)
+        for name, original in [(n, b) for n, b in module.named_buffers(recurse=False) if "original_inv_freq" in n]:
+            getattr(module, name.replace("original_", "")).copy_(original)
+    return model
+
+
+def _pinned(rope_type: str) -> str:
+    return "default" if rope_type in CHANGING_ROPE else rope_type
+
+
+def _first_length(config: Any) -> int | None:
+    """Tokens that the frequencies which `pin_rope` keeps were made for; None where the rope does not change."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    lengths = [
+        one.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for one in kinds
+        if one.get("rope_type", one.get("type")) in CHANGING_ROPE
+    ]
+    return min(lengths, default=None)
 
 
 def _finite(weight: torch.Tensor) -> bool:
@@ -155,9 +195,14 @@ def model_problems(folder: str | Path) -> list[str]:
 
 
 def context_length(model_or_config: Any) -> int:
-    """Most tokens (prompt + completion) the model was made for; `sys.maxsize` where it has no limit."""
+    """Most tokens (prompt + completion) that are read; `sys.maxsize` where the model has no limit.
+
+    That is what it was made for, or for a rope that changes with the length what `pin_rope` keeps it at.
+    """
     config = getattr(model_or_config, "config", model_or_config)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if first := _first_length(config):
+        return first
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         limit = getattr(config, name, None)
         if isinstance(limit, int) and limit > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -41,9 +42,9 @@ class ParallelEngine:
         """See `Engine.generate`."""
         return self._shared_out(prompts, tuple, lambda mine: self.engine.generate(mine, spec))
 
-    def score(self, pairs: Sequence[Pair]) -> list[list[float]]:
+    def score(self, pairs: Sequence[Pair], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`."""
-        return self._shared_out(pairs, lambda pair: tuple(pair[0]), self.engine.score)
+        return self._shared_out(pairs, lambda pair: tuple(pair[0]), partial(self.engine.score, temperature=temperature))
 
     def token_stats(self, pairs: Sequence[Pair]) -> list[TokenStats]:
         """See `Engine.token_stats`."""

@@ -44,9 +44,9 @@ class ServedEngine:
             self._hand_over(self.handover)
         return self.server.generate(prompts, spec)
 
-    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`."""
-        return self.engine.score(pairs)
+        return self.engine.score(pairs, temperature)
 
     def token_stats(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
         """See `Engine.token_stats`."""

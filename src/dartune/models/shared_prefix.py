@@ -50,7 +50,7 @@ class Prefix:
 
 
 def group_logprobs(
-    model: nn.Module, groups: Sequence[Group], *, with_entropy: bool = False
+    model: nn.Module, groups: Sequence[Group], *, with_entropy: bool = False, temperature: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Log-probabilities, with gradient, of each group's completions given its prompt.
 
@@ -63,6 +63,7 @@ def group_logprobs(
     Args:
         groups: (prompt, completions) token ids; N completions in all, the longest of T tokens.
         with_entropy: also, without gradient, the entropy of each token's predictive distribution.
+        temperature: of the distribution that the tokens are scored under; that which they were sampled at.
 
     Returns:
         log p in nats, float32, 0 outside the mask, (N, T); the mask, bool, (N, T); the entropy in
@@ -73,14 +74,15 @@ def group_logprobs(
     """
     if is_checkpointed(model) or is_sharded(model):
         rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
-        return _plain_logprobs(model, rows, with_entropy)
+        return _plain_logprobs(model, rows, with_entropy, temperature)
     prefix = read_prompts(model, [prompt for prompt, _ in groups])
     owner = [g for g, (_, completions) in enumerate(groups) for _ in completions]
     rows = [completion for _, completions in groups for completion in completions]
 
     def read(few: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         few_rows = [rows[i] for i in few]
-        return read_completions(model, prefix, [owner[i] for i in few], few_rows, with_entropy=with_entropy)
+        owners = [owner[i] for i in few]
+        return read_completions(model, prefix, owners, few_rows, with_entropy=with_entropy, temperature=temperature)
 
     return _read_alike([len(row) for row in rows], prefix.logits.device, read)
 
@@ -164,10 +166,13 @@ def sequence_logprobs(model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]
 
 
 def _plain_logprobs(
-    model: nn.Module, rows: Sequence[tuple[TokenIds, TokenIds]], with_entropy: bool = False
+    model: nn.Module,
+    rows: Sequence[tuple[TokenIds, TokenIds]],
+    with_entropy: bool = False,
+    temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     inputs, keep, targets, mask = sequence_inputs(model, rows)
-    logprobs, entropy = chosen_logprobs(model, keep, targets, with_entropy, **inputs)
+    logprobs, entropy = chosen_logprobs(model, keep, targets, with_entropy, temperature, **inputs)
     return _scatter(logprobs, mask), mask, None if entropy is None else _scatter(entropy, mask)
 
 
@@ -248,6 +253,7 @@ def read_completions(
     completions: Sequence[TokenIds],
     *,
     with_entropy: bool = False,
+    temperature: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """One forward over completions that continue the prompts of `prefix`, which stays as it is.
 
@@ -268,7 +274,7 @@ def read_completions(
     ids = tokens.to(device)  # (N, T)
     index = torch.tensor(owner, device=device)
     # The first token is predicted by the prompt's last position, all others by their predecessor.
-    predicted = prefix.logits.float().log_softmax(dim=-1)  # (G, V)
+    predicted = (prefix.logits.float() / temperature).log_softmax(dim=-1)  # (G, V)
     first, later = mask[:, 0], mask[:, 1:]
     logprobs = [(predicted[index, ids[:, 0]] * first)[:, None]]
     entropy = [(_entropy(predicted.detach())[index] * first)[:, None]] if with_entropy else []
@@ -278,6 +284,7 @@ def read_completions(
             real,
             tokens[:, 1:][real].to(device),
             with_entropy,
+            temperature,
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([prefix.valid[index], torch.ones_like(later)], dim=1),
             position_ids=prefix.lengths[index, None] + torch.arange(ids.shape[1] - 1, device=device),

@@ -116,8 +116,14 @@ class VLLMEngine:
         self.flops += self._flops_per_token * (generated + sum(map(len, prompts)))
         return groups
 
-    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[list[float]]:
-        """See `Engine.score`; equal pairs are scored once."""
+    def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
+        """See `Engine.score`; equal pairs are scored once.
+
+        Raises:
+            InputError: also for a temperature other than 1: a server reports a prompt's log-probabilities at 1 only.
+        """
+        if temperature != 1.0:
+            raise InputError(f"{self.url} scores at temperature 1 only, not at {temperature:g}")
         self._check(pairs, room=1)  # the server always samples a token
         unique = dict.fromkeys((tuple(prompt), tuple(completion)) for prompt, completion in pairs)
         asked = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
@@ -258,7 +264,7 @@ def _samples(answer: Mapping[str, Any], spec: SampleSpec, drawn: int) -> list[Sa
                 f"the server ended a sample by itself ({choice.get('finish_reason')}, {len(ids)} tokens of "
                 f"{spec.max_new_tokens}): start it with --generation-config vllm and no limit below max_new_tokens"
             )
-        found.append(Sample(tuple(ids), tuple(logprobs), "stop" if ended else "length"))
+        found.append(Sample(tuple(ids), tuple(logprobs), "stop" if ended else "length", spec.temperature or 1.0))
     if len(found) != drawn:
         raise InputError(f"the server returned {len(found)} samples where {drawn} were asked for")
     return found

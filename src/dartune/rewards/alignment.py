@@ -1,9 +1,8 @@
 """Alignment: how natural a solution is to the target, given the question alone.
 
 Every score reads the target's view of the response tokens (with the end token, in the exact SFT template) and is
-higher for what is more natural. The default is `sum_logprob`, `A(y) = log p_S(y | x) / L(x)`: the *summed*
-log-probability over a length that depends on the question only, here the source's token count. A length of the
-rewrite's own would pay for long predictable text.
+higher for what is more natural. The default is `content_logprob`: the mean log-probability of the tokens in statements
+that say something new. Other scores are kept as baselines; docs/alignment-scores.md compares them on real models.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import numpy as np
 
 from dartune.models.engine import TokenStats
 
-MIN_VERIFIED = 8
-"""Fewer verified own samples than this over a whole data set set no threshold."""
+FEWEST_SAMPLES = 8
+"""Fewer own samples than this show no style: a row with fewer is compared with those of all rows, and a data set with
+fewer has no cap."""
 LARGEST_RANK = 100
 SMALLEST_SURPRISAL = 0.01
 """Nats a token; below, a text is taken to be certain."""
@@ -29,10 +29,10 @@ SMALLEST_SURPRISAL = 0.01
 class Reference:
     """What a demonstration's rewrites are measured against.
 
-    `length` is L(x) in tokens; `source_alignment` is A(s) in the score's unit (nats per token of L(x) by default);
+    `length` is L(x) in tokens; `source_alignment` is A(s) in the score's unit (nats per token by default);
     `cap` the largest gain that is paid for (None: no cap); `expected_tokens` the length the length gate
     compares with: the longer of the source and the target's own median sample; `own` the mean log-probabilities
-    (nats a token, ascending) of the target's own verified samples, of this row or, where it has none, of all rows.
+    (nats a token, ascending) of the target's own finished samples, of this row or, where it has none, of all rows.
     """
 
     length: int
@@ -57,8 +57,18 @@ class AlignmentScore(Protocol):
         """The score of one response; higher is more natural."""
 
 
+def content_logprob(tokens: TokenStats, reference: Reference) -> float:
+    """Mean log-probability in nats of the tokens that count (`rewards/content.py`): the default.
+
+    A mean, so leaving words out does not pay; over statements that are new, so padding and repetition do not.
+    """
+    counted = [p for p, counts in zip(tokens.logprobs, tokens.content, strict=True) if counts] if tokens.content else ()
+    return mean(counted or tokens.logprobs) if tokens.logprobs else 0.0
+
+
 def sum_logprob(tokens: TokenStats, reference: Reference) -> float:
-    """Summed log-probability over L(x), in nats per token: the default."""
+    """Summed log-probability over L(x), in nats per token: pays for leaving words out where a target is unsure of many
+    words, as all real models are; right only where it is certain, as in the lab."""
     return sum(tokens.logprobs) / max(1, reference.length)
 
 
@@ -68,7 +78,7 @@ def mean_logprob(tokens: TokenStats, reference: Reference) -> float:
 
 
 def capped_percentile(tokens: TokenStats, reference: Reference) -> float:
-    """Share (0..0.5) of the target's own verified samples that are no likelier a token, up to their median.
+    """Share (0..0.5) of the target's own finished samples that are no likelier a token, up to their median.
 
     Flat below the least likely own sample and above the median one; 0 where there are none.
     """
@@ -105,19 +115,24 @@ centred.needs_distribution = True
 rank_surprisal.needs_distribution = True
 SCORES: dict[str, AlignmentScore] = {
     score.__name__: score
-    for score in (sum_logprob, mean_logprob, capped_percentile, centred, rank_surprisal, no_alignment)
+    for score in (content_logprob, sum_logprob, mean_logprob, capped_percentile, centred, rank_surprisal, no_alignment)
 }
 
 
-def typical_alignment(verified: Sequence[float], minimum: int = MIN_VERIFIED) -> float | None:
-    """Median alignment of a data set's verified own samples; None where there are fewer than `minimum`."""
-    return float(np.median(np.asarray(verified))) if len(verified) >= minimum else None
+def typical_alignment(own: Sequence[float], minimum: int = FEWEST_SAMPLES) -> float | None:
+    """Median alignment of a data set's finished own samples; None where there are fewer than `minimum`."""
+    return float(np.median(np.asarray(own))) if len(own) >= minimum else None
+
+
+def style_means(own: Sequence[float], pooled: Sequence[float]) -> Sequence[float]:
+    """The mean log-probabilities that a row is compared with: of its own finished samples, or of all rows'."""
+    return own if len(own) >= FEWEST_SAMPLES else pooled
 
 
 def gain_cap(source: float, own: Sequence[float], typical: float | None) -> float | None:
-    """The most that is paid in a row: median alignment of its verified own samples minus A(s).
+    """The most that is paid in a row: median alignment of the target's own finished samples minus A(s).
 
-    A row without verified samples takes the data set's `typical` one; where there is none, there is no cap.
+    A row without finished samples takes the data set's `typical` one; where there is none, there is no cap.
     """
     best = median(own) if own else typical
     return None if best is None else max(0.0, best - source)

@@ -17,9 +17,15 @@ class Form(Protocol):
         """The reward of one rewrite before penalties."""
 
 
+SMALLEST_GAIN = 1e-4
+"""Differences below this are rounding: a verbatim copy, scored in another batch than its source, gains nothing."""
+
+
 def gain(score: float, reference: Reference) -> float:
-    """`clip(A(y) - A(s), 0, cap)`."""
-    won = max(0.0, score - reference.source_alignment)
+    """`clip(A(y) - A(s), 0, cap)`; differences that are rounding are 0."""
+    won = score - reference.source_alignment
+    if won < SMALLEST_GAIN:
+        return 0.0
     return won if reference.cap is None else min(won, reference.cap)
 
 

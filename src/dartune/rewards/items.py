@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dartune.rewards.tasks import TASKS, Task
+
+ANSWER_LOGPROB = math.log(0.5)
+"""The answer must be at least this likely after the reasoning, unless the target's own verified samples are laxer."""
 
 
 @dataclass(frozen=True, slots=True)

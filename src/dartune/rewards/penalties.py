@@ -17,12 +17,14 @@ MAX_WEIGHT = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """One rewrite of a batch: `logprobs` are the target's, given the question alone, in nats per response token."""
+    """One rewrite of a batch: `logprobs` are the target's, given the question alone, in nats per response token;
+    `sampled_logprobs` the same at the temperature that the sample was drawn at."""
 
     demonstration: Demonstration
     sample: Sample
     text: str
     logprobs: Sequence[float]
+    sampled_logprobs: Sequence[float] = ()
 
 
 class Penalty(Protocol):
@@ -36,11 +38,11 @@ def peeking(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> li
     """How much surer the mapper, who sees the demonstration, is of its tokens than the target, who does not.
 
     Mean plus 0.01 times the maximum over the tokens of log q(y_t | x, s) - log p_S(y_t | x), at least 0, in nats
-    (after RLT, arXiv 2506.08388). Costs nothing: both are known.
+    (after RLT, arXiv 2506.08388), both at the rewrite's sampling temperature. Costs nothing: both are known.
     """
     found = []
     for row in rows:
-        ratios = [q - p for q, p in zip(row.sample.logprobs, row.logprobs, strict=False)]
+        ratios = [q - p for q, p in zip(row.sample.logprobs, row.sampled_logprobs, strict=False)]
         found.append(max(0.0, mean(ratios) + MAX_WEIGHT * max(ratios)) if ratios else 0.0)
     return found
 

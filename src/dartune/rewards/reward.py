@@ -19,8 +19,9 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.engine import Engine, Sample, TokenIds, TokenStats
-from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, sum_logprob
+from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, content_logprob
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.content import content_mask
 from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
 from dartune.rewards.gates import GATE_NAMES, run_gates, unjudged
 from dartune.rewards.items import GateInput, GateThresholds
@@ -30,17 +31,23 @@ from dartune.rewards.signs import committed
 from dartune.rewards.tasks import MATH, TASKS, Task
 
 SMALLEST_STAKE = 1e-3
+"""A row in which less than this can be gained teaches nothing and does not count in the advantage scale."""
+SMALLEST_SCALE = 0.05
+"""Advantages are divided by no less than this (in the score's unit): a data set in which hardly anything can be gained
+would otherwise turn noise into large steps that outweigh the KL term."""
+NO_STATS = TokenStats(())
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """One rewrite and everything the reward knows of it.
 
-    `logprobs` are the target's, per response token in nats; `alignment` and `gain` in the score's unit, nats per
-    token of the question's L(x) by default. `gates` has the verdict of every gate that fits the task, `accepted` says
-    that those which count were passed; `hacks` are the catalogue's names for what it does wrong. Not `judged`: the
-    answer checker failed (time-out, crash), so the gates say no though nobody knows, and the reward is missing rather
-    than zero.
+    `ids` are the tokens that training on the text would see: a sample that ended with another end token has the
+    template's. `logprobs` are the target's for them, per token in nats; `sampled_logprobs` the same at the temperature
+    that the sample was drawn at; `stats` what the score read. `alignment` and `gain` are in the score's unit. `gates`
+    has the verdict of every gate that fits the task, `accepted` says that those which count were passed; `hacks` are
+    the catalogue's names for what it does wrong. Not `judged`: the answer check failed (time-out, crash), so the
+    reward is missing rather than zero.
     """
 
     text: str
@@ -55,6 +62,8 @@ class Scored:
     hacks: tuple[str, ...] = ()
     accepted: bool = False
     penalties: dict[str, float] = field(default_factory=dict)
+    sampled_logprobs: tuple[float, ...] = ()
+    stats: TokenStats = NO_STATS
     surplus: float = 0.0
     """The reward beyond what the form gives a failure: only above 0 is a rewrite worth more than its fallback."""
 
@@ -90,7 +99,9 @@ class Reward(Protocol):
     references: Mapping[str, Reference]
     """By demonstration id."""
     scale: float
-    """What is at stake in a row, in the reward's unit: advantages are divided by it, so 1 is the whole way."""
+    """What can be gained in a row, in the reward's unit: advantages are divided by it, so 1 is the whole way."""
+    gainful: float
+    """Share of the rows (0..1) in which something can be gained."""
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
@@ -115,7 +126,7 @@ class GatedReward:
         thresholds: GateThresholds,
         references: Mapping[str, Reference],
         *,
-        score: AlignmentScore = sum_logprob,
+        score: AlignmentScore = content_logprob,
         form: Form = gain_over_fallback,
         penalties: Sequence[tuple[str, float, Penalty]] = (),
         gates: Sequence[str] = GATE_NAMES,
@@ -127,18 +138,32 @@ class GatedReward:
         for one in references.values():
             failed = form(False, one.source_alignment, one)
             stakes.append(form(True, one.source_alignment + one.best_gain, one) - failed)
-        self.scale = max(float(np.sort(stakes)[len(stakes) // 2]), SMALLEST_STAKE) if stakes else 1.0
+        paying = np.asarray(stakes)[np.asarray(stakes) > SMALLEST_STAKE]
+        self.gainful = len(paying) / len(stakes) if stakes else 1.0
+        self.scale = max(float(np.median(paying)), SMALLEST_SCALE) if len(paying) else 1.0
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
     ) -> list[list[Scored]]:
         """Score each demonstration's samples; the order is kept."""
-        owners = [(row, sample) for row, group in zip(demonstrations, samples, strict=True) for sample in group]
+        owners = [
+            (row, self._as_trained(sample))
+            for row, group in zip(demonstrations, samples, strict=True)
+            for sample in group
+        ]
         prompts = {row.id: self.renderer.prompt_ids(row.question) for row in demonstrations}
-        stats = response_stats(self.target, self.score, [(prompts[row.id], sample.ids) for row, sample in owners])
+        pairs = [(prompts[row.id], sample.ids) for row, sample in owners]
+        texts = [self.renderer.decode(sample.ids) for _, sample in owners]
+        stats = [
+            self._with_content(row, sample, text, tokens)
+            for (row, sample), text, tokens in zip(
+                owners, texts, response_stats(self.target, self.score, pairs), strict=True
+            )
+        ]
+        sampled = self._at_their_temperatures(pairs, [sample.temperature for _, sample in owners], stats)
         rows = [
-            Rewritten(row, sample, self.renderer.decode(sample.ids), tokens.logprobs)
-            for (row, sample), tokens in zip(owners, stats, strict=True)
+            Rewritten(row, sample, text, tokens.logprobs, at_temperature)
+            for (row, sample), text, tokens, at_temperature in zip(owners, texts, stats, sampled, strict=True)
         ]
         inputs = [self._gate_input(row) for row in rows]
         gates = run_gates(inputs, self.thresholds, self.checker)
@@ -146,6 +171,27 @@ class GatedReward:
         deducted = self._penalties(rows)
         flat = iter(map(self._scored, rows, stats, inputs, gates, failed, deducted))
         return [[next(flat) for _ in group] for group in samples]
+
+    def _with_content(self, row: Demonstration, sample: Sample, text: str, tokens: TokenStats) -> TokenStats:
+        return with_content(tokens, sample.ids, text, self.renderer, row.task)
+
+    def _as_trained(self, sample: Sample) -> Sample:
+        """The sample with the end token that training on its text has."""
+        if sample.finish != "stop" or sample.ids[-1] == self.renderer.end_id:
+            return sample
+        return replace(sample, ids=(*sample.ids[:-1], self.renderer.end_id))
+
+    def _at_their_temperatures(
+        self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperatures: Sequence[float], stats: Sequence[TokenStats]
+    ) -> list[tuple[float, ...]]:
+        """The target's log-probabilities at the temperature that each sample was drawn at; at 1 they are known."""
+        found = [tuple(tokens.logprobs) for tokens in stats]
+        for temperature in sorted(set(temperatures) - {1.0}):
+            places = [i for i, value in enumerate(temperatures) if value == temperature]
+            scores = self.target.score([pairs[i] for i in places], temperature)
+            for i, row in zip(places, scores, strict=True):
+                found[i] = tuple(row)
+        return found
 
     def _gate_input(self, row: Rewritten) -> GateInput:
         task = TASKS[row.demonstration.task]
@@ -193,6 +239,8 @@ class GatedReward:
             hacks=committed(item, gates, self.thresholds),
             accepted=accepted,
             penalties=penalties,
+            sampled_logprobs=tuple(row.sampled_logprobs),
+            stats=tokens,
             surplus=reward - self.form(False, reference.source_alignment, reference),
         )
 
@@ -206,17 +254,38 @@ def response_stats(
     return [TokenStats(tuple(row)) for row in target.score(pairs)]
 
 
+def with_content(
+    tokens: TokenStats, ids: Sequence[int], text: str, renderer: Renderer, family: str = "math"
+) -> TokenStats:
+    """The statistics with the tokens that count; all do in task families that are not worked out in numbers."""
+    if "quantities" in TASKS[family].unfit:
+        return tokens
+    return replace(tokens, content=content_mask(ids, text, renderer.decode))
+
+
+def source_stats(
+    target: Engine, renderer: Renderer, demonstrations: Sequence[Demonstration], score: AlignmentScore
+) -> list[TokenStats]:
+    """What a score needs of each demonstration's own solution."""
+    pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in demonstrations]
+    return [
+        with_content(tokens, ids, row.solution, renderer, row.task)
+        for row, (_, ids), tokens in zip(demonstrations, pairs, response_stats(target, score, pairs), strict=True)
+    ]
+
+
 def source_references(
     target: Engine,
     renderer: Renderer,
     demonstrations: Sequence[Demonstration],
-    score: AlignmentScore = sum_logprob,
+    score: AlignmentScore = content_logprob,
 ) -> dict[str, Reference]:
     """References from the sources alone: no cap, and no own samples; the pipeline's probe gives both."""
-    pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in demonstrations]
     found = {}
-    for row, (_, ids), stats in zip(demonstrations, pairs, response_stats(target, score, pairs), strict=True):
-        plain = Reference(len(ids), 0.0, None, len(ids))
+    all_stats = source_stats(target, renderer, demonstrations, score)
+    for row, stats in zip(demonstrations, all_stats, strict=True):
+        length = len(stats.logprobs)
+        plain = Reference(length, 0.0, None, length)
         found[row.id] = replace(plain, source_alignment=score(stats, plain))
     return found
 

@@ -36,20 +36,21 @@ class Fixture:
 class HackResult:
     """How a reward fared against one hack.
 
-    `pairs` are all pairs of an honest and a hacked rewrite of one question; `won` those in which the honest one is
-    worth more. `stopped` is the share of the `n` hacked rewrites that fail a gate, `failed` counts the gates.
+    `pairs` are all pairs of an honest and a hacked rewrite of one question; `won` counts those in which the honest one
+    is worth more, and half of the ties. `stopped` is the share of the `n` hacked rewrites that fail a gate, `failed`
+    counts the gates.
     """
 
     hack: str
     n: int
     pairs: int
-    won: int
+    won: float
     stopped: float
     failed: Counter[str]
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the pairs that are won; None where there are none."""
+        """Share of the pairs that are won, ties half; None where there are none."""
         return self.won / self.pairs if self.pairs else None
 
 
@@ -136,7 +137,7 @@ def compare(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> list[HackR
         pairs = [(good, item.reward) for owner, item in hacked[name] for good in honest[owner]]
         items = [item for _, item in hacked[name]]
         failed = Counter(gate for item in items for gate in item.failed)
-        won = sum(good > bad for good, bad in pairs)
+        won = sum(float(good > bad) + 0.5 * (good == bad) for good, bad in pairs)
         results.append(
             HackResult(name, len(items), len(pairs), won, sum(bool(item.failed) for item in items) / len(items), failed)
         )

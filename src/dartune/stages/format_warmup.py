@@ -2,12 +2,13 @@
 
 Reinforcement learning needs some rewrites that are paid. The start is fine-tuned on pairs of its own prompt and a
 solution that passed: the target's own right solutions, and those of its own rewrites that do pass. Where there are
-hardly any, the demonstrations themselves show the form at least.
+hardly any, it is fine-tuned on the demonstrations themselves: it then starts as a copier whose rewrites pass the gates
+and gain nothing, and RL moves it from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def examples(
     copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if len(found) < enough else []
     tried = len(rows) * config.group_size
     return [*found, *copies], {"own": len(own), "passed": len(passed), "tried": tried, "demonstrations": len(copies)}
+
+
+def described(kinds: Mapping[str, int]) -> str:
+    """What the mapper started from, in words for the log and the report; `kinds` is what `examples.json` holds."""
+    accepted = (
+        f"{kinds['own']} right solutions of the target, {kinds['passed']} of {kinds['tried']} rewrites that passed"
+    )
+    if not kinds["demonstrations"]:
+        return f"the mapper starts from a warm-up on {accepted}"
+    return f"the mapper starts as a copier, from a warm-up on {kinds['demonstrations']} demonstrations ({accepted})"
 
 
 def warm_up(

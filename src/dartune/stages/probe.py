@@ -1,7 +1,8 @@
 """Probe: what the untouched target makes of the data, before any mapper is trained.
 
-For every demonstration it scores the source and draws the target's own samples. Own samples that
-pass the gate set the cap of the gain, the thresholds and one rung of the fallback ladder.
+For every demonstration it scores the source and draws the target's own samples. Samples that finish without a loop
+show the target's style, right or wrong: they set the cap of the gain, percentiles and lengths. Those of them with the
+right answer are verified: one kind of fallback, and what the thresholds of gates come from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,27 @@ from dartune.config import RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.data.rows import Rows, Spool, open_rows, write_rows
-from dartune.models.engine import COUNTED, Engine, Sample, SampleSpec
+from dartune.models.engine import COUNTED, Engine, Sample, SampleSpec, TokenStats
 from dartune.progress import Progress
-from dartune.rewards.alignment import AlignmentScore, Reference, gain_cap, lower_threshold, typical_alignment
+from dartune.rewards.alignment import (
+    AlignmentScore,
+    Reference,
+    gain_cap,
+    lower_threshold,
+    style_means,
+    typical_alignment,
+)
 from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import GateThresholds
-from dartune.rewards.reward import GatedReward, Scored, alignment_score, response_stats
+from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
+from dartune.rewards.reward import GatedReward, Scored, alignment_score, source_stats
 from dartune.rewards.text import known_names
 from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import Cost, atomic_write_json
+from dartune.stages.own_samples import is_verified
 from dartune.stages.references import References
 
 CHUNK, BLOCK = 64, 1024
 """Rows that are sampled at once, and rows that are scored at once and then kept."""
-ANSWER_LOGPROB = float(np.log(0.5))
-"""The answer must be at least this likely after the reasoning, unless the target's own verified samples are laxer."""
 
 
 def probe(
@@ -59,7 +66,7 @@ def probe(
     """
     path, score = folder / "probe.jsonl", alignment_score(config)
     own = config.own_samples
-    spec = partial(SampleSpec, own, max_new_tokens, 1.0, renderer.stop_ids) if own else None
+    spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids) if own else None
     thresholds = _first_thresholds(config, prompt)
     with Spool(path if processes.is_first() else None) as spool:
         if len(spool) < len(demonstrations):
@@ -70,25 +77,23 @@ def probe(
         for low in range(done, len(demonstrations), BLOCK):
             block, before = list(demonstrations[low : low + BLOCK]), spent()
             pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
-            source = response_stats(target, score, pairs)
+            source = source_stats(target, renderer, block, score)
             prompts = [question for question, _ in pairs]
             drawn = _drawn(prompts, target, spec, seed * 1_000_003 + low, progress)
-            rows = _rows(block, [len(solution) for _, solution in pairs], source, drawn, score)
             references = {
-                row["id"]: Reference(row["length"], row["source_alignment"], None, row["expected_tokens"])
-                for row in rows
+                row.id: Reference(len(solution), 0.0, None, len(solution))
+                for row, (_, solution) in zip(block, pairs, strict=True)
             }
             reward = GatedReward(target, renderer, checker, thresholds, references, score=score)
-            for row, group in zip(rows, reward(block, drawn), strict=True):
-                row["own"] = [_own_row(sample) for sample in group if sample.accepted]
-                row["own_correct"] = sum(sample.gates["correct_answer"] for sample in group)
-                row["spent"] = {}
+            scored = reward(block, drawn)
+            rows = [_raw_row(*each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
             rows[0]["spent"] = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
             for row in rows:
                 spool.add(row)
             spool.keep()
     if processes.is_first():
-        write_rows(path, _capped(open_rows(path)))
+        if not _is_complete(open_rows(path)):
+            write_rows(path, _aligned(open_rows(path), score))
         thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
         atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
     processes.wait()
@@ -120,42 +125,94 @@ def _drawn(
     return drawn
 
 
-def _capped(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    typical = typical_alignment(array("d", (own["alignment"] for row in rows for own in row["own"])))
-    for row in rows:
-        yield row | {"cap": gain_cap(row["source_alignment"], [own["alignment"] for own in row["own"]], typical)}
-
-
-def _rows(demonstrations, lengths, source, drawn, score: AlignmentScore) -> list[dict[str, Any]]:
-    rows = []
-    for demonstration, length, tokens, group in zip(demonstrations, lengths, source, drawn, strict=True):
-        own = [len(sample.ids) for sample in group if sample.finish == "stop"]
-        rows.append(
-            {
-                "id": demonstration.id,
-                "length": length,
-                "source_alignment": score(tokens, Reference(length, 0.0, None, length)),
-                "source_logprobs": [round(value, 4) for value in tokens.logprobs],
-                "expected_tokens": max(length, int(median(own)) if own else 0),
-            }
-        )
-    return rows
-
-
-def _own_row(sample: Scored) -> dict[str, Any]:
-    """A verified own sample."""
+def _raw_row(
+    row: Demonstration,
+    pair: tuple[Sequence[int], Sequence[int]],
+    source: TokenStats,
+    drawn: Sequence[Sample],
+    scored: Sequence[Scored],
+) -> dict[str, Any]:
+    """What the target makes of one row, before alignments, which need the samples of all rows."""
+    style = [item for item in scored if item.gates["finished"] and item.gates["no_loop"]]
+    length = len(pair[1])
     return {
-        "text": sample.text,
-        "ids": list(sample.ids),
-        "logprobs": [round(value, 4) for value in sample.logprobs],
-        "alignment": sample.alignment,
-        "answer_logprob": sample.answer_logprob,
-        "gates": sample.gates,
+        "id": row.id,
+        "length": length,
+        "expected_tokens": max(length, int(median([len(item.ids) for item in style])) if style else 0),
+        "source": _rounded(source),
+        "samples": [_raw_sample(row, item, verified=is_verified(row, item.gates)) for item in style],
+        "drawn": len(drawn),
+        "own_correct": sum(is_verified(row, item.gates) for item in scored),
+        "spent": {},
     }
 
 
+def _raw_sample(row: Demonstration, item: Scored, *, verified: bool) -> dict[str, Any]:
+    """A finished sample without a loop; the text is kept of verified ones."""
+    wording = {
+        "copied": copied_share(row.question, item.text),
+        "filler": filler_share(row.question, row.solution, item.text),
+    }
+    kept = {"text": item.text, "ids": list(item.ids), "answer_logprob": item.answer_logprob, "gates": item.gates}
+    return {"verified": verified, "stats": _rounded(item.stats), **wording, **(kept if verified else {})}
+
+
+def _rounded(stats: TokenStats) -> dict[str, list[float]]:
+    numbers = {name: [round(value, 4) for value in getattr(stats, name)] for name in ("logprobs", "entropies", "ranks")}
+    return numbers | {"content": list(stats.content)}
+
+
+def _stats(rounded: dict[str, list[float]]) -> TokenStats:
+    return TokenStats(**{name: tuple(values) for name, values in rounded.items()})
+
+
+def _is_complete(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the rows have their alignments."""
+    return not len(rows) or "cap" in rows[0]
+
+
+def _aligned(rows: Sequence[dict[str, Any]], score: AlignmentScore) -> Iterator[dict[str, Any]]:
+    """The rows with alignments and caps: a score may compare with own samples of all rows, so these are read first."""
+    means = [array("d", sorted(mean(s["stats"]["logprobs"]) for s in row["samples"])) for row in rows]
+    pooled = array("d", np.sort(np.concatenate(means))) if means else array("d")
+    measured: list[tuple[float, list[float]]] = []
+    for row, own in zip(rows, means, strict=True):
+        reference = Reference(row["length"], 0.0, None, row["expected_tokens"], style_means(own, pooled))
+        source = score(_stats(row["source"]), reference)
+        measured.append((source, [score(_stats(sample["stats"]), reference) for sample in row["samples"]]))
+    typical = typical_alignment(array("d", (value for _, values in measured for value in values)))
+    for row, (source, values) in zip(rows, measured, strict=True):
+        samples = zip(row["samples"], values, strict=True)
+        yield {
+            "id": row["id"],
+            "length": row["length"],
+            "expected_tokens": row["expected_tokens"],
+            "source_alignment": source,
+            "source_logprobs": row["source"]["logprobs"],
+            "cap": gain_cap(source, values, typical),
+            "style": [_style(sample) for sample in row["samples"]],
+            "own": [_own_row(sample, value) for sample, value in samples if sample["verified"]],
+            "drawn": row["drawn"],
+            "own_correct": row["own_correct"],
+            "spent": row["spent"],
+        }
+
+
+def _style(sample: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of every finished sample."""
+    logprobs = sample["stats"]["logprobs"]
+    wording = {"copied": sample["copied"], "filler": sample["filler"]}
+    return {"mean_logprob": mean(logprobs), "tokens": len(logprobs), **wording}
+
+
+def _own_row(sample: dict[str, Any], alignment: float) -> dict[str, Any]:
+    """A verified own sample."""
+    kept = {name: sample[name] for name in ("text", "ids", "answer_logprob", "gates")}
+    return {**kept, "logprobs": sample["stats"]["logprobs"], "alignment": alignment}
+
+
 def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
-    """Thresholds to verify own samples with, before there are percentiles to take them from."""
+    """Thresholds before there are percentiles to take them from."""
     low, high = config.length_band or (0.0, float("inf"))
     return GateThresholds(
         quantity_coverage=config.quantity_coverage,
@@ -172,16 +229,16 @@ def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
 def _final_thresholds(
     config: RewardConfig, prompt: str, demonstrations: Sequence[Demonstration], rows: Sequence[dict[str, Any]]
 ) -> GateThresholds:
-    """Where the lines are drawn: percentiles of the originals and of the target's own verified samples."""
+    """Where the lines are drawn: percentiles of the originals and of the target's own finished samples; that of the
+    answer's log-probability of its verified ones."""
     copied, filler, ratios, lows = array("d"), array("d"), array("d"), array("d")
     for demonstration, row in zip(demonstrations, rows, strict=True):
         question, source = demonstration.question, demonstration.solution
-        for text in (source, *(own["text"] for own in row["own"])):
-            copied.append(copied_share(question, text))
-            filler.append(filler_share(question, source, text))
+        copied.extend([copied_share(question, source), *(sample["copied"] for sample in row["style"])])
+        filler.extend([filler_share(question, source, source), *(sample["filler"] for sample in row["style"])])
         lows.extend(own["answer_logprob"] for own in row["own"] if own["answer_logprob"] is not None)
         ratios.extend(
-            length / row["expected_tokens"] for length in (row["length"], *(len(o["ids"]) for o in row["own"]))
+            length / row["expected_tokens"] for length in (row["length"], *(one["tokens"] for one in row["style"]))
         )
     thresholds = _first_thresholds(config, prompt)
     thresholds = replace(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from dartune.errors import DartuneError
-from dartune.rewards.alignment import MIN_VERIFIED, Reference
+from dartune.rewards.alignment import Reference, style_means
 
 
 class References(Mapping[str, Reference]):
@@ -32,10 +31,10 @@ class References(Mapping[str, Reference]):
             self._expected.append(row["expected_tokens"])
             self._alignments.append(row["source_alignment"])
             self._caps.append(float("nan") if row["cap"] is None else row["cap"])
-            self._own.extend(sorted(mean(one["logprobs"]) for one in row["own"]))
+            self._own.extend(sorted(one["mean_logprob"] for one in row["style"]))
             ends.append(len(self._own))
         self._ends = ends
-        self._everyones = array("d", np.sort(self._own).tobytes())
+        self._pooled = array("d", np.sort(self._own).tobytes())
         self._order = np.argsort(names)
         self._names = np.asarray(names)[self._order]
         if len(np.unique(self._names)) < len(self._names):
@@ -64,5 +63,5 @@ class References(Mapping[str, Reference]):
             self._alignments[row],
             None if np.isnan(cap) else cap,
             self._expected[row],
-            own if len(own) >= MIN_VERIFIED else self._everyones,
+            style_means(own, self._pooled),
         )

@@ -23,6 +23,8 @@ from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages, vargrad_advantages
 from dartune.train.policy import COUNTED, PolicyObjective, a_few, totals, zero_variance
 
+EXAMPLES_FROM = 512
+"""Demonstrations among which worked examples are looked for."""
 Probe = Callable[[Engine], tuple[list[bool | None], Cost]]
 """Which development questions a target fine-tuned on an engine's rewrites solves (None: no verdict), and the cost."""
 
@@ -31,6 +33,29 @@ def mapper_prompt(template: str, demonstration: Demonstration) -> str:
     """The request for a rewrite; braces inside the data are left alone."""
     parts = template.split("{question}")
     return demonstration.question.join(part.replace("{solution}", demonstration.solution) for part in parts)
+
+
+def with_examples(template: str, shown: Sequence[tuple[Demonstration, str]]) -> str:
+    """The request preceded by worked examples: (demonstration, rewrite) pairs in the request's own words."""
+    asked = [f"{mapper_prompt(template, row)}\n{rewrite}" for row, rewrite in shown]
+    return "\n\n".join([*asked, template])
+
+
+def worked_examples(
+    demonstrations: Sequence[Demonstration], probed: Sequence[dict[str, Any]], count: int
+) -> list[tuple[Demonstration, str]]:
+    """Rows with a right solution of the target's own, the shortest first; fewer than `count` where there are no more.
+
+    Args:
+        probed: the probe's rows, one per demonstration; only the first `EXAMPLES_FROM` are read.
+    """
+    found = []
+    for row, known in zip(demonstrations[:EXAMPLES_FROM], probed[:EXAMPLES_FROM], strict=True):
+        texts = [own["text"] for own in known["own"]]
+        whole = [row.question, row.solution, *texts]
+        if texts and not any(name in text for text in whole for name in ("{question}", "{solution}")):
+            found.append((row, min(texts, key=len)))
+    return sorted(found, key=lambda pair: len(pair[0].question + pair[0].solution + pair[1]))[:count]
 
 
 def reason_to_stop(earlier: Sequence[dict[str, Any]], now: dict[str, Any]) -> str | None:
@@ -105,7 +130,7 @@ class MapperObjective(PolicyObjective):
             return group_advantages(rewards, self.reward.scale)
         return vargrad_advantages(
             torch.tensor([[sum(sample.logprobs) for sample in group] for group in samples]),
-            torch.tensor([[sum(item.logprobs) for item in group] for group in scored]),
+            torch.tensor([[sum(item.sampled_logprobs) for item in group] for group in scored]),
             torch.tensor([[item.accepted for item in group] for group in scored]),
         )
 
@@ -144,7 +169,7 @@ class MapperObjective(PolicyObjective):
         flat = [(row, item) for row, group in zip(rows, scored, strict=True) for item in group]
         gates = {name: mean(item.gates[name] for _, item in flat) for name in flat[0][1].gates}
         peeking = [
-            mean(a - b for a, b in zip(sample.logprobs, item.logprobs, strict=True))
+            mean(a - b for a, b in zip(sample.logprobs, item.sampled_logprobs, strict=True))
             for group, items in zip(samples, scored, strict=True)
             for sample, item in zip(group, items, strict=True)
             if item.logprobs

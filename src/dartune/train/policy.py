@@ -1,8 +1,9 @@
 """On-policy reinforcement learning, alike for the mapper and for a target trained directly.
 
 A step draws questions, samples a group of responses per question from the current policy, has them rewarded and takes
-one policy-gradient step. A prompt is read once per group in sampling, scoring and training. What differs, prompts and
-rewards, is in the subclasses.
+one policy-gradient step. A prompt is read once per group in sampling, scoring and training. Log-probabilities in the
+ratio and the KL penalty are taken at the sampling temperature: it is the tempered policy that is sampled and trained.
+What differs, prompts and rewards, is in the subclasses.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class PolicyObjective:
         # A verdict that timed out in one process only must not set the processes apart.
         advantages, self._row = processes.agreed(self.rewarded(step, rows, samples))
         pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
-        start = self.start.score(pairs)
+        start = self.start.score(pairs, config.temperature)
         tokens = sum(len(ids) for _, ids in pairs)
         trained = TRAINING * self._weights * (tokens + sum(map(len, prompts)))
         flops = self._engine_flops() - before + trained
@@ -177,7 +178,9 @@ class PolicyObjective:
         )
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
-        logprobs, mask, entropy = group_logprobs(model, microbatch.groups, with_entropy=True)
+        logprobs, mask, entropy = group_logprobs(
+            model, microbatch.groups, with_entropy=True, temperature=self.config.temperature
+        )
         start = pad_sequence([torch.tensor(row) for row in microbatch.start_logprobs], batch_first=True).to(logprobs)
         advantages = microbatch.advantages.to(logprobs)
         loss, kl = grpo(logprobs, start * mask, advantages, mask, microbatch.tokens, self.config.kl)

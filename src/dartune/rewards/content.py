@@ -1,0 +1,52 @@
+"""Which tokens of a solution count in the alignment score: those of the statements that say something new.
+
+A mean over all tokens pays for padding: polite phrases and repetition are likely, and dilute what is not. So a
+statement (a line or a sentence) counts where it has numbers that no earlier statement has together. Phrases without
+numbers, repeated steps and the closing answer (its form is the same in all rewrites of a row) do not count. Their
+wording still matters: it is the context of what follows.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from dartune.rewards.text import spelled_numbers, stated_answers
+
+_END_OF_STATEMENT = re.compile(r"\n+|[.!?][\"')\]]*(?:\s+|$)")
+
+
+def content_spans(text: str) -> list[tuple[int, int]]:
+    """Character spans (start, end) of the statements that count; the whole text where none does."""
+    spans, seen, start = [], [], 0
+    closing = [answer.cue for answer in stated_answers(text)]
+    for end in (*(match.end() for match in _END_OF_STATEMENT.finditer(text)), len(text)):
+        stated = frozenset(spelled_numbers(text[start:end]))
+        announced = any(start <= cue < end and not spelled_numbers(text[start:cue]) for cue in closing)
+        if stated and not announced and not any(stated <= earlier for earlier in seen):
+            spans.append((start, end))
+            seen.append(stated)
+        start = max(start, end)
+    return spans or [(0, len(text))]
+
+
+def content_mask(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]], str]) -> tuple[bool, ...]:
+    """Whether each token belongs to a statement that counts.
+
+    Args:
+        ids: the tokens of `text`, with or without an end token, which belongs to the last statement.
+        decode: ids to text.
+    """
+    places = range(len(ids) + 1)
+
+    def first_token(character: int) -> int:
+        """The token that writes this character: the last one whose text before it is no longer."""
+        return bisect_left(places, character + 1, key=lambda n: len(decode(ids[:n]))) - 1
+
+    mask = [False] * len(ids)
+    for start, end in content_spans(text):
+        low = 0 if start == 0 else first_token(start)
+        high = len(ids) if end >= len(text) else first_token(end)
+        mask[low:high] = [True] * (high - low)
+    return tuple(mask)

@@ -1,0 +1,89 @@
+"""Which statements count in the alignment score: padding, repetition and the closing answer do not."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dartune.models.engine import TokenStats
+from dartune.rewards.alignment import Reference, content_logprob
+from dartune.rewards.content import content_mask, content_spans
+from test_reward import RENDERER
+
+STEPS = "Ann has 3 * 4 = 12 pens.\nBob has 12 + 5 = 17 pens."
+CLOSING = "\nThe answer is 17."
+
+
+def counted(text):
+    return [text[start:end].strip() for start, end in content_spans(text)]
+
+
+def test_statements_with_new_numbers_count():
+    assert counted(STEPS + CLOSING) == STEPS.split("\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Let's think about this step by step.\n{STEPS}\nI hope this helps!{CLOSING}",
+        f"{STEPS}\n{STEPS}{CLOSING}",
+        f"{STEPS} As we saw, Bob has 17 pens.{CLOSING}",
+        f"{STEPS}\n#### 17",
+    ],
+)
+def test_filler_repetition_and_the_closing_answer_do_not_count(text):
+    assert counted(text) == STEPS.split("\n")
+
+
+def test_a_text_of_one_statement_counts_whole():
+    for text in ("#### 17", "17", "So it is clear.", "We add 3, 4 and get 7, the answer is 7."):
+        assert counted(text) == [text]
+
+
+def test_decimals_do_not_end_a_statement():
+    assert counted("It costs 3.50 in all. Twice that is 2 * 3.50 = 7.00.") == [
+        "It costs 3.50 in all.",
+        "Twice that is 2 * 3.50 = 7.00.",
+    ]
+
+
+def test_tokens_belong_to_the_statement_that_they_write():
+    text = f"Well now.\n{STEPS}\nThat is it.{CLOSING}"
+    ids = RENDERER.response_ids(text)
+    mask = content_mask(ids, text, RENDERER.decode)
+    written = RENDERER.decode([index for index, counts in zip(ids, mask, strict=True) if counts])
+    assert written.strip() == STEPS and len(mask) == len(ids) and not mask[-1]
+    whole = RENDERER.response_ids("#### 17")
+    assert all(content_mask(whole, "#### 17", RENDERER.decode))
+
+
+LINES = st.lists(
+    st.sampled_from(["So.", "3 + 4 = 7.", "Yes!", "7 + 1 = 8.", "Ünïcode 9 – ok.", "The answer is 8.", "日本 5。", ""]),
+    max_size=7,
+)
+
+
+@given(LINES, st.sampled_from(["\n", " ", "\n\n"]))
+@settings(max_examples=150, deadline=None)
+def test_a_mask_covers_exactly_the_statements_that_count(lines, joint):
+    text = joint.join(lines)
+    ids = RENDERER.response_ids(text)
+    mask = content_mask(ids, text, RENDERER.decode)
+    assert len(mask) == len(ids) and any(mask)
+    expected = "".join(text[start:end] for start, end in content_spans(text))
+    found = RENDERER.decode([index for index, counts in zip(ids, mask, strict=True) if counts])
+    assert found.split() == expected.split()
+
+
+@given(st.lists(st.floats(-20, 0), min_size=1, max_size=30), st.lists(st.floats(-20, 0), max_size=30))
+@settings(max_examples=100)
+def test_tokens_that_do_not_count_change_nothing(content, other):
+    reference = Reference(10, 0.0, None, 10)
+    alone = content_logprob(TokenStats(tuple(content), content=(True,) * len(content)), reference)
+    mask = (True,) * len(content) + (False,) * len(other)
+    padded = content_logprob(TokenStats((*content, *other), content=mask), reference)
+    assert padded == pytest.approx(alone)
+
+
+def test_without_a_mask_every_token_counts():
+    assert content_logprob(TokenStats((-1.0, -3.0)), Reference(2, 0.0, None, 2)) == -2.0
+    assert content_logprob(TokenStats(()), Reference(2, 0.0, None, 2)) == 0.0
