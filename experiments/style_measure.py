@@ -2,7 +2,7 @@
 
     python experiments/style_measure.py MODEL_FOLDER --data FOLDER --work FOLDER [--questions 100]
 
-`--data` holds GSM8K's training file and SVAMP's (see docs/real-models.md); `--work` gets `samples-<model>.jsonl` and
+`--data` holds GSM8K's training file and SVAMP's (docs/alignment-scores.md); `--work` gets `samples-<model>.jsonl` and
 `stats-<model>.jsonl`, a line per problem, and continues where it was stopped. With `--other` (another model's folder,
 whose samples are in `--work`), `other-<model>.jsonl` has the other model's samples in this model's eyes.
 """
@@ -121,13 +121,15 @@ def measure(
     path: Path,
 ) -> None:
     """Append a line per problem: {kind, question, styles: {style: [{finished, logprob: [...], ...}]}}."""
-    if [row["question"] for row in sampled] != [problem.question for problem in problems]:
-        raise SystemExit(f"{path.name}: the samples in this folder are of other questions; take a new --work folder")
-    done = len(path.read_text().splitlines()) if path.exists() else 0
-    for i in range(done, len(problems)):
-        problem = problems[i]
+    known = {row["question"]: row for row in sampled}
+    if missing := [problem.question for problem in problems if problem.question not in known]:
+        raise SystemExit(f"{path.name}: no samples of {len(missing)} questions; take a new --work folder")
+    done = {json.loads(line)["question"] for line in path.read_text().splitlines()} if path.exists() else set()
+    for i, problem in enumerate(problems):
+        if problem.question in done:
+            continue
         prompt = renderer.prompt_ids(problem.question)
-        entries = [entry for entry in entries_of(problem, sampled[i], renderer) if entry[1]]
+        entries = [entry for entry in entries_of(problem, known[problem.question], renderer) if entry[1]]
         order = sorted(range(len(entries)), key=lambda j: len(entries[j][1]))
         tables: dict[int, dict[str, list[float]]] = {}
         for low in range(0, len(order), 6):  # rows of like length together
@@ -136,7 +138,7 @@ def measure(
                 tables[j] = table
         styles: dict[str, list[dict[str, Any]]] = {}
         for j, (name, _, finished) in enumerate(entries):
-            styles.setdefault(name, []).append({"finished": finished} | tables[j])
+            styles.setdefault(name, []).append({"finished": finished, "ids": entries[j][1]} | tables[j])
         with path.open("a") as file:
             file.write(json.dumps({"kind": problem.kind, "question": problem.question, "styles": styles}) + "\n")
         if (i + 1) % 10 == 0:

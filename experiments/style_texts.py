@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 ANNOTATION = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
@@ -274,8 +275,10 @@ def chain_problems(count: int) -> list[Problem]:
 def all_problems(data: Path, count: int) -> list[Problem]:
     """`count` problems in all: 40% GSM8K, 30% one-step, 30% chain sums."""
     some, more = round(0.4 * count), round(0.3 * count)
-    return [
-        *gsm8k_problems(data / "gsm8k-train.jsonl", some),
-        *one_step_problems(data / "svamp-train-mawps-asdiv-a.csv", more),
-        *chain_problems(count - some - more),
+    kinds = [
+        gsm8k_problems(data / "gsm8k-train.jsonl", some),
+        one_step_problems(data / "svamp-train-mawps-asdiv-a.csv", more),
+        chain_problems(count - some - more),
     ]
+    # The kinds take turns, so that a run that was cut short has all of them.
+    return [problem for turn in zip_longest(*kinds) for problem in turn if problem]

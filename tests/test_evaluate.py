@@ -3,6 +3,7 @@
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
+from dartune.rewards.solved import solved
 from dartune.stages.evaluate import accuracy, evaluate
 from fixtures_models import byte_tokenizer
 
@@ -33,3 +34,10 @@ def test_sampled_solutions_are_counted_beside_the_greedy_one(checker):
 def test_without_samples_nothing_is_said_of_them(checker):
     (record,) = evaluate({"all": [SIX]}, Solver(), RENDERER, checker, 16)
     assert record["correct"] and record["avg_at_k"] is None and record["pass_at_k"] is None
+
+
+def test_text_that_was_cut_is_not_right_whatever_it_says(checker):
+    ids = tuple(RENDERER.response_ids("#### 6"))
+    whole, cut = Sample(ids, (), "stop"), Sample(ids[:-1], (), "length")
+    [[(_, right), (text, after_all)]] = solved([SIX], [[whole, cut]], RENDERER, checker)
+    assert right and after_all is False and text == "#### 6"

@@ -8,12 +8,15 @@ import torch
 
 from dartune.errors import InputError, MachineError
 from dartune.models.adapter import add_lora, load_adapter, merge_lora, remove_lora, without_adapter
+from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import (
     context_length,
+    end_ids,
     load_model,
     load_tokenizer,
     model_problems,
     save_model,
+    stop_at,
 )
 from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
 
@@ -213,3 +216,47 @@ def test_context_length(architecture):
     model = tiny_model(architecture, 60, pad=0, eos=1)
     assert context_length(model) == context_length(model.config) == 512
     assert context_length(object()) == sys.maxsize
+
+
+ROPES = {
+    "longrope": {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32},
+    "dynamic": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_rope_that_changes_with_length_does_not_mix_the_rows_of_a_batch(kind, tmp_path):
+    """transformers picks its frequencies by the longest row of a forward."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    tokenizer = byte_tokenizer()
+    first = 32
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128 if kind == "longrope" else first,
+        rope_parameters={"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]},
+        **sizes,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = HFEngine(load_model(tmp_path))
+    assert engine.context == first
+    engine.context = 128
+    short, long = ([5, 6, 7], (8, 9, 10)), ([7] * 10, tuple(range(8, 68)))
+    alone = engine.score([short])[0]
+    assert engine.score([short, long])[0] == pytest.approx(alone, abs=1e-5)
+    assert engine.score([short])[0] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_saved_model_stops_where_it_was_trained_to(folder, tmp_path):
+    model = load_model(folder)
+    stop_at(model, (3, 5))
+    save_model(model, load_tokenizer(folder), tmp_path / "saved")
+    assert end_ids(tmp_path / "saved") == (3, 5)
+    (tmp_path / "saved" / "generation_config.json").unlink()
+    assert end_ids(tmp_path / "saved") == ()

@@ -32,9 +32,7 @@ def probed(checker, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 7])
-def test_an_interrupted_probe_ends_with_the_same_file_and_the_cost_of_all_attempts(
-    kept, probed, tmp_path, monkeypatch
-):
+def test_an_interrupted_probe_ends_with_the_same_file_and_the_cost_of_all_attempts(kept, probed, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 

@@ -263,3 +263,30 @@ def test_the_same_hash_after_saving_and_loading(tmp_path):
     loaded = Renderer(AutoTokenizer.from_pretrained(tmp_path))
     assert loaded.prompt_ids("the <s>") == Renderer(CHAT).prompt_ids("the <s>")
     assert loaded.hash == Renderer(CHAT).hash
+
+
+def test_a_sample_ends_with_any_end_token_that_the_tokenizer_or_the_model_has():
+    tokenizer = byte_tokenizer(chat=True)
+    renderer = Renderer(tokenizer, end_ids=(7,))
+    names = tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))
+    assert renderer.stop_ids[0] == renderer.end_id and 7 in renderer.stop_ids
+    assert {"<|im_end|>", "<|endoftext|>"} <= set(names) and "<|im_start|>" not in names
+
+
+def test_nothing_is_read_behind_an_end_token():
+    renderer = Renderer(byte_tokenizer(chat=True))
+    other = renderer.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = [*renderer.text_ids("#### 6"), other, *renderer.text_ids(" #### 7")]
+    assert other != renderer.end_id and renderer.decode(ids) == "#### 6"
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_the_template_is_told_whether_to_think(thinking):
+    tokenizer = byte_tokenizer(chat=True)
+    told: list[bool] = []
+    apply = tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda *words, **named: (
+        told.append(named["enable_thinking"]) or apply(*words, **named)
+    )
+    Renderer(tokenizer, thinking=thinking).prompt_ids("Why?")
+    assert set(told) == {thinking}

@@ -161,3 +161,29 @@ def test_a_checker_that_fails_is_no_zero(checker):
     [[good, _]] = reward(checker=checker)([ROW], samples)
     assert good.judged and judged_rewards([good, unknown]) == [good.reward, good.reward]
     assert judged_rewards([unknown]) == [0.0]
+
+
+def scaled(caps, source=-1.0):
+    references = {str(i): Reference(10, source, cap, 10) for i, cap in enumerate(caps)}
+    return GatedReward(FakeTarget(), RENDERER, None, THRESHOLDS, references)
+
+
+def test_the_advantage_scale_is_that_of_rows_that_can_gain():
+    """A median over all rows with a floor of 0.001 made advantages of 350 where half of the rows could gain nothing."""
+    assert scaled([0.0, 0.0, 0.0, 0.4, 0.6, 0.5]).scale == 0.5
+    assert scaled([0.0, 0.0, 0.0, 0.4, 0.6, 0.5]).gainful == 0.5
+    assert scaled([0.01, 0.01]).scale == 0.05
+    assert (scaled([0.0, 0.0]).scale, scaled([0.0, 0.0]).gainful) == (1.0, 0.0)
+
+
+def test_a_verbatim_copy_earns_nothing_whatever_rounding_says(checker):
+    [[scored]] = reward(FakeTarget(each=-0.1), source=-0.1 - 5e-7, checker=checker)([ROW], [[sample(ROW.solution)]])
+    assert scored.accepted and scored.reward == 0.0
+
+
+def test_a_sample_that_ends_with_another_end_token_is_scored_as_it_will_be_trained_on(checker):
+    other = RENDERER.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = (*RENDERER.response_ids(GOOD)[:-1], other)
+    assert other in RENDERER.stop_ids and other != RENDERER.end_id
+    [[scored]] = reward(checker=checker)([ROW], [[Sample(ids, (0.0,) * len(ids), "stop")]])
+    assert scored.accepted and scored.ids == tuple(RENDERER.response_ids(GOOD))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dartune.cli import main
-from dartune.config import Config
+from dartune.config import Config, RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.errors import InputError
@@ -18,8 +18,9 @@ from dartune.models.hf_engine import HFEngine
 from dartune.rewards.alignment import SCORES, Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.penalties import Rewritten, collapse, peeking, question_independence
-from dartune.rewards.reward import reward_parts
+from dartune.rewards.reward import GatedReward, reward_parts
 from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
+from dartune.stages.probe import load_probe, probe
 from fixtures_models import byte_tokenizer, tiny_model
 
 REFERENCE = Reference(10, -2.0, None, 10, own=(-0.9, -0.5, -0.4, -0.3))
@@ -210,3 +211,50 @@ def test_a_hack_without_an_honest_rewrite_of_its_question_is_not_called_well_tol
     said = capsys.readouterr().out
     assert "no honest rewrite of the same question to compare with: my_own" in said and "nan" not in said
     assert "every hack at" not in said
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORES) - {"no_alignment"}))
+def test_every_score_pays_something_somewhere(name, checker, tmp_path):
+    """`capped_percentile` never did: sources and own samples were scored without own samples to compare with."""
+    own = [f"Ann has {n} pens, so Bob has 2 * {n} = {2 * n} pens.\n#### {2 * n}" for n in range(3, 13)]
+    rows = [
+        Demonstration(
+            str(n), f"Ann has {n} pens, Bob twice as many. How many has Bob?", f"2 * {n} = {2 * n}", str(2 * n)
+        )
+        for n in range(3, 13)
+    ]
+    target, config = Styled(own), RewardConfig(own_samples=1, alignment=name)
+    probe(rows, target, RENDERER, checker, config, "{question}{solution}", 99, 0, tmp_path)
+    _, references, thresholds = load_probe(tmp_path)
+    reward = GatedReward(target, RENDERER, checker, thresholds, references, score=SCORES[name])
+    assert reward.gainful == 1.0
+    [[copy, native]] = reward(rows[:1], [[drawn(rows[0].solution), drawn(own[0])]])
+    assert copy.reward == 0.0 and native.gain > 0
+
+
+class Styled:
+    """A target that writes given texts, a row's own each, and finds them likely, expected and first choices."""
+
+    def __init__(self, texts):
+        self.texts = texts
+        self.generated_tokens = self.scored_tokens = self.flops = 0
+
+    def generate(self, prompts, spec):
+        return [[drawn(text)] for text in self.texts]
+
+    def score(self, pairs, temperature=1.0):
+        return [list(row.logprobs) for row in self.token_stats(pairs)]
+
+    def token_stats(self, pairs):
+        found = []
+        for _, ids in pairs:
+            native = RENDERER.decode(ids) in self.texts
+            n = len(ids)
+            likely = tuple(-0.30 - 0.01 * (i % 3) for i in range(n)) if native else (-3.0,) * n
+            found.append(TokenStats(likely, (0.3,) * n, ((1,) if native else (40,)) * n))
+        return found
+
+
+def drawn(text: str) -> Sample:
+    ids = tuple(RENDERER.response_ids(text))
+    return Sample(ids, (0.0,) * len(ids), "stop")

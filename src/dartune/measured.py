@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dartune.adapt import mapper_stage, own_stage, preparing, probe_stage, synthesis_stage
+from dartune.adapt import mapper_stage, own_stage, preparing, probe_stage, synthesis_stage, warmup_stage
 from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
 from dartune.data.rows import open_rows
 from dartune.errors import InputError
 from dartune.job import Job
 from dartune.report.gather import EXAMPLES, adapted_quality, examples
-from dartune.run import END_IT, read_jsonl
+from dartune.run import END_IT, read_json, read_jsonl
+from dartune.stages.format_warmup import described
 from dartune.train_arms import chosen_rate, evaluation_stage, train_stages, training_rows
 
 Rows = list[dict[str, Any]]
@@ -59,8 +60,21 @@ def measured(job: Job) -> dict[str, Any]:
         "examples": _examples(job, adapted),
         "input_rows": len(job.data.train),
         "templates": dict.fromkeys(arms, job.models.renderer.hash),
-        "notes": [*job.data.notes, *_stops(mappers), *_idle(job, arms)],
+        "notes": [*job.data.notes, *_starts(job, made), *_stops(mappers), *_idle(job, arms)],
     }
+
+
+def _starts(job: Job, made: list[str]) -> list[str]:
+    """What the mapper started from."""
+    trained = [name for name in made if ADAPTATIONS[name].trained]
+    if not trained:
+        return []
+    if not job.config.mapper.format_steps:
+        path = job.config.mapper.path
+        return [f"Mapper initialisation: {'a copy of the target' if path is None else path}, without a warm-up."]
+    stages = dict.fromkeys(map(warmup_stage, trained))
+    folders = [job.run.stage_folder(stage) for stage in stages]
+    return [f"Mapper initialisation: {described(read_json(folder / 'examples.json'))}." for folder in folders]
 
 
 def _idle(job: Job, arms: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ from dartune.report.results import build_results
 from dartune.report.summary import summarise
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.solved import contradicting
-from dartune.roster import prepared
+from dartune.roster import prepared, sampling_lines
 from dartune.run import END_IT, Run
 from dartune.tracking import tracking
 
@@ -125,7 +125,8 @@ def check(config: Config) -> str:
         wrong=wrong,
     )
     memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
-    return "\n".join([*data.notes, *report.lines(), "Memory of training, estimated:", *memory])
+    lines = [*data.notes, *report.lines(), *sampling_lines(models), "Memory of training, estimated:", *memory]
+    return "\n".join(lines)
 
 
 def show(subject: Config | Path, what: str) -> str:

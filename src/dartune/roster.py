@@ -19,7 +19,15 @@ from dartune.lengths import too_long
 from dartune.models.adapter import is_adapter, load_adapter, remove_lora
 from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.hf_engine import HFEngine
-from dartune.models.loading import context_length, end_ids, load_model, load_tokenizer, save_model, stop_at
+from dartune.models.loading import (
+    context_length,
+    end_ids,
+    generation_settings,
+    load_model,
+    load_tokenizer,
+    save_model,
+    stop_at,
+)
 from dartune.models.memory import Footprint, footprint, weight_bytes
 from dartune.models.parallel_engine import LocalEngine, engine_on, shared
 from dartune.models.precision import compute_in, rounded
@@ -238,6 +246,19 @@ class Roster:
                 )
         if problems:
             raise InputError("the models cannot be used", problems)
+
+
+def sampling_lines(models: Roster) -> list[str]:
+    """How the target's authors sample from it, and how this run does."""
+    settings = generation_settings(models.target_path)
+    shown = [f"{name} {settings[name]}" for name in ("temperature", "top_p", "top_k") if name in settings]
+    ends = ", ".join(map(repr, models.tokenizer.convert_ids_to_tokens(list(models.renderer.stop_ids))))
+    temperature = models.config.reward.own_temperature
+    return [
+        f"Sampling: the target's generation config sets {', '.join(shown) or 'nothing'}; own samples are drawn at "
+        f"reward.own_temperature {temperature:g}, from the whole distribution.",
+        f"A sample ends with any of {ends}.",
+    ]
 
 
 def prepared(config: Config) -> tuple[inputs.Data, Roster]:

@@ -150,19 +150,29 @@ def end_ids(path: str | Path) -> tuple[int, ...]:
     Raises:
         InputError: the generation config cannot be read.
     """
+    found = generation_settings(path).get("eos_token_id")
+    return () if found is None else tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def generation_settings(path: str | Path) -> dict[str, Any]:
+    """What the model's generation config sets; empty where it has none.
+
+    Raises:
+        InputError: the generation config cannot be read.
+    """
     from transformers import GenerationConfig
 
     source, local = _locate(path)
     if local and not (Path(source) / "generation_config.json").exists():
-        return ()
+        return {}
     try:
         with _quiet():
-            found = GenerationConfig.from_pretrained(source, local_files_only=local).eos_token_id
+            found = GenerationConfig.from_pretrained(source, local_files_only=local)
     except OSError as error:
         if not local:  # a Hub model need not have one
-            return ()
+            return {}
         raise InputError(f"cannot read the generation config of {source}: {error}") from error
-    return () if found is None else tuple(found) if isinstance(found, list | tuple) else (found,)
+    return found.to_diff_dict()
 
 
 def stop_at(model: nn.Module, stop_ids: Sequence[int]) -> None:

@@ -71,7 +71,8 @@ def sample_own(
                 for sample in group
             ]
             verdicts = iter(zip(inputs, run_gates(inputs, thresholds, checker), strict=True))
-            cost = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
+            now = spent()
+            cost = {name: getattr(now, name) - getattr(before, name) for name in COUNTED}
             for row, group in zip(chunk, groups, strict=True):
                 judged = [next(verdicts) for _ in group]
                 right = [item.rewrite for item, gates in judged if is_verified(row, gates)]
