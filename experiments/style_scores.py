@@ -39,11 +39,11 @@ UNNATURAL = (
     "values_only",
     "prefix_notation",
     "x_form",
-    "bare_answer",
     "sentences_shuffled",
     "words_shuffled",
 )
 NEVER_PAYS = (
+    ("bare_answer", "source"),
     ("filler", "source"),
     ("twice", "source"),
     ("wrong_step", "source"),
@@ -78,7 +78,8 @@ class Tokens:
 
 
 def _content(values: Callable[[Tokens], np.ndarray]) -> Callable[[Tokens], float]:
-    return lambda t: float(values(t)[t.content].mean())
+    """The mean over the tokens that count; over all where none does, which `judge` caps at the demonstration."""
+    return lambda t: float(values(t)[t.content].mean() if t.content.any() else values(t).mean())
 
 
 SCORES: dict[str, Callable[[Tokens], float]] = {
@@ -139,20 +140,31 @@ def _tokens(table: dict[str, Any], mask: Sequence[bool], length: int) -> Tokens:
     return Tokens(*(np.array(table[name]) for name in names), np.array(mask), length)
 
 
-def judge(rows: list[tuple[str, dict[str, list[Tokens]], Any]], score: Callable[[Tokens], float]) -> dict[str, Any]:
-    """How a score orders the styles: medians, pairwise accuracies, and what hacks gain."""
+def judge(rows: list[tuple[str, dict[str, list[Tokens]], Any]], name: str) -> dict[str, Any]:
+    """How a score orders the styles: medians, pairwise accuracies, and what hacks gain.
+
+    The demonstration is the source, or its prefix notation where that is what a style is made from. Under a content
+    score a text without reasoning is worth no more than the demonstration.
+    """
+    score = SCORES[name]
     scored = [{style: float(np.mean([score(t) for t in texts])) for style, texts in row.items()} for _, row, _ in rows]
     typical = float(np.median([row[REFERENCE] for row in scored]))
     capped = [{style: min(value, typical) for style, value in row.items()} for row in scored]
+    bare = {"prefix_notation": list(capped), "source": list(capped)}
+    if name.startswith("content_"):
+        for demonstration in bare:
+            bare[demonstration] = [row | {"bare_answer": min(row["bare_answer"], row[demonstration])} for row in capped]
+    capped = bare["source"]
     groups = {
-        "own samples over unnatural": list(_above(capped, OWN)),
-        "own samples at temperature 1 over unnatural": list(_above(capped, ("own_1",))),
+        "own samples over unnatural": list(_above(capped, OWN, "bare_answer")),
+        "own samples at temperature 1 over unnatural": list(_above(capped, ("own_1",), "bare_answer")),
         "natural over unnatural": list(_above(capped, NATURAL)),
     }
     for worse, better in NEVER_PAYS:
         # What a native rewrite would gain over the demonstration is the yardstick for what is negligible.
         groups[f"{worse} no better than {better}"] = [
-            row[worse] - row[better] <= TOLERANCE * max(0.0, _native(row) - row["prefix_notation"]) for row in capped
+            row[worse] - row[better] <= TOLERANCE * max(0.0, _native(row) - row["prefix_notation"])
+            for row in bare[better]
         ]
     ordered = [name for name in groups if "temperature 1" not in name]
     outcomes = [outcome for name in ordered for outcome in groups[name]]
@@ -165,16 +177,17 @@ def judge(rows: list[tuple[str, dict[str, list[Tokens]], Any]], score: Callable[
         "pairs": len(outcomes),
         "groups": {name: float(np.mean(values)) for name, values in groups.items()},
         "hacks gain little": {
-            name: float(np.mean([_gain(row, style) < TOLERANCE * _gain(row, None) for row in capped]))
-            for name, style in HACKS.items()
+            hack: float(np.mean([_gain(row, style) < TOLERANCE * _gain(row, None) for row in bare["prefix_notation"]]))
+            for hack, style in HACKS.items()
         },
         "native gains": float(np.mean([_gain(row, None) > 0 for row in capped])),
     }
 
 
-def _above(rows: Sequence[dict[str, float]], better: Sequence[str]) -> Iterator[bool]:
+def _above(rows: Sequence[dict[str, float]], better: Sequence[str], *also: str) -> Iterator[bool]:
+    """Whether each of `better` is strictly above each unnatural style, and those in `also`."""
     for row in rows:
-        yield from (row[high] > row[low] for high in better for low in UNNATURAL)
+        yield from (row[high] > row[low] for high in better for low in (*UNNATURAL, *also))
 
 
 def _native(row: dict[str, float]) -> float:
@@ -205,7 +218,7 @@ def results(models: Sequence[Path], data: Path, work: Path) -> dict[str, Any]:
                 style: float(np.median([len(texts[style][0].logp) for _, texts, _ in rows if style in texts]))
                 for style in _styles([texts for _, texts, _ in rows])
             },
-            "scores": {name: judge(rows, score) for name, score in SCORES.items()},
+            "scores": {name: judge(rows, name) for name in SCORES},
         }
     return found
 

@@ -60,10 +60,15 @@ class AlignmentScore(Protocol):
 def content_logprob(tokens: TokenStats, reference: Reference) -> float:
     """Mean log-probability in nats of the tokens that count (`rewards/content.py`): the default.
 
-    A mean, so leaving words out does not pay; over statements that are new, so padding and repetition do not.
+    A mean, so leaving words out does not pay; over statements that are new, so padding and repetition do not. A text
+    without reasoning, in which no token counts, is worth no more than the source.
     """
-    counted = [p for p, counts in zip(tokens.logprobs, tokens.content, strict=True) if counts] if tokens.content else ()
-    return mean(counted or tokens.logprobs) if tokens.logprobs else 0.0
+    if not tokens.logprobs:
+        return 0.0
+    if not tokens.content:
+        return mean(tokens.logprobs)
+    counted = [p for p, counts in zip(tokens.logprobs, tokens.content, strict=True) if counts]
+    return mean(counted) if counted else min(mean(tokens.logprobs), reference.source_alignment)
 
 
 def sum_logprob(tokens: TokenStats, reference: Reference) -> float:

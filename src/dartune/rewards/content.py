@@ -3,7 +3,8 @@
 A mean over all tokens pays for padding: polite phrases and repetition are likely, and dilute what is not. So a
 statement (a line or a sentence) counts where it has numbers that no earlier statement has together. Phrases without
 numbers, repeated steps and the closing answer (its form is the same in all rewrites of a row) do not count. Their
-wording still matters: it is the context of what follows.
+wording still matters: it is the context of what follows. In a text that states nothing but its closing answer no token
+counts: it shows no reasoning.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ _END_OF_STATEMENT = re.compile(r"\n+|[.!?][\"')\]]*(?:\s+|$)")
 
 
 def content_spans(text: str) -> list[tuple[int, int]]:
-    """Character spans (start, end) of the statements that count; the whole text where none does."""
-    spans, seen, start = [], [], 0
+    """Character spans (start, end) of the statements that count.
+
+    The whole text where no statement has a number; nothing where only closing answers have.
+    """
+    spans, seen, start, announcements = [], [], 0, 0
     closing = [answer.cue for answer in stated_answers(text)]
     for end in (*(match.end() for match in _END_OF_STATEMENT.finditer(text)), len(text)):
         stated = frozenset(spelled_numbers(text[start:end]))
         announced = any(start <= cue < end and not spelled_numbers(text[start:cue]) for cue in closing)
+        announcements += announced
         if stated and not announced and not any(stated <= earlier for earlier in seen):
             spans.append((start, end))
             seen.append(stated)
         start = max(start, end)
-    return spans or [(0, len(text))]
+    return spans or ([] if announcements else [(0, len(text))])
 
 
 def content_mask(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]], str]) -> tuple[bool, ...]:

@@ -116,6 +116,8 @@ class GatedReward:
         score, form: how alignment is measured, and what it is worth.
         penalties: (name, weight, penalty), deducted from what passed and what failed alike.
         gates: names of the gates that count; all that fit the rows' task are measured.
+        at_temperature: also score samples at the temperature they were drawn at (`Scored.sampled_logprobs`), a second
+            pass for those not drawn at 1.
     """
 
     def __init__(
@@ -130,9 +132,10 @@ class GatedReward:
         form: Form = gain_over_fallback,
         penalties: Sequence[tuple[str, float, Penalty]] = (),
         gates: Sequence[str] = GATE_NAMES,
+        at_temperature: bool = True,
     ):
         self.target, self.renderer, self.checker = target, renderer, checker
-        self.thresholds, self.references = thresholds, references
+        self.thresholds, self.references, self.at_temperature = thresholds, references, at_temperature
         self.score, self.form, self.penalties, self.gates = score, form, tuple(penalties), tuple(gates)
         stakes = array("d")
         for one in references.values():
@@ -186,7 +189,7 @@ class GatedReward:
     ) -> list[tuple[float, ...]]:
         """The target's log-probabilities at the temperature that each sample was drawn at; at 1 they are known."""
         found = [tuple(tokens.logprobs) for tokens in stats]
-        for temperature in sorted(set(temperatures) - {1.0}):
+        for temperature in sorted(set(temperatures) - {1.0}) if self.at_temperature else ():
             places = [i for i, value in enumerate(temperatures) if value == temperature]
             scores = self.target.score([pairs[i] for i in places], temperature)
             for i, row in zip(places, scores, strict=True):

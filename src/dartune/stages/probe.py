@@ -84,7 +84,7 @@ def probe(
                 row.id: Reference(len(solution), 0.0, None, len(solution))
                 for row, (_, solution) in zip(block, pairs, strict=True)
             }
-            reward = GatedReward(target, renderer, checker, thresholds, references, score=score)
+            reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
             scored = reward(block, drawn)
             rows = [_raw_row(*each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
             rows[0]["spent"] = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}

@@ -1,0 +1,260 @@
+"""What fine-tuning on each style does to a real model, and which alignment score predicts it.
+
+    python experiments/style_outcomes.py run MODEL --data FOLDER --work FOLDER     resumable, a line per style and rate
+    python experiments/style_outcomes.py table --models MODEL [MODEL] --work FOLDER
+
+Every style is fine-tuned on for the same questions (the one-step problems and chain sums of the style benchmark, whose
+`--work` folder must hold the model's samples), steps and learning rates; the rate is chosen by the log-probability of
+the right answer on development questions. Measured are: the log-probability of the right answer after the tuned model's
+own greedy reasoning and the accuracy, in distribution and on GSM8K questions, both read without regard to format; and
+retention, on samples that the untouched model drew for unrelated prompts: the rise of their negative log-likelihood and
+KL(before || after).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pages import fill, table
+from scipy.stats import bootstrap, spearmanr
+from style_measure import own_style
+from style_texts import STYLES, Problem, all_problems, chain_problems, gsm8k_problems, one_step_problems
+
+from dartune.config import SFTConfig
+from dartune.data.render import Renderer
+from dartune.models.engine import SampleSpec
+from dartune.models.hf_engine import HFEngine
+from dartune.models.loading import load_model, load_tokenizer
+from dartune.models.shared_prefix import anchored_logprobs
+from dartune.rewards.text import numbers
+from dartune.run import append_jsonl, atomic_write_json, read_jsonl
+from dartune.train.sft import fine_tune
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "results" / "style-outcomes.json", ROOT / "docs" / "alignment-scores.md"
+OWN = own_style(0.3)
+TRAINED = (
+    OWN,
+    "source",
+    "numbered",
+    "annotated",
+    "twice",
+    "equations_only",
+    "values_only",
+    "prefix_notation",
+    "x_form",
+    "bare_answer",
+)
+RATES = (1e-5, 3e-5)
+STEPS, BATCH, ROWS = 12, 8, 48
+DEV, TEST, GENERATED = 16, 24, 72
+UNRELATED = (
+    "What is the capital of France?",
+    "Write two sentences about a dog who likes rain.",
+    "Explain why the sky is blue.",
+    "Give me three tips for sleeping better.",
+    "What is the difference between a lake and a sea?",
+    "How do I boil an egg?",
+    "What does a librarian do?",
+    "Describe a busy market.",
+    "Why do leaves fall in autumn?",
+    "How can I learn to swim?",
+    "Write an email asking for a day off.",
+    "What is gravity?",
+)
+
+
+def training_texts(style: str, problems: Sequence[Problem], samples: dict[str, Any]) -> list[tuple[str, str]]:
+    if style != OWN:
+        return [(problem.question, STYLES[style](problem)) for problem in problems]
+    return [(problem.question, samples[problem.question][OWN][0]["text"]) for problem in problems]
+
+
+def held_out(data: Path) -> dict[str, list[Problem]]:
+    """Questions that are not in the benchmark: of its kinds, and of GSM8K."""
+    known = {problem.question for problem in all_problems(data, 100)}
+    half = (DEV + TEST) // 2
+    one_step = [p for p in one_step_problems(data / "svamp-train-mawps-asdiv-a.csv", 200) if p.question not in known]
+    chain = [p for p in chain_problems(200) if p.question not in known]
+    gsm8k = [p for p in gsm8k_problems(data / "gsm8k-train.jsonl", 300, 200) if p.question not in known]
+    same = [problem for pair in zip(one_step[:half], chain[:half], strict=True) for problem in pair]
+    return {"dev": same[:DEV], "in_distribution": same[DEV : DEV + TEST], "gsm8k": gsm8k[:TEST]}
+
+
+def answers(model: torch.nn.Module, renderer: Renderer, problems: Sequence[Problem]) -> dict[str, float]:
+    """Log-probability (nats) of the right answer after the model's own greedy reasoning, and accuracy."""
+    engine = HFEngine(model.eval())
+    prompts = [renderer.prompt_ids(problem.question) for problem in problems]
+    drawn = engine.generate(prompts, SampleSpec(1, GENERATED, 0.0, renderer.stop_ids, 0))
+    texts = [renderer.decode(group[0].ids) for group in drawn]
+    asked = [
+        [*prompt, *renderer.text_ids(f"{text}\nThe answer is")] for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    scores = engine.score(
+        [(prompt, renderer.text_ids(f" {problem.answer}")) for prompt, problem in zip(asked, problems, strict=True)]
+    )
+    right = [(numbers(text) or [""])[-1] == problem.answer for text, problem in zip(texts, problems, strict=True)]
+    return {
+        "answer_logprob": float(np.mean([sum(row) for row in scores])),
+        "accuracy": float(np.mean(right)),
+        "tokens": float(np.mean([len(group[0].ids) for group in drawn])),
+    }
+
+
+def run(path: Path, data: Path, work: Path) -> None:
+    renderer = Renderer(load_tokenizer(path))
+    out = work / f"outcomes-{path.name}.jsonl"
+    done = {(row["style"], row["rate"]) for row in read_jsonl(out)} if out.exists() else set()
+    problems = [problem for problem in all_problems(data, 100) if problem.kind != "gsm8k"][:ROWS]
+    samples = {row["question"]: row["own"] for row in read_jsonl(work / f"samples-{path.name}.jsonl")}
+    suites = held_out(data)
+    base = load_model(path, dtype="float32")
+    prompts = [renderer.prompt_ids(prompt) for prompt in UNRELATED]
+    drawn = HFEngine(base).generate(prompts, SampleSpec(1, 48, 0.7, renderer.stop_ids, 1))
+    unrelated = [(prompt, group[0].ids) for prompt, group in zip(prompts, drawn, strict=True)]
+    if ("untouched", 0.0) not in done:
+        append_jsonl(out, {"style": "untouched", "rate": 0.0} | _measured(base, base, renderer, suites, unrelated))
+    for style in TRAINED:
+        for rate in RATES:
+            if (style, rate) in done:
+                continue
+            settings = SFTConfig(steps=STEPS, batch_size=BATCH, learning_rates=(rate,), warmup_steps=3)
+            scratch = work / f".training-{path.name}"
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            pairs = training_texts(style, problems, samples)
+            model, cost = fine_tune(load_model(path, dtype="float32"), pairs, renderer, settings, rate, 0, scratch)
+            row = {"style": style, "rate": rate, "trained_tokens": cost.trained_tokens}
+            append_jsonl(out, row | _measured(model, base, renderer, suites, unrelated))
+            shutil.rmtree(scratch, ignore_errors=True)
+            print(style, rate, flush=True)
+
+
+@torch.no_grad()
+def _measured(
+    model: torch.nn.Module,
+    base: torch.nn.Module,
+    renderer: Renderer,
+    suites: dict[str, list[Problem]],
+    unrelated: list[tuple[list[int], Sequence[int]]],
+) -> dict[str, Any]:
+    model.eval()
+    logprobs, kl, mask = anchored_logprobs(model, base, unrelated)
+    before, _, _ = anchored_logprobs(base, base, unrelated)
+    tokens = mask.sum()
+    return {
+        "suites": {name: answers(model, renderer, problems) for name, problems in suites.items()},
+        "nll_rise": float(((before - logprobs) * mask).sum() / tokens),
+        "kl": float((kl * mask).sum() / tokens),
+    }
+
+
+OUTCOMES = {
+    "right answer, in distribution": lambda row: row["suites"]["in_distribution"]["answer_logprob"],
+    "right answer, GSM8K": lambda row: row["suites"]["gsm8k"]["answer_logprob"],
+    "retention (less rise of NLL)": lambda row: -row["nll_rise"],
+    "retention (less KL)": lambda row: -row["kl"],
+}
+
+
+def chosen(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each style the run of the learning rate that was best on the development questions."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        dev = row["suites"]["dev"]["answer_logprob"]
+        if row["style"] not in best or dev > best[row["style"]]["suites"]["dev"]["answer_logprob"]:
+            best[row["style"]] = row
+    return best
+
+
+def results(models: Sequence[Path], work: Path, scores: dict[str, Any]) -> dict[str, Any]:
+    """Outcomes by style, and the rank correlation of every score's median with each outcome, with 95% intervals.
+
+    Args:
+        scores: results/style-scores.json.
+    """
+    found: dict[str, Any] = {}
+    for model in models:
+        rows = read_jsonl(work / f"outcomes-{model.name}.jsonl")
+        best = chosen(rows)
+        styles = [style for style in TRAINED if style in best]
+        correlations: dict[str, dict[str, list[float]]] = {}
+        for name, judged in scores[model.name]["scores"].items():
+            values = [judged["median"][style] for style in styles]
+            correlations[name] = {
+                outcome: _correlation(values, [measure(best[style]) for style in styles])
+                for outcome, measure in OUTCOMES.items()
+            }
+        found[model.name] = {"runs": rows, "chosen": best, "correlations": correlations}
+    return found
+
+
+def _correlation(values: Sequence[float], outcomes: Sequence[float]) -> list[float]:
+    """Spearman's rank correlation and its 95% bootstrap interval over the styles."""
+
+    def rank(x, y):
+        return spearmanr(x, y).statistic
+
+    rng = np.random.default_rng(0)
+    found = bootstrap(
+        (values, outcomes), rank, paired=True, vectorized=False, n_resamples=2000, method="percentile", rng=rng
+    )
+    low, high = found.confidence_interval
+    return [float(rank(values, outcomes)), float(np.nan_to_num(low, nan=-1)), float(np.nan_to_num(high, nan=1))]
+
+
+def parts(measured: dict[str, Any]) -> dict[str, str]:
+    made = {}
+    for model, row in measured.items():
+        header = ["trained on", "rate", "tokens", *OUTCOMES, "accuracy %, in distribution / GSM8K", "answer's tokens"]
+        lines = []
+        for style, run_ in row["chosen"].items():
+            suites = run_["suites"]
+            accuracy = " / ".join(f"{100 * suites[name]['accuracy']:.0f}" for name in ("in_distribution", "gsm8k"))
+            cells = [f"{measure(run_):+.3f}" for measure in OUTCOMES.values()]
+            tokens = f"{run_.get('trained_tokens', 0):,.0f}"
+            length = f"{suites['in_distribution']['tokens']:.0f}"
+            lines.append([style, f"{run_['rate']:g}", tokens, *cells, accuracy, length])
+        made[f"style-outcomes-{model}"] = table(header, lines)
+        cells = [
+            [f"`{name}`", *(f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in by_outcome.values())]
+            for name, by_outcome in row["correlations"].items()
+        ]
+        made[f"style-correlations-{model}"] = table(["score", *OUTCOMES], cells)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--models", type=Path, nargs="+", default=[])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.action == "run":
+        run(arguments.model, arguments.data, arguments.work)
+        return
+    scores = json.loads((ROOT / "results" / "style-scores.json").read_text("utf-8"))
+    measured = results(arguments.models, arguments.work, scores)
+    atomic_write_json(RESULTS, measured)
+    fill(PAGE, json_parts(measured))
+
+
+def json_parts(measured: dict[str, Any]) -> dict[str, str]:
+    """The page's parts of both experiments."""
+    from style_scores import RESULTS as SCORES
+    from style_scores import parts as score_parts
+
+    return score_parts(json.loads(SCORES.read_text("utf-8"))) | parts(measured)
+
+
+if __name__ == "__main__":
+    main()
