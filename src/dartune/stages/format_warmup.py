@@ -21,8 +21,9 @@ from dartune.run import Cost, atomic_write_json
 from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune
 
-MOST_ROWS = 512
-"""Demonstrations that the start is tried on."""
+TRIED_ROWS, OWN_ROWS = 64, 512
+"""Demonstrations that the start is tried on, with a group of rewrites each; demonstrations whose right own solutions
+are taken, which cost nothing more."""
 
 
 def examples(
@@ -40,11 +41,10 @@ def examples(
         probed: the probe's rows, with the target's own verified solutions.
         enough: with fewer accepted solutions than this, demonstrations are taken as well.
     """
-    rows = demonstrations[:MOST_ROWS]
+    rows = demonstrations[:TRIED_ROWS]
     prompts = [mapper_prompt(config.prompt, row) for row in rows]
-    own = [
-        (prompt, one["text"]) for prompt, known in zip(prompts, probed[:MOST_ROWS], strict=True) for one in known["own"]
-    ]
+    solved = zip(demonstrations[:OWN_ROWS], probed[:OWN_ROWS], strict=True)
+    own = [(mapper_prompt(config.prompt, row), one["text"]) for row, known in solved for one in known["own"]]
     spec = SampleSpec(config.group_size, config.max_new_tokens, config.temperature, renderer.stop_ids, 0)
     scored = reward(rows, start.generate([renderer.prompt_ids(prompt) for prompt in prompts], spec))
     passed = [
