@@ -242,18 +242,13 @@ def main() -> None:
     if arguments.action == "run":
         run(arguments.model, arguments.data, arguments.work)
         return
-    scores = json.loads((ROOT / "results" / "style-scores.json").read_text("utf-8"))
+    from style_scores import RESULTS as SCORES
+    from style_scores import page_parts
+
+    scores = json.loads(SCORES.read_text("utf-8"))
     measured = results(arguments.models, arguments.work, scores)
     atomic_write_json(RESULTS, measured)
-    fill(PAGE, json_parts(measured))
-
-
-def json_parts(measured: dict[str, Any]) -> dict[str, str]:
-    """The page's parts of both experiments."""
-    from style_scores import RESULTS as SCORES
-    from style_scores import parts as score_parts
-
-    return score_parts(json.loads(SCORES.read_text("utf-8"))) | parts(measured)
+    fill(PAGE, page_parts())
 
 
 if __name__ == "__main__":

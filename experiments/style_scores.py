@@ -231,6 +231,16 @@ def parts(measured: dict[str, Any]) -> dict[str, str]:
     return made
 
 
+def page_parts() -> dict[str, str]:
+    """The page's measured parts, of this experiment and of style_outcomes.py, from the committed results."""
+    import style_outcomes
+
+    made = parts(json.loads(RESULTS.read_text("utf-8")))
+    if style_outcomes.RESULTS.exists():
+        made |= style_outcomes.parts(json.loads(style_outcomes.RESULTS.read_text("utf-8")))
+    return made
+
+
 def _accuracy_table(measured: dict[str, Any]) -> str:
     header = ["score"]
     for model in measured:
@@ -268,7 +278,7 @@ def main() -> None:
     arguments = parser.parse_args()
     measured = results(arguments.models, arguments.data, arguments.work)
     atomic_write_json(RESULTS, measured)
-    fill(PAGE, parts(measured))
+    fill(PAGE, page_parts())
 
 
 if __name__ == "__main__":

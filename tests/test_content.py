@@ -62,8 +62,12 @@ def test_tokens_belong_to_the_statement_that_they_write():
     mask = content_mask(ids, text, RENDERER.decode)
     written = RENDERER.decode([index for index, counts in zip(ids, mask, strict=True) if counts])
     assert written.strip() == STEPS and len(mask) == len(ids) and not mask[-1]
+
+
+def test_the_first_token_of_a_response_does_not_count_unless_it_is_the_only_one():
     whole = RENDERER.response_ids("So it is.")
-    assert all(content_mask(whole, "So it is.", RENDERER.decode))
+    assert content_mask(whole, "So it is.", RENDERER.decode) == (False,) + (True,) * (len(whole) - 1)
+    assert content_mask(whole[:1], RENDERER.decode(whole[:1]), RENDERER.decode) == (True,)
 
 
 LINES = st.lists(
@@ -79,9 +83,12 @@ def test_a_mask_covers_exactly_the_statements_that_count(lines, joint):
     ids = RENDERER.response_ids(text)
     mask = content_mask(ids, text, RENDERER.decode)
     assert len(mask) == len(ids)
-    expected = "".join(text[start:end] for start, end in content_spans(text))
-    found = RENDERER.decode([index for index, counts in zip(ids, mask, strict=True) if counts])
-    assert found.split() == expected.split()
+    spans = content_spans(text)
+    expected = "".join(text[start:end] for start, end in spans)
+    kept = [index for index, counts in zip(ids, mask, strict=True) if counts]
+    if spans and spans[0][0] == 0 and not mask[0]:
+        kept.insert(0, ids[0])
+    assert RENDERER.decode(kept).split() == expected.split()
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=30), st.lists(st.floats(-20, 0), max_size=30))

@@ -1,7 +1,6 @@
 """The style benchmark: styles keep the answer and change the rest, and the judge of scores can tell good from bad."""
 
 import hashlib
-import json
 import sys
 import zipfile
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("style_texts", "style_measure", "style_scores", "real_models", "real_data", "pages")
+MODULES = ("style_texts", "style_measure", "style_scores", "style_outcomes", "real_models", "real_data", "pages")
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +100,8 @@ def test_the_page_on_scores_is_made_from_its_results():
     import style_scores
     from pages import filled
 
-    measured = json.loads(style_scores.RESULTS.read_text("utf-8"))
     text = style_scores.PAGE.read_text("utf-8")
-    assert "<!-- measured: style-accuracy -->" in text and filled(text, style_scores.parts(measured)) == text
+    assert "<!-- measured: style-accuracy -->" in text and filled(text, style_scores.page_parts()) == text
 
 
 def test_a_model_is_joined_from_its_wheels_and_a_wrong_checksum_is_refused(tmp_path):
@@ -137,3 +135,24 @@ def test_published_prefix_equations_become_rows(tmp_path):
     assert real_data.prefix_rows(file, 1) == [
         {"question": "He has 56 books on each of 9 shelves. how many?", "solution": "* 56 9 = 504", "answer": "504"}
     ]
+
+
+def test_the_learning_rate_is_chosen_on_development_questions_for_every_style():
+    import style_outcomes
+
+    def run(style, rate, dev, test):
+        return {
+            "style": style,
+            "rate": rate,
+            "suites": {"dev": {"answer_logprob": dev}, "gsm8k": {"answer_logprob": test}},
+        }
+
+    best = style_outcomes.chosen([run("a", 1, -3.0, 0.0), run("a", 2, -1.0, -9.0), run("b", 1, -2.0, 0.0)])
+    assert {style: row["rate"] for style, row in best.items()} == {"a": 2, "b": 1}
+
+
+def test_a_rank_correlation_comes_with_its_interval():
+    import style_outcomes
+
+    r, low, high = style_outcomes._correlation([1, 2, 3, 4, 5, 6], [2, 1, 3, 5, 4, 6])
+    assert low < r < high <= 1 and r == pytest.approx(0.886, abs=1e-3)

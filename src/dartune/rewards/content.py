@@ -4,7 +4,8 @@ A mean over all tokens pays for padding: polite phrases and repetition are likel
 statement (a line or a sentence) counts where it has numbers that no earlier statement has together. Phrases without
 numbers, repeated steps and the closing answer (its form is the same in all rewrites of a row) do not count. Their
 wording still matters: it is the context of what follows. In a text that states nothing but its closing answer no token
-counts: it shows no reasoning.
+counts: it shows no reasoning. The first token of a response does not count either: how a response begins is a choice of
+its own, and moving a statement behind a phrase would pay.
 """
 
 from __future__ import annotations
@@ -54,4 +55,6 @@ def content_mask(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]]
         low = 0 if start == 0 else first_token(start)
         high = len(ids) if end >= len(text) else first_token(end)
         mask[low:high] = [True] * (high - low)
+    if any(mask[1:]):
+        mask[0] = False
     return tuple(mask)
