@@ -19,21 +19,21 @@ CONFIG = MapperConfig(prompt="{question} {solution}", group_size=3, max_new_toke
 PROMPT = f"{ROW.question} {ROW.solution}"
 
 
-def found(texts, own, enough, checker):
+def found(texts, own, checker):
     start = Scripted(texts)
     reward = GatedReward(start, RENDERER, checker, THRESHOLDS, {ROW.id: Reference(20, -1.0, None, 20)})
     probed = [{"id": ROW.id, "own": [{"text": text} for text in own]}]
-    return examples([ROW], probed, start, reward, RENDERER, CONFIG, enough)
+    return examples([ROW], probed, start, reward, RENDERER, CONFIG)
 
 
 def test_own_solutions_and_rewrites_that_passed_are_shown_once_each(checker):
-    pairs, kinds = found([GOOD, WRONG, GOOD], ["my own way"], 2, checker)
+    pairs, kinds = found([GOOD, WRONG, GOOD], ["my own way"], checker)
     assert pairs == [(PROMPT, "my own way"), (PROMPT, GOOD)]
     assert kinds == {"own": 1, "passed": 2, "tried": 3, "demonstrations": 0}
 
 
 def test_where_nothing_passes_the_demonstrations_show_the_form(checker):
-    pairs, kinds = found([WRONG], [], 2, checker)
+    pairs, kinds = found([WRONG], [], checker)
     assert pairs == [(PROMPT, ROW.solution)] and kinds["demonstrations"] == 1
 
 

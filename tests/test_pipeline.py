@@ -92,18 +92,18 @@ def test_a_thousand_rows_of_english_are_all_accounted_for(tmp_path, capsys):
 
 
 def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons(tmp_path):
-    from dartune.adapt import told_if_stuck
+    from dartune.adapt import watched
 
     said = []
     row = {"reward": 0.0, "alignment_after": -3.0, "gates": {"finished": 0.2, "no_loop": 1.0}}
 
     def steps(*values):
-        step_done = told_if_stuck(said.append, Progress(9, "mapper-s0"), tmp_path)
+        step_done = watched(said.append, Progress(9, "mapper-s0"), tmp_path)
         for step, (share, alike) in enumerate(values, start=1):
             step_done(step, row | {"gate_pass": share, "zero_variance": alike})
 
-    steps(*[(0.0, 1.0)] * 6)
-    assert len(said) == 1 and "(80% fail finished)" in said[0] and "mapper.format_steps" in said[0]
+    steps(*[(0.0, 1.0)] * 4)
+    assert len(said) == 1 and "finished (80%)" in said[0] and "mapper.format_steps" in said[0]
     assert str(tmp_path / "samples.jsonl") in said[0]
     steps(*[(0.3, 1.0)] * 6)
     assert len(said) == 2 and "none is worth more than its demonstration" in said[1]

@@ -2,7 +2,7 @@
 
 Reinforcement learning needs some rewrites that are paid. The start is fine-tuned on pairs of its own prompt and a
 solution that passed: the target's own right solutions, and those of its own rewrites that do pass. Where there are
-hardly any, it is fine-tuned on the demonstrations themselves: it then starts as a copier whose rewrites pass the gates
+none, it is fine-tuned on the demonstrations themselves: it then starts as a copier whose rewrites pass the gates
 and gain nothing, and RL moves it from there.
 """
 
@@ -33,13 +33,11 @@ def examples(
     reward: Reward,
     renderer: Renderer,
     config: MapperConfig,
-    enough: int,
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """(prompt, solution) pairs that show the format, and how many there are of each kind.
 
     Args:
         probed: the probe's rows, with the target's own verified solutions.
-        enough: with fewer accepted solutions than this, demonstrations are taken as well.
     """
     rows = demonstrations[:TRIED_ROWS]
     prompts = [mapper_prompt(config.prompt, row) for row in rows]
@@ -51,7 +49,7 @@ def examples(
         (prompt, one.text) for prompt, group in zip(prompts, scored, strict=True) for one in group if one.accepted
     ]
     found = list(dict.fromkeys([*own, *passed]))
-    copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if len(found) < enough else []
+    copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if not found else []
     tried = len(rows) * config.group_size
     return [*found, *copies], {"own": len(own), "passed": len(passed), "tried": tried, "demonstrations": len(copies)}
 
@@ -81,7 +79,7 @@ def warm_up(
 
     Settings other than the steps are those of fine-tuning the target, at the middle one of its learning rates.
     """
-    pairs, kinds = examples(demonstrations, probed, start, reward, renderer, mapper, sft.batch_size)
+    pairs, kinds = examples(demonstrations, probed, start, reward, renderer, mapper)
     atomic_write_json(folder / "examples.json", kinds)
     rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
     settings = sft.model_copy(update={"steps": mapper.format_steps})
