@@ -52,7 +52,7 @@ def training_rows(job: Job, arm: str, seed: int) -> tuple[Pairs, str]:
 def selected(rows: Sequence[dict[str, Any]], share: float) -> Sequence[dict[str, Any]]:
     """The adapted rows with the most gain, in their order, up to a share of all tokens.
 
-    Gain is measured per token of the source already, so long and short rows compare as they are.
+    Gain is measured per token already, so long and short rows compare as they are.
     """
     facts = [(row["alignment_before"] - row["alignment_after"], len(row["ids"])) for row in rows]
     room = share * sum(tokens for _, tokens in facts)
