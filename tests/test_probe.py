@@ -71,3 +71,12 @@ def test_references_are_those_of_the_rows(tmp_path):
         found["r3"]
     with pytest.raises(DartuneError, match="same id"):
         References([rows[0], rows[0]])
+
+
+def test_beside_a_terse_demonstration_a_row_without_samples_expects_what_the_others_write():
+    def row(length, *own):
+        return {"length": length, "samples": [{"stats": {"logprobs": [0.0] * tokens}} for tokens in own]}
+
+    rows = [row(5, 40, 44), row(5), row(90), row(5, 30, 30, 30, 30, 30, 30)]
+    assert list(module._expected_tokens(rows)) == [42, 30, 90, 30]
+    assert list(module._expected_tokens([row(5, 40), row(5)])) == [40, 5]  # too few to call anything typical

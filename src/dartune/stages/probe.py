@@ -26,6 +26,7 @@ from dartune.data.rows import Rows, Spool, open_rows, write_rows
 from dartune.models.engine import COUNTED, Engine, Sample, SampleSpec, TokenStats
 from dartune.progress import Progress
 from dartune.rewards.alignment import (
+    FEWEST_SAMPLES,
     AlignmentScore,
     Reference,
     gain_cap,
@@ -134,11 +135,9 @@ def _raw_row(
 ) -> dict[str, Any]:
     """What the target makes of one row, before alignments, which need the samples of all rows."""
     style = [item for item in scored if item.gates["finished"] and item.gates["no_loop"]]
-    length = len(pair[1])
     return {
         "id": row.id,
-        "length": length,
-        "expected_tokens": max(length, int(median([len(item.ids) for item in style])) if style else 0),
+        "length": len(pair[1]),
         "source": _rounded(source),
         "samples": [_raw_sample(row, item, verified=is_verified(row, item.gates)) for item in style],
         "drawn": len(drawn),
@@ -175,18 +174,19 @@ def _aligned(rows: Sequence[dict[str, Any]], score: AlignmentScore) -> Iterator[
     """The rows with alignments and caps: a score may compare with own samples of all rows, so these are read first."""
     means = [array("d", sorted(mean(s["stats"]["logprobs"]) for s in row["samples"])) for row in rows]
     pooled = array("d", np.sort(np.concatenate(means))) if means else array("d")
+    expected = list(_expected_tokens(rows))
     measured: list[tuple[float, list[float]]] = []
-    for row, own in zip(rows, means, strict=True):
-        reference = Reference(row["length"], 0.0, None, row["expected_tokens"], style_means(own, pooled))
+    for row, own, tokens in zip(rows, means, expected, strict=True):
+        reference = Reference(row["length"], 0.0, None, tokens, style_means(own, pooled))
         source = score(_stats(row["source"]), reference)
         measured.append((source, [score(_stats(sample["stats"]), reference) for sample in row["samples"]]))
     typical = typical_alignment(array("d", (value for _, values in measured for value in values)))
-    for row, (source, values) in zip(rows, measured, strict=True):
+    for row, tokens, (source, values) in zip(rows, expected, measured, strict=True):
         samples = zip(row["samples"], values, strict=True)
         yield {
             "id": row["id"],
             "length": row["length"],
-            "expected_tokens": row["expected_tokens"],
+            "expected_tokens": tokens,
             "source_alignment": source,
             "source_logprobs": row["source"]["logprobs"],
             "cap": gain_cap(source, values, typical),
@@ -196,6 +196,19 @@ def _aligned(rows: Sequence[dict[str, Any]], score: AlignmentScore) -> Iterator[
             "own_correct": row["own_correct"],
             "spent": row["spent"],
         }
+
+
+def _expected_tokens(rows: Sequence[dict[str, Any]]) -> Iterator[int]:
+    """What the length gate compares a row's rewrites with: the longer of the source and the target's own solutions.
+
+    A row without finished samples takes the median of all rows: beside a terse demonstration every rewrite in the
+    target's own words would be too long.
+    """
+    lengths = [[len(sample["stats"]["logprobs"]) for sample in row["samples"]] for row in rows]
+    every = array("q", (tokens for own in lengths for tokens in own))
+    typical = int(np.median(every)) if len(every) >= FEWEST_SAMPLES else 0
+    for row, own in zip(rows, lengths, strict=True):
+        yield max(row["length"], int(median(own)) if own else typical)
 
 
 def _style(sample: dict[str, Any]) -> dict[str, Any]:
