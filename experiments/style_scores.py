@@ -114,6 +114,8 @@ def read(work: Path, data: Path, model: Path) -> list[tuple[str, dict[str, list[
         texts: dict[str, list[Tokens]] = {}
         finished: dict[str, list[bool]] = {}
         for style, tables in (row["styles"] | others.get(row["question"], {})).items():
+            if style == "sentences_shuffled" and len(problem.sentences) == 1:
+                continue  # its halves change places, and `27 + 35 = 62. We add 27 and 35:` is not unnatural
             for number, table in enumerate(tables):
                 if style in STYLES:
                     ids = renderer.response_ids(STYLES[style](problem))
@@ -187,7 +189,7 @@ def judge(rows: list[tuple[str, dict[str, list[Tokens]], Any]], name: str) -> di
 def _above(rows: Sequence[dict[str, float]], better: Sequence[str], *also: str) -> Iterator[bool]:
     """Whether each of `better` is strictly above each unnatural style, and those in `also`."""
     for row in rows:
-        yield from (row[high] > row[low] for high in better for low in (*UNNATURAL, *also))
+        yield from (row[high] > row[low] for high in better for low in (*UNNATURAL, *also) if low in row)
 
 
 def _native(row: dict[str, float]) -> float:
