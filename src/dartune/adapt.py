@@ -20,7 +20,7 @@ from dartune.roster import Meter
 from dartune.run import Cost, read_json
 
 STUCK_STEPS = 3
-"""After this many first steps with equal rewards the log says so."""
+"""After this many first steps with equal rewards a line is logged."""
 EMPTY_STEPS = 5
 """After this many first steps without a rewrite that passes the run stops: there is nothing to learn from."""
 FEW_GAINFUL = 0.5
