@@ -39,7 +39,7 @@ STAND_INS = {  # recipe -> architecture, chat template, a row of its data set's 
     ),
 }
 SMALLER = [
-    "--mapper.steps=5",
+    "--mapper.steps=4",
     "--mapper.questions_per_step=2",
     "--mapper.group_size=2",
     "--mapper.max_new_tokens=16",
@@ -75,14 +75,14 @@ def stand_in(name, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAND_INS)
-def test_a_recipe_is_checked_and_takes_five_steps(name, tmp_path, capsys):
+def test_a_recipe_is_checked_and_takes_a_few_steps(name, tmp_path, capsys):
     recipe, (places, suites) = str(RECIPES / f"{name}.yaml"), stand_in(name, tmp_path)
     assert main(["check", recipe, *places]) == 0
     said = capsys.readouterr().out
     assert "have a checkable answer" in said and "mapper: about" in said
     assert main(["run", recipe, *places, *SMALLER]) == 0
     stages = tmp_path / "run" / "stages"
-    assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 5
+    assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 4  # a random start would be stopped after five
     settings = yaml.safe_load(Path(recipe).read_text())
     weights = "adapter_model" if settings["mapper"]["adapter"] == "lora" else "model"
     assert (stages / "mapper-s0" / "model" / f"{weights}.safetensors").exists()

@@ -178,7 +178,7 @@ def test_check_reward_says_how_often_each_hack_is_told(capsys):
 def test_a_reward_without_gates_is_seen_through(capsys):
     assert main(["check-reward", "--reward.gates", "[finished]"]) == 0
     said = capsys.readouterr().out
-    assert "pairwise accuracy below 0.95: bare_answer (0.500)" in said
+    assert "pairwise accuracy below 0.95:" in said and "first_box (0.500)" in said
 
 
 def test_bad_fixtures_are_told_all_at_once(tmp_path):
