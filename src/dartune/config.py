@@ -176,9 +176,7 @@ class MapperConfig(Adapter):
 class RewardConfig(Section):
     """What a rewrite must pass; null thresholds come from the data's own percentiles."""
 
-    alignment: Text = Field(
-        "content_logprob", description="how alignment is measured (docs/rewards.md), or module:function"
-    )
+    alignment: Text = Field("content_logprob", description="the alignment score (docs/rewards.md), or module:function")
     form: Text = Field(
         "gain_over_fallback",
         description="its worth: gain_over_fallback, correct_bonus, fixed_failure, passes or module:function",
