@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results" / "style-scores.json", ROOT / "docs" / "alignment-scores.md"
 
 OWN = ("own_0.7", "own_0.3")
-"""Own samples at temperatures that the models are used at. At temperature 1 both small quantised models write word
-salad: `own_1` is in the tables, with an accuracy of its own."""
+"""Own samples at temperatures that the models are used at. SmolLM2 writes word salad at temperature 1, Gemma does not:
+`own_1` has an accuracy of its own, and the page gives the accuracy with it."""
 NATURAL = ("source", "numbered")
 UNNATURAL = (
     "equations_only",
