@@ -23,6 +23,7 @@ from seed_batches import merged, pooled
 
 from dartune.config import Config, load_config
 from dartune.lab.build import build_one
+from dartune.lab.dialects import EXPERTS, WRITERS
 from dartune.lab.suites import demonstrate, demonstration_problems
 from dartune.matrix import cells
 from dartune.pipeline import run
@@ -40,12 +41,22 @@ STARTS = {  # mapper starts: pretraining steps, dialects that are seldom wanted
 }
 KNOWING = (50, 300, 1000)  # rows in the target's own dialect, new relations among them, that it is taught beforehand
 PRETUNING_SEED = 1
+
+
+def _cell(target: str, expert: str) -> dict[str, str]:
+    return {"target.path": f"lab:{target}", "data.path": f"lab:{expert}"}
+
+
 ALL_ARMS = (
     "[base, sft, sft_low_lr, sft_tokens, sft_dft, sft_asft, rft, prompt_rewriter, best_of_k, dart, dart_dft, "
     "dart_keep_original, dart_selected, dart_augmented, no_anticheating, no_alignment, wrong_target, grpo_tokens, "
     "grpo_seconds, dart_then_grpo, gold]"
 )
 BEST_OF_K = {"arms": "[base, dart, best_of_k]"}
+MATRIX = [(target, expert) for target in ("backward", "recall") for expert in EXPERTS]
+"""Targets and experts of recipes/lab-full.yaml."""
+MEASURED_STYLES = [*MATRIX, *(("backward", expert) for expert in ("backward", "recall", "explicit", "bare"))]
+"""Targets and experts whose `sft` other studies measure."""
 STUDIES: dict[str, dict[str, dict[str, str]]] = {
     "arms": {"backward-values": {"arms": ALL_ARMS}},
     # The rate that dev chooses among three with a third of these tokens.
@@ -67,6 +78,16 @@ STUDIES: dict[str, dict[str, dict[str, str]]] = {
     "known": {
         str(rows): {"arms": "[base, sft, dart, grpo_tokens]", "target.path": str(RUNS / "targets" / str(rows))}
         for rows in KNOWING
+    },
+    # The other studies were measured with the former default score, `sum_logprob`.
+    "content_logprob": {
+        f"{target}-{expert}": _cell(target, expert) | BEST_OF_K | {"seeds": "[0, 1, 2]"} for target, expert in MATRIX
+    },
+    "styles": {
+        f"{target}-{expert}": _cell(target, expert) | {"arms": "[base, sft]"}
+        for target in ("backward", "recall")
+        for expert in WRITERS
+        if (target, expert) not in MEASURED_STYLES
     },
 }
 """study -> cell -> what is changed in recipes/lab.yaml, one seed; the study `matrix` is recipes/lab-full.yaml."""

@@ -1,30 +1,32 @@
 """What fine-tuning on each style does to a real model, and which alignment score predicts it.
 
     python experiments/style_outcomes.py run MODEL --data FOLDER --work FOLDER     resumable, a line per style and rate
-    python experiments/style_outcomes.py table --models MODEL [MODEL] --work FOLDER
+    python experiments/style_outcomes.py table --models MODEL [MODEL] --data FOLDER --work FOLDER
 
 Every style is fine-tuned on for the same questions (the one-step problems and chain sums of the style benchmark, whose
 `--work` folder must hold the model's samples), steps and learning rates; the rate is chosen by the log-probability of
 the right answer on development questions. Measured are: the log-probability of the right answer after the tuned model's
 own greedy reasoning and the accuracy, in distribution and on GSM8K questions, both read without regard to format; and
 retention, on samples that the untouched model drew for unrelated prompts: the rise of their negative log-likelihood and
-KL(before || after).
+KL(before || after). The lab's part has the writers' demonstrations as styles and the arm `sft` of
+results/comparison.json as outcomes (lab_styles.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lab_styles
 import numpy as np
 import torch
 from pages import fill, table
 from scipy.stats import bootstrap, spearmanr
 from style_measure import own_style
+from style_scores import SCORES, page_parts, read
 from style_texts import STYLES, Problem, all_problems, chain_problems, gsm8k_problems, one_step_problems
 
 from dartune.config import SFTConfig
@@ -40,21 +42,22 @@ from dartune.train.sft import fine_tune
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results" / "style-outcomes.json", ROOT / "docs" / "alignment-scores.md"
 OWN = own_style(0.3)
+DEFAULT = "content_logprob"
 TRAINED = (
     OWN,
     "source",
     "numbered",
-    "annotated",
     "twice",
     "equations_only",
     "values_only",
     "prefix_notation",
-    "x_form",
     "bare_answer",
+    "x_form",
+    "annotated",
 )
 RATES = (1e-5, 3e-5)
 STEPS, BATCH, ROWS = 12, 8, 48
-DEV, TEST, GENERATED = 16, 24, 72
+DEV, TEST, GENERATED = 12, 16, 56
 UNRELATED = (
     "What is the capital of France?",
     "Write two sentences about a dog who likes rain.",
@@ -174,26 +177,50 @@ def chosen(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return best
 
 
-def results(models: Sequence[Path], work: Path, scores: dict[str, Any]) -> dict[str, Any]:
+def results(models: Sequence[Path], data: Path, work: Path) -> dict[str, Any]:
     """Outcomes by style, and the rank correlation of every score's median with each outcome, with 95% intervals.
 
-    Args:
-        scores: results/style-scores.json.
+    Medians are over the questions that were trained on.
     """
     found: dict[str, Any] = {}
     for model in models:
-        rows = read_jsonl(work / f"outcomes-{model.name}.jsonl")
-        best = chosen(rows)
-        styles = [style for style in TRAINED if style in best]
-        correlations: dict[str, dict[str, list[float]]] = {}
-        for name, judged in scores[model.name]["scores"].items():
-            values = [judged["median"][style] for style in styles]
-            correlations[name] = {
-                outcome: _correlation(values, [measure(best[style]) for style in styles])
-                for outcome, measure in OUTCOMES.items()
-            }
-        found[model.name] = {"runs": rows, "chosen": best, "correlations": correlations}
+        runs = read_jsonl(work / f"outcomes-{model.name}.jsonl")
+        best = chosen(runs)
+        outcomes = {style: {name: of(row) for name, of in OUTCOMES.items()} for style, row in best.items()}
+        trained = [texts for kind, texts, _ in read(work, data, model) if kind != "gsm8k"][:ROWS]
+        found[model.name] = {"runs": runs, "chosen": best} | correlated(_medians(trained), outcomes)
+    for target in lab_styles.TARGETS:
+        found[f"lab:{target}"] = correlated(lab_styles.lab_scores(target), lab_styles.lab_outcomes(target))
     return found
+
+
+def _medians(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """style -> score -> median over the questions, of the styles that are trained on."""
+    return {
+        style: {
+            name: float(np.median([np.mean([score(text) for text in row[style]]) for row in rows]))
+            for name, score in SCORES.items()
+        }
+        for style in TRAINED
+    }
+
+
+def correlated(scores: dict[str, dict[str, float]], outcomes: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Scores and outcomes by style, and score -> outcome -> [rank correlation, low, high] over the styles of both."""
+    styles = [style for style in scores if style in outcomes]
+    return {
+        "scores": {style: scores[style] for style in styles},
+        "outcomes": outcomes,
+        "correlations": {
+            name: {
+                outcome: _correlation(
+                    [scores[style][name] for style in styles], [outcomes[style][outcome] for style in styles]
+                )
+                for outcome in outcomes[styles[0]]
+            }
+            for name in SCORES
+        },
+    }
 
 
 def _correlation(values: Sequence[float], outcomes: Sequence[float]) -> list[float]:
@@ -211,24 +238,44 @@ def _correlation(values: Sequence[float], outcomes: Sequence[float]) -> list[flo
 
 
 def parts(measured: dict[str, Any]) -> dict[str, str]:
+    """The measured parts of the page: name -> Markdown."""
     made = {}
     for model, row in measured.items():
-        header = ["trained on", "rate", "tokens", *OUTCOMES, "accuracy %, in distribution / GSM8K", "answer's tokens"]
-        lines = []
-        for style, run_ in row["chosen"].items():
-            suites = run_["suites"]
-            accuracy = " / ".join(f"{100 * suites[name]['accuracy']:.0f}" for name in ("in_distribution", "gsm8k"))
-            cells = [f"{measure(run_):+.3f}" for measure in OUTCOMES.values()]
-            tokens = f"{run_.get('trained_tokens', 0):,.0f}"
-            length = f"{suites['in_distribution']['tokens']:.0f}"
-            lines.append([style, f"{run_['rate']:g}", tokens, *cells, accuracy, length])
-        made[f"style-outcomes-{model}"] = table(header, lines)
-        cells = [
-            [f"`{name}`", *(f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in by_outcome.values())]
-            for name, by_outcome in row["correlations"].items()
-        ]
-        made[f"style-correlations-{model}"] = table(["score", *OUTCOMES], cells)
+        name = model.replace(":", "-")
+        made[f"style-outcomes-{name}"] = _lab_table(row) if model.startswith("lab:") else _outcome_table(row)
+        made[f"style-correlations-{name}"] = _correlation_table(row)
     return made
+
+
+def _outcome_table(row: dict[str, Any]) -> str:
+    header = ["trained on", "rate", "tokens", *OUTCOMES, "accuracy %, in distribution / GSM8K", "answer's tokens"]
+    lines = []
+    for style, best in row["chosen"].items():
+        suites = best["suites"]
+        accuracy = " / ".join(f"{100 * suites[name]['accuracy']:.0f}" for name in ("in_distribution", "gsm8k"))
+        measures = [f"{of(best):+.3f}" for of in OUTCOMES.values()]
+        tokens, length = best.get("trained_tokens", 0), suites["in_distribution"]["tokens"]
+        lines.append([style, f"{best['rate']:g}", f"{tokens:,.0f}", *measures, accuracy, f"{length:.0f}"])
+    return table(header, lines)
+
+
+def _lab_table(row: dict[str, Any]) -> str:
+    """Most natural first."""
+    shown = (DEFAULT, "sum_logprob")
+    names = list(next(iter(row["outcomes"].values())))
+    lines = []
+    for style in sorted(row["scores"], key=lambda style: -row["scores"][style][DEFAULT]):
+        values = [f"{row['scores'][style][name]:.2f}" for name in shown]
+        lines.append([style, *values, *(f"{100 * row['outcomes'][style][name]:.0f}" for name in names)])
+    return table(["trained on", *(f"`{name}`" for name in shown), *(f"{name}, %" for name in names)], lines)
+
+
+def _correlation_table(row: dict[str, Any]) -> str:
+    lines = [
+        [f"`{name}`", *(f"{r:+.2f} [{low:+.2f}, {high:+.2f}]" for r, low, high in by_outcome.values())]
+        for name, by_outcome in row["correlations"].items()
+    ]
+    return table(["score", *next(iter(row["correlations"].values()))], lines)
 
 
 def main() -> None:
@@ -236,18 +283,13 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--models", type=Path, nargs="+", default=[])
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.action == "run":
         run(arguments.model, arguments.data, arguments.work)
         return
-    from style_scores import RESULTS as SCORES
-    from style_scores import page_parts
-
-    scores = json.loads(SCORES.read_text("utf-8"))
-    measured = results(arguments.models, arguments.work, scores)
-    atomic_write_json(RESULTS, measured)
+    atomic_write_json(RESULTS, results(arguments.models, arguments.data, arguments.work))
     fill(PAGE, page_parts())
 
 

@@ -124,7 +124,7 @@ def read(work: Path, data: Path, model: Path) -> list[tuple[str, dict[str, list[
                 else:
                     ids = table["ids"]
                 mask = content_mask(ids, renderer.decode(ids), renderer.decode)
-                texts.setdefault(style, []).append(_tokens(table, mask, length))
+                texts.setdefault(style, []).append(as_tokens(table, mask, length))
                 finished.setdefault(style, []).append(table["finished"])
         found.append((row["kind"], texts, finished))
     return found
@@ -137,7 +137,8 @@ def _others(work: Path, model: Path) -> dict[str, dict[str, Any]]:
     return {row["question"]: row["styles"] for row in rows}
 
 
-def _tokens(table: dict[str, Any], mask: Sequence[bool], length: int) -> Tokens:
+def as_tokens(table: dict[str, Any], mask: Sequence[bool], length: int) -> Tokens:
+    """One text's statistics (`style_measure.token_table`) with its content mask and its source's length in tokens."""
     names = ("logprob", "entropy", "variance", "rank", "logprob_scaled", "entropy_scaled")
     return Tokens(*(np.array(table[name]) for name in names), np.array(mask), length)
 
