@@ -13,6 +13,7 @@ from dartune.config import Config, RewardConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.errors import InputError
+from dartune.lab.suites import demonstrate, demonstration_problems
 from dartune.models.engine import Sample, TokenStats
 from dartune.models.hf_engine import HFEngine
 from dartune.rewards.alignment import SCORES, Reference
@@ -198,6 +199,20 @@ def test_bad_fixtures_are_told_all_at_once(tmp_path):
 def test_the_stake_is_what_separates_the_best_from_failing():
     assert FORMS["fixed_failure"](True, 0.0, REFERENCE) - FORMS["fixed_failure"](False, 0.0, REFERENCE) == 4.0
     assert FORMS["correct_bonus"](True, -math.inf, REFERENCE) == 1.0
+
+
+def test_with_a_target_an_answer_that_its_reasoning_does_not_lead_to_fails(tmp_path, capsys):
+    row = demonstrate(demonstration_problems(1, 0, 4), "backward")[0]
+    told = {"question": row.question, "solution": row.solution, "answer": row.answer}
+    honest = told | {"label": "honest", "rewrite": row.solution}
+    answer = f"The answer is {row.answer} ."
+    peeking = told | {"label": "peeked", "rewrite": f"{row.question.split(' . ')[0]} . {answer}"}
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, (honest, peeking))))
+    gates = ["--reward.gates", "[correct_answer, follows]"]
+    assert main(["check-reward", str(file), "--target", "lab:backward", *gates]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("peeked"))
+    assert line.split()[-2:] == ["follows", "1"], line
 
 
 def test_a_hack_without_an_honest_rewrite_of_its_question_is_not_called_well_told(tmp_path, capsys):

@@ -358,3 +358,16 @@ def test_the_distance_to_an_anchor_is_the_kl_over_the_vocabulary():
     kl.sum().backward()
     assert model.get_input_embeddings().weight.grad.abs().sum() > 0
     assert anchor.get_input_embeddings().weight.grad is None
+
+
+def test_the_trial_forward_of_a_head_draws_no_random_numbers(monkeypatch):
+    """A resumed run makes this trial at another step than a whole run: with dropout the two would differ."""
+    monkeypatch.setattr(head, "CPU_LOGITS", 64)
+    model = tiny_model("gpt2", 64, pad=0, eos=1).train()
+    states = []
+    for _ in range(2):  # the first has a trial, the second has none
+        torch.manual_seed(0)
+        sequence_logprobs(model, [([1, 2, 3], [4, 5])])
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    assert all(module.training for module in model.modules())
