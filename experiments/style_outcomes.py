@@ -55,8 +55,8 @@ TRAINED = (
     "x_form",
     "annotated",
 )
-RATES = (1e-5, 3e-5)
-STEPS, BATCH, ROWS = 12, 8, 48
+RATES = (1e-5, 4e-5)
+STEPS, BATCH, ROWS = 12, 4, 48
 DEV, TEST, GENERATED = 12, 16, 56
 UNRELATED = (
     "What is the capital of France?",

@@ -20,6 +20,7 @@ def evaluations(shares, n=60, seeds=(0,), steps=True):
             "correct": index < share * n,
             "steps_correct": index < share * n - 2 if steps else None,
             "names_correct": True if steps else None,
+            "announced": index > 0,
             "finish": "length" if index == 0 else "stop",
             "n_tokens": 10 + index % 3,
             "text": "The answer is 3 .",

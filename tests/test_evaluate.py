@@ -1,5 +1,10 @@
 """Evaluation: greedy and sampled solutions, and what nobody can check."""
 
+import json
+from pathlib import Path
+
+import pytest
+
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
@@ -34,6 +39,53 @@ def test_sampled_solutions_are_counted_beside_the_greedy_one(checker):
 def test_without_samples_nothing_is_said_of_them(checker):
     (record,) = evaluate({"all": [SIX]}, Solver(), RENDERER, checker, 16)
     assert record["correct"] and record["avg_at_k"] is None and record["pass_at_k"] is None
+
+
+ANSWERS = [
+    json.loads(line) for line in (Path(__file__).parent / "data" / "answers.jsonl").read_text("utf-8").splitlines()
+]
+
+
+def test_ordinary_endings_are_read_as_a_person_reads_them(checker):
+    rows = [
+        Demonstration(str(i), "How many?", row.get("source") or f"#### {row['answer']}", row["answer"])
+        for i, row in enumerate(ANSWERS)
+    ]
+    samples = [[Sample(tuple(RENDERER.response_ids(row["text"])), (), "stop")] for row in ANSWERS]
+    verdicts = [group[0][1] for group in solved(rows, samples, RENDERER, checker)]
+    wrong = [row["text"] for row, verdict in zip(ANSWERS, verdicts, strict=True) if bool(row["right"]) is not verdict]
+    assert len(ANSWERS) == 42 and wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("6 * 2 = 12 pens in all, bought over 3 days.", "12", True),
+        ("She has 4 + 5 = 9 left.\n\n**So she has 9 apples after 2 days.**", "9", True),
+        ("Total: **$1,250.50** (tax included)", "1250.5", True),
+        ("答案是23。", "23", True),
+        ("La réponse est 4,5.", "4.5", True),
+        ("La respuesta es: **12**", "12", True),
+        ("Die Antwort ist 1.200 Euro.", "3", False),
+        ("#### 7\n\n### Question: 3 + 3?\n#### 6", "7", True),
+        ("Question: is it 3?\nIt is 4.", "4", True),
+        ("It is 5, not 6.", "5", False),
+        ("3, 4 and 5", "4", False),
+    ],
+)
+def test_more_endings_of_the_same_kinds(text, answer, right, checker):
+    row = Demonstration("a", "How many?", f"#### {answer}", answer)
+    sample = Sample(tuple(RENDERER.response_ids(text)), (), "stop")
+    assert solved([row], [[sample]], RENDERER, checker)[0][0][1] is right
+
+
+def test_whether_an_answer_is_announced_is_recorded(checker):
+    (record,) = evaluate({"all": [SIX]}, Solver(), RENDERER, checker, 16)
+    assert record["announced"] is True
+    Plain = type("Plain", (Solver,), {"generate": lambda self, prompts, spec: [[plain]]})
+    plain = Sample(tuple(RENDERER.response_ids("2 * 3 = 6")), (), "stop")
+    (record,) = evaluate({"all": [SIX]}, Plain(), RENDERER, checker, 16)
+    assert record["announced"] is False and record["correct"]
 
 
 def test_text_that_was_cut_is_not_right_whatever_it_says(checker):

@@ -23,7 +23,7 @@ def test_cells_groups_and_differences():
     assert cell["accuracy"] == pytest.approx(0.7)
     assert cell["step_accuracy"] == pytest.approx(40 / 60)
     assert cell["truncated"] == pytest.approx(1 / 60)
-    assert cell["mean_tokens"] == pytest.approx(11)
+    assert cell["mean_tokens"] == pytest.approx(11) and cell["announced"] == pytest.approx(59 / 60)
     assert results["groups"] == ["in distribution", "out of distribution", "retention"]
     group = summary_of(results, "dart", "out of distribution")
     assert group["accuracy"]["estimate"] == pytest.approx(0.45)

@@ -114,7 +114,7 @@ def test_no_text_makes_a_family_fail(family, text):
         assert stated.text.strip() == text[stated.start : stated.end].strip()
     row = Demonstration("x", "q", text, text)
     assert task.trouble(row) is None or ": " in task.trouble(row)
-    assert task.same(stated_answer(text, task, True), text) in (True, False, None)
+    assert task.same(stated_answer(text, task), text) in (True, False, None)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_no_text_makes_a_family_fail(family, text):
 )
 def test_an_answer_is_found_announced_or_not(family, text, answer):
     task = TASKS[family]
-    found = stated_answer(text, task, unannounced=True)
+    found = stated_answer(text, task)
     assert (label(found) or "" if family == "choice" and found else found) == answer
 
 

@@ -237,6 +237,7 @@ def _cell(records: Records, arm: str, suite: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "n": len(rows),
         **{name: _share(rows, measure) for measure, name in MEASURES.items()},
+        "announced": _share(rows, "announced"),
         "mean_tokens": sum(row["n_tokens"] for row in rows) / len(rows),
         "truncated": sum(row["finish"] == "length" for row in rows) / len(rows),
     }
@@ -257,7 +258,7 @@ def _summary(records: Records, arm: str, level: str, name: str, suites: list[str
         "by_seed": {str(seed): mean_known(values) for seed, values in sorted(by_seed.items())},
         **{
             key: mean_known(cell[key] for cell in cells)
-            for key in (*list(MEASURES.values())[1:], "mean_tokens", "truncated")
+            for key in (*list(MEASURES.values())[1:], "announced", "mean_tokens", "truncated")
         },
     }
 

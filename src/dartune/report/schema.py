@@ -28,6 +28,7 @@ class Evaluation(_Strict):
     names_correct: bool | None = None
     avg_at_k: float | None = None
     pass_at_k: bool | None = None
+    announced: bool | None = None
     finish: str
     n_tokens: int
 
@@ -56,6 +57,7 @@ class Cell(_Strict):
     names_accuracy: float | None
     avg_at_k: float | None
     pass_at_k: float | None
+    announced: float | None = None
     mean_tokens: float
     truncated: float
 
@@ -73,6 +75,7 @@ class Summary(_Strict):
     names_accuracy: float | None
     avg_at_k: float | None
     pass_at_k: float | None
+    announced: float | None = None
     mean_tokens: float
     truncated: float
 

@@ -11,10 +11,13 @@ from dartune.rewards.spans import trimmed
 
 _PHRASE = re.compile(
     r"\banswers?\b(?: to (?:the|this) \w+)?[*_]{0,3}\s{0,3}"
-    r"(?:(?:is|are|would be|will be|must be|should be)\b\s{0,3}:?|:|=|equals\b)[*_]{0,3}\s*",
-    re.IGNORECASE,
+    r"(?:(?:is|are|would be|will be|must be|should be)\b\s{0,3}:?|[:：]|=|equals\b)[*_]{0,3}\s*"
+    r"|^[#*_ \t]{0,9}(?:the )?(?:final )?answer[*_ \t]{0,9}\n\s*"  # a heading
+    r"|\b(?:antwort|réponse|respuesta)\b(?: (?:ist|est|es)\b|\s?:)[*_]{0,3}\s*"
+    r"|(?:答案|答)(?:是|为|[:：])\s*",
+    re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"[.!?]+(?=[\s*\"'”)$]|$)|\n|;(?=\s|$)")
+_SENTENCE_END = re.compile(r"[.!?]+(?=[\s*\"'”)$]|$)|[。！？]|\n|;(?=\s|$)")
 _REASON = re.compile(r",?\s(?:because|since|which|so|as)\b", re.IGNORECASE)
 _IN_A_REASON = re.compile(
     r"\b(?:because|since|as|whether|if)(?:\s(?:the|this|that|our|its|any|final|correct)){0,3}\s$", re.IGNORECASE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -16,14 +17,23 @@ CHUNK = 1024
 """Rows whose answers are checked at once."""
 
 
-def stated_answer(text: str, task: Task, unannounced: bool) -> str:
-    """The last final answer of a solution, said after its thinking; without any, what ends the text as answers do,
-    where `unannounced` allows it."""
+_NEXT_QUESTION = re.compile(
+    r"\n[#*\s]*(?:question|problem|exercise|instruction|q)\s?\d{0,3}\s?[*_]{0,2}[:.)]", re.IGNORECASE
+)
+
+
+def solution_part(text: str) -> str:
+    """What a text says after its thinking, up to where it goes on with another question, as base models do."""
     text = aloud(text)
+    other = _NEXT_QUESTION.search(text)
+    return text[: other.start()] if other and text[: other.start()].strip() else text
+
+
+def stated_answer(text: str, task: Task) -> str:
+    """The last final answer of a solution; without any, what ends the text as answers do."""
+    text = solution_part(text)
     stated = task.stated(text)
-    if stated:
-        return stated[-1].text
-    return task.unannounced(text) if unannounced else ""
+    return stated[-1].text if stated else task.unannounced(text)
 
 
 def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list[Demonstration]:
@@ -31,7 +41,7 @@ def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list
     found, checked = [], (row for row in rows if row.answer)
     while chunk := list(islice(checked, CHUNK)):
         (task,) = {TASKS[row.task] for row in chunk}
-        pairs = [(stated_answer(row.solution, task, unannounced=True), row.answer) for row in chunk]
+        pairs = [(stated_answer(row.solution, task), row.answer) for row in chunk]
         found += [row for row, right in zip(chunk, checker.check(pairs, task), strict=True) if right is False]
     return found
 
@@ -49,11 +59,8 @@ def solved(
     """
     texts = [[renderer.decode(sample.ids) for sample in group] for group in samples]
     (task,) = {TASKS[row.task] for row in rows} or {MATH}
-    plain = [not task.stated(row.solution) for row in rows]
     pairs = [
-        (stated_answer(text, task, flag), row.answer or "")
-        for row, flag, group in zip(rows, plain, texts, strict=True)
-        for text in group
+        (stated_answer(text, task), row.answer or "") for row, group in zip(rows, texts, strict=True) for text in group
     ]
     verdicts = iter(checker.check(pairs, task))
 

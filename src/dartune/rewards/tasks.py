@@ -13,12 +13,13 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
-from dartune.rewards.text import StatedAnswer, numbers, stated_answers
+from dartune.rewards.text import StatedAnswer, stated_answers
 from dartune.rewards.unit_tests import parsed_tests
 from dartune.rewards.verify import (
     MAX_ANSWER_CHARS,
     HasAnswer,
     Number,
+    closing_number,
     normalise,
     parse_number,
     plain,
@@ -46,7 +47,7 @@ class Task:
 
     def unannounced(self, text: str) -> str:
         """What counts as the answer of a text that announces none; empty where there is nothing."""
-        return (numbers(text) or [""])[-1]
+        return closing_number(text)
 
     def gold(self, row: HasAnswer) -> str | None:
         """The right answer of a row; None where it cannot be checked."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from dartune.rewards.phrases import is_remark, phrases
 from dartune.rewards.spans import closing_braces, trimmed
+from dartune.rewards.spelling import TENS, UNITS
 
 THOUGHT_END = "</think>"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -29,19 +30,8 @@ _RESULT = re.compile(
     r"(?![\w^%]|[.,]\d|\s*(?:[+*/×÷·−-]|\\(?:cdot|times|div|pi))\s*[\w\\($.]|\\pi)"
 )
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac(\d)(\d)")
-_SMALL = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen".split()
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
-}
 _SPELLED = re.compile(
-    rf"\b(?:({'|'.join(_TENS)})(?:-({'|'.join(_SMALL)}))?|({'|'.join(w for w in _SMALL if w != 'one')}))\b",
+    rf"\b(?:({'|'.join(TENS)})(?:-({'|'.join(UNITS)}))?|({'|'.join(w for w in UNITS if w != 'one')}))\b",
     re.IGNORECASE,
 )
 _OPENS_SENTENCE = re.compile(r"(?:^|[.!?:;\n\"“”‘*#(\[{]|(?:^|\s)')\s*$")
@@ -139,7 +129,7 @@ def in_digits(text: str, least: int = 0) -> str:
 
 def _spelled(match: re.Match[str]) -> int:
     tens, unit = (match[1] or "").lower(), (match[2] or match[3] or "").lower()
-    return _TENS.get(tens, 0) + _SMALL.get(unit, 0)
+    return TENS.get(tens, 0) + UNITS.get(unit, 0)
 
 
 @_remembered

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
-from dartune.rewards.text import numbers, stated_answers
+from dartune.rewards.spelling import decimal_point, ordinary
+from dartune.rewards.text import numbers, results, stated_answers
 
 MAX_ANSWER_CHARS = 256
 """Longer answers are never parsed as mathematics."""
 
 
 # ---------------------------------------------------------------- answers in a text
+
+_CLOSING_REMARK = re.compile(r"\s*\([^()]*\)[\s.]*\Z")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 
 class HasAnswer(Protocol):
@@ -58,6 +63,22 @@ def resolve_answer(demonstration: HasAnswer) -> str | None:
     return stated[-1] if stated else None
 
 
+def closing_number(text: str) -> str:
+    """The number that a text without an announced answer ends on; empty where it has none.
+
+    That is the last result (`48 + 24 = 72`) where the closing sentence states it, else the number in bold there, else
+    the text's last number. A remark in parentheses behind the last sentence is passed over.
+    """
+    shorter = _CLOSING_REMARK.sub("", text)
+    text = shorter if numbers(shorter) else text
+    sentences = [sentence for sentence in _SENTENCE.split(text) if numbers(sentence)]
+    if not sentences:
+        return ""
+    told, bold = numbers(sentences[-1]), numbers(" ".join(_BOLD.findall(sentences[-1])))
+    worked_out = results(text.replace("**", ""))[-1:]
+    return (worked_out if worked_out and worked_out[0] in told else bold or told)[-1]
+
+
 # ---------------------------------------------------------------- equality without mathematics
 
 
@@ -68,6 +89,11 @@ class Number:
     value: Fraction
     percent: bool
     unit: str
+
+    @property
+    def of(self) -> str:
+        """The unit, a percent sign among them; empty where none is named."""
+        return "%" if self.percent else self.unit
 
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)"
@@ -80,9 +106,11 @@ _VALUE = re.compile(
 _WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|(?:k|c|m)m\^[23]")
 _CHANGES_VALUE = frozenset(
     """hundred thousand million billion trillion dozen half halves third thirds quarter quarters
-    and or over plus minus negative times squared cubed root sqrt pi not than about roughly approximately
+    or over plus minus negative times squared cubed root sqrt pi not than about roughly approximately
     between to cent least most""".split()
 )
+_AND_MORE = re.compile(r"(?<=\d)\s+and\b|\band\s+(?=\d)")
+"""`26 and a half`, `x and 5`; between words, as in `sold 72 clips in April and May`, it changes nothing."""
 _MATHS = re.compile(r"[\\^_{}=<>√π∞()\[\]|*/+]")
 _SUM = re.compile(r"[\d\s.,+*×x/÷-]+")
 _SEVERAL = re.compile(r"\bor\b|\band\b|;|,\s")
@@ -130,11 +158,15 @@ def unwrapped(answer: str) -> str:
 
 
 def plain(answer: str) -> str:
-    """The answer without delimiters, spacing commands, text wrappers and closing dots."""
-    text = " ".join(unwrapped(answer).split())
+    """The answer without delimiters, spacing commands, text wrappers and closing dots, its number in digits."""
+    return ordinary(_without_markup(answer))
+
+
+def _without_markup(text: str) -> str:
+    text = " ".join(unwrapped(text).split())
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    return " ".join(text.split()).rstrip(" .,;:!?")
+    return " ".join(text.split()).rstrip(" .,;:!?。")
 
 
 def normalise(answer: str) -> str:
@@ -153,7 +185,9 @@ def parse_number(answer: str) -> Number | None:
     match = matches[0]
     before, after = text[: match.start()], text[match.end() :]
     around = [word for word in re.split(r"[\s,]+", f"{before} {after}") if word]
-    if after[:1].isalnum() or any(not _WORD.fullmatch(word) or word in _CHANGES_VALUE for word in around):
+    if after[:1].isalnum() or _AND_MORE.search(text):
+        return None
+    if any(not _WORD.fullmatch(word) or word in _CHANGES_VALUE for word in around):
         return None
     value = _fraction(match)
     unit = " ".join(word.rstrip("s") for word in [match["glued"] or "", *after.split()] if word)
@@ -175,7 +209,7 @@ def last_number(text: str) -> str | None:
     if not last:
         return None
     end = re.search(r"\d\D{0,12}", text[::-1])  # the last digit
-    near = normalise(text[max(0, len(text) - (end.start() + 80)) :]) if end else ""
+    near = _without_markup(text[max(0, len(text) - (end.start() + 80)) :]).lower() if end else ""
     written = [match for match in _VALUE.finditer(near) if not near[match.end() : match.end() + 1].isalnum()]
     if not written or numbers(written[-1][0])[-1:] != last:
         return last[0]
@@ -186,17 +220,19 @@ def last_number(text: str) -> str | None:
 def same_plain(predicted: str, gold: str) -> bool | None:
     """Equality that needs no mathematics: exact numbers, the same words; None where notation must be read.
 
-    `1,000` = `1000`, `$5` = `5`, `5.0` = `5`, `1/2` = `0.5`, `42 apples` = `42`; `50%` is neither `50`
-    nor `0.5`. A number is not matched by several (`5 or 26`) nor by a sum left to do (`13 + 13`).
+    `1,000` = `1000`, `$5` = `5`, `5.0` = `5`, `1/2` = `0.5`, `42 apples` = `42`, `50%` = `50` (not `0.5`), `4,5` =
+    `4.5`. A number is not matched by several (`5 or 26`) nor by a sum left to do (`13 + 13`).
     """
     left, right = normalise(predicted), normalise(gold)
     if left == right:
         return bool(left)
-    if not left or not right:
+    if not left or not right or _unbalanced(predicted):
         return False
     a, b = parse_number(predicted), parse_number(gold)
     if a and b:
-        return (a.value, a.percent) == (b.value, b.percent) and (not a.unit or not b.unit or a.unit == b.unit)
+        return a.value == b.value and (not a.of or not b.of or a.of == b.of)
+    if b and (point := decimal_point(predicted)) != predicted:
+        return same_plain(point, gold)
     if b and (_SUM.fullmatch(left) or _SEVERAL.search(left)):
         return False
     if _hedged(left, right):
@@ -208,6 +244,12 @@ def same_plain(predicted: str, gold: str) -> bool | None:
     if not _MATHS.search(left + right) and (a or b or not (_SEVERAL.search(left) and _SEVERAL.search(right))):
         return not (a or b) and left.replace(" ", "") == right.replace(" ", "")
     return None
+
+
+def _unbalanced(answer: str) -> bool:
+    """Whether a brace is missing (`\\boxed{{17}`), which math-verify would read past."""
+    braces = re.sub(r"\\.", "", answer)
+    return braces.count("{") != braces.count("}")
 
 
 def _hedged(predicted: str, gold: str) -> bool:

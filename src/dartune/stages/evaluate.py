@@ -14,7 +14,8 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.solved import solved
+from dartune.rewards.solved import solution_part, solved
+from dartune.rewards.tasks import TASKS
 
 SAMPLING_TEMPERATURE = 1.0
 StepJudge = Callable[[str, str], Mapping[str, bool | None]]
@@ -32,7 +33,8 @@ def evaluate(
     judge: StepJudge | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """One record per question: correct, steps and names where a judge can tell, tokens, finish, text.
+    """One record per question: correct, steps and names where a judge can tell, whether the text announces its answer
+    (`announced`), tokens, finish, text.
 
     With `samples` = k, `avg_at_k` is the share of k sampled solutions that are correct, `pass_at_k` whether any is.
     A question without a checkable answer, or whose check failed, is `correct: None`.
@@ -57,6 +59,7 @@ def evaluate(
                     "names_correct": judged.get("names_correct"),
                     "avg_at_k": sum(known) / len(known) if known else None,
                     "pass_at_k": any(known) if known else None,
+                    "announced": bool(TASKS[row.task].stated(solution_part(text))),
                     "finish": sample.finish,
                     "n_tokens": len(sample.ids),
                     "text": text,

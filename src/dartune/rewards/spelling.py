@@ -1,0 +1,78 @@
+"""Ordinary spellings of an answer, put into the one that numbers are parsed from.
+
+`**72**`, `72 (seventy-two)`, `15 000`, `3 1/2`, `1.5 million`, `six`, `3:30 p.m.` become `72`, `72`, `15000`, `7/2`,
+`1500000`, `6`, `3:30 pm`.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+UNITS = {
+    word: value
+    for value, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen".split()
+    )
+}
+TENS = {
+    word: 10 * value
+    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
+}
+SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_NUMBER_WORD = rf"(?:{'|'.join([*UNITS, *TENS, *SCALES])})"
+_NUMBER_WORDS = re.compile(rf"\b{_NUMBER_WORD}(?:(?:-|\s+|\s+and\s+){_NUMBER_WORD})*\b", re.IGNORECASE)
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
+_EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
+_THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?![\w/]|[.,]\d)")
+_SCALED = re.compile(rf"(?<![\w.,])(\d[\d,]*(?:\.\d+)?)\s+({'|'.join(SCALES)})\b", re.IGNORECASE)
+_MIXED = re.compile(r"(?<![\w/.,])(\d+)\s+(\d+)\s?/\s?(\d+)(?![\w/.]|,\d)")
+_MIXED_LATEX = re.compile(r"(?<![\w/.,])(\d+)\s?\\frac\s?\{(\d+)\}\s?\{(\d+)\}(?=\s*(?:$|[^\W\d_]))")
+_IN_WORDS = re.compile(r"\s*\([^()\d=+*/\\]{2,}\)$")
+_REMARK = re.compile(r"(?<=\d)(\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+)*)\s+\([^()]*\)$")
+_CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IGNORECASE)
+_COUNTER = re.compile(r"(?<=\d)\s?[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
+_DECIMAL_COMMA = re.compile(r"(?<![\w.,])(\d+),(\d{1,2}|\d{4,})(?![\w,]|\.\d)")
+
+
+def ordinary(answer: str) -> str:
+    """The answer with its number, if it has one, in digits and without marks, remarks and separators around it."""
+    text = _EMPHASIS.sub("", answer.translate(_FULL_WIDTH)).strip()
+    text = _CLOCK.sub(lambda time: f"{int(time[1])}:{time[2] or '00'} {time[3].lower()}m", text)
+    text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
+    text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
+    text = _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text))
+    if not re.search(r"\d", text):
+        text = _NUMBER_WORDS.sub(lambda words: str(_value(words[0])), text)
+    return _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text)))
+
+
+def decimal_point(answer: str) -> str:
+    """The answer with decimal commas (`4,5`) as points; `1,500` and lists of more than two numbers stay."""
+    return _DECIMAL_COMMA.sub(r"\1.\2", answer)
+
+
+def _times(number: str, scale: int) -> str:
+    value = Fraction(number.replace(",", "")) * scale
+    return str(value.numerator) if value.denominator == 1 else f"{number} times {scale}"
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    whole, top, bottom = (int(part) for part in mixed.groups())
+    return f"{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
+
+
+def _value(words: str) -> int:
+    """`two hundred and six` -> 206."""
+    total, group = 0, 0
+    for word in re.split(r"-|\s+", words.lower()):
+        if word == "and":
+            continue
+        if word == "hundred":
+            group = max(group, 1) * 100
+        elif word in SCALES:
+            total, group = total + max(group, 1) * SCALES[word], 0
+        else:
+            group += UNITS[word] if word in UNITS else TENS[word]
+    return total + group
