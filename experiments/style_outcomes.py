@@ -1,13 +1,13 @@
 """What fine-tuning on each style does to a real model, and which alignment score predicts it.
 
-    python experiments/style_outcomes.py run MODEL --data FOLDER --work FOLDER     resumable, a line per style and rate
+    python experiments/style_outcomes.py run MODEL --data FOLDER --work FOLDER     resumable, a line per style
     python experiments/style_outcomes.py table --models MODEL [MODEL] --data FOLDER --work FOLDER
 
-Every style is fine-tuned on for the same questions (the one-step problems and chain sums of the style benchmark, whose
-`--work` folder must hold the model's samples), steps and learning rates; the rate is chosen by the log-probability of
-the right answer on development questions. Measured are: the log-probability of the right answer after the tuned model's
-own greedy reasoning and the accuracy, in distribution and on GSM8K questions, both read without regard to format; and
-retention, on samples that the untouched model drew for unrelated prompts: the rise of their negative log-likelihood and
+Every style is fine-tuned on for the same questions (one-step problems and chain sums of the style benchmark, whose
+`--work` folder must hold the model's samples), steps and learning rates; the rate is chosen by the loss on held-out
+texts of the same style. Measured are: the log-probability of the right answer after the tuned model's own greedy
+reasoning and the accuracy, in distribution and on GSM8K questions, both read without regard to format; and retention,
+on samples that the untouched model drew for unrelated prompts: the rise of their negative log-likelihood and
 KL(before || after). The lab's part has the writers' demonstrations as styles and the arm `sft` of
 results/comparison.json as outcomes (lab_styles.py).
 """
@@ -15,6 +15,7 @@ results/comparison.json as outcomes (lab_styles.py).
 from __future__ import annotations
 
 import argparse
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ from dartune.train.sft import fine_tune
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results" / "style-outcomes.json", ROOT / "docs" / "alignment-scores.md"
-OWN = own_style(0.3)
+OWN, UNTOUCHED = own_style(0.3), "untouched"
 DEFAULT = "content_logprob"
 TRAINED = (
     OWN,
@@ -56,8 +57,8 @@ TRAINED = (
     "annotated",
 )
 RATES = (1e-5, 4e-5)
-STEPS, BATCH, ROWS = 12, 4, 48
-DEV, TEST, GENERATED = 12, 16, 56
+STEPS, BATCH, ROWS, HELD_OUT = 10, 4, 40, 20
+TEST, GENERATED = 24, 56
 UNRELATED = (
     "What is the capital of France?",
     "Write two sentences about a dog who likes rain.",
@@ -80,15 +81,14 @@ def training_texts(style: str, problems: Sequence[Problem], samples: dict[str, A
     return [(problem.question, samples[problem.question][OWN][0]["text"]) for problem in problems]
 
 
-def held_out(data: Path) -> dict[str, list[Problem]]:
-    """Questions that are not in the benchmark: of its kinds, and of GSM8K."""
+def tests(data: Path) -> dict[str, list[Problem]]:
+    """Questions that are not in the benchmark: of its one-step and chain problems, and of GSM8K."""
     known = {problem.question for problem in all_problems(data, 100)}
-    half = (DEV + TEST) // 2
     one_step = [p for p in one_step_problems(data / "svamp-train-mawps-asdiv-a.csv", 200) if p.question not in known]
     chain = [p for p in chain_problems(200) if p.question not in known]
     gsm8k = [p for p in gsm8k_problems(data / "gsm8k-train.jsonl", 300, 200) if p.question not in known]
-    same = [problem for pair in zip(one_step[:half], chain[:half], strict=True) for problem in pair]
-    return {"dev": same[:DEV], "in_distribution": same[DEV : DEV + TEST], "gsm8k": gsm8k[:TEST]}
+    half = TEST // 2
+    return {"in_distribution": [*one_step[:half], *chain[:half]], "gsm8k": gsm8k[:TEST]}
 
 
 def answers(model: torch.nn.Module, renderer: Renderer, problems: Sequence[Problem]) -> dict[str, float]:
@@ -114,30 +114,49 @@ def answers(model: torch.nn.Module, renderer: Renderer, problems: Sequence[Probl
 def run(path: Path, data: Path, work: Path) -> None:
     renderer = Renderer(load_tokenizer(path))
     out = work / f"outcomes-{path.name}.jsonl"
-    done = {(row["style"], row["rate"]) for row in read_jsonl(out)} if out.exists() else set()
-    problems = [problem for problem in all_problems(data, 100) if problem.kind != "gsm8k"][:ROWS]
+    done = {row["style"] for row in read_jsonl(out)} if out.exists() else set()
+    problems = [problem for problem in all_problems(data, 100) if problem.kind != "gsm8k"][: ROWS + HELD_OUT]
+    problems = random.Random(0).sample(problems, len(problems))
     samples = {row["question"]: row["own"] for row in read_jsonl(work / f"samples-{path.name}.jsonl")}
-    suites = held_out(data)
+    suites = tests(data)
     base = load_model(path, dtype="float32")
     prompts = [renderer.prompt_ids(prompt) for prompt in UNRELATED]
     drawn = HFEngine(base).generate(prompts, SampleSpec(1, 48, 0.7, renderer.stop_ids, 1))
     unrelated = [(prompt, group[0].ids) for prompt, group in zip(prompts, drawn, strict=True)]
-    if ("untouched", 0.0) not in done:
-        append_jsonl(out, {"style": "untouched", "rate": 0.0} | _measured(base, base, renderer, suites, unrelated))
+    if UNTOUCHED not in done:
+        append_jsonl(out, {"style": UNTOUCHED} | _measured(base, base, renderer, suites, unrelated))
     for style in TRAINED:
+        if style in done:
+            continue
+        pairs = training_texts(style, problems, samples)
+        losses: dict[float, float] = {}
         for rate in RATES:
-            if (style, rate) in done:
-                continue
-            settings = SFTConfig(steps=STEPS, batch_size=BATCH, learning_rates=(rate,), warmup_steps=3)
-            scratch = work / f".training-{path.name}"
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            pairs = training_texts(style, problems, samples)
-            model, cost = fine_tune(load_model(path, dtype="float32"), pairs, renderer, settings, rate, 0, scratch)
-            row = {"style": style, "rate": rate, "trained_tokens": cost.trained_tokens}
-            append_jsonl(out, row | _measured(model, base, renderer, suites, unrelated))
-            shutil.rmtree(scratch, ignore_errors=True)
-            print(style, rate, flush=True)
+            model, tokens = _tuned(path, pairs[:ROWS], renderer, rate, work / f".training-{path.name}")
+            losses[rate] = _loss(model, renderer, pairs[ROWS:])
+            if losses[rate] == min(losses.values()):
+                best, chosen = model, rate
+        row = {"style": style, "rate": chosen, "held_out_losses": losses, "trained_tokens": tokens}
+        append_jsonl(out, row | _measured(best, base, renderer, suites, unrelated))
+        print(style, losses, flush=True)
+
+
+def _tuned(
+    path: Path, pairs: list[tuple[str, str]], renderer: Renderer, rate: float, scratch: Path
+) -> tuple[torch.nn.Module, int]:
+    """The model after one pass over the pairs, and how many tokens it was trained on."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    settings = SFTConfig(steps=STEPS, batch_size=BATCH, learning_rates=(rate,), warmup_steps=3)
+    model, cost = fine_tune(load_model(path, dtype="float32"), pairs, renderer, settings, rate, 0, scratch)
+    shutil.rmtree(scratch)
+    return model, cost.trained_tokens
+
+
+def _loss(model: torch.nn.Module, renderer: Renderer, pairs: list[tuple[str, str]]) -> float:
+    """Negative log-likelihood of the solutions, nats a token."""
+    rows = [(renderer.prompt_ids(question), renderer.response_ids(solution)) for question, solution in pairs]
+    logprobs = HFEngine(model.eval()).score(rows)
+    return -sum(map(sum, logprobs)) / sum(map(len, logprobs))
 
 
 @torch.no_grad()
@@ -167,16 +186,6 @@ OUTCOMES = {
 }
 
 
-def chosen(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each style the run of the learning rate that was best on the development questions."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        dev = row["suites"]["dev"]["answer_logprob"]
-        if row["style"] not in best or dev > best[row["style"]]["suites"]["dev"]["answer_logprob"]:
-            best[row["style"]] = row
-    return best
-
-
 def results(models: Sequence[Path], data: Path, work: Path) -> dict[str, Any]:
     """Outcomes by style, and the rank correlation of every score's median with each outcome, with 95% intervals.
 
@@ -185,10 +194,9 @@ def results(models: Sequence[Path], data: Path, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for model in models:
         runs = read_jsonl(work / f"outcomes-{model.name}.jsonl")
-        best = chosen(runs)
-        outcomes = {style: {name: of(row) for name, of in OUTCOMES.items()} for style, row in best.items()}
-        trained = [texts for kind, texts, _ in read(work, data, model) if kind != "gsm8k"][:ROWS]
-        found[model.name] = {"runs": runs, "chosen": best} | correlated(_medians(trained), outcomes)
+        outcomes = {row["style"]: {name: of(row) for name, of in OUTCOMES.items()} for row in runs}
+        trained = [texts for kind, texts, _ in read(work, data, model) if kind != "gsm8k"]
+        found[model.name] = {"runs": runs} | correlated(_medians(trained), outcomes)
     for target in lab_styles.TARGETS:
         found[f"lab:{target}"] = correlated(lab_styles.lab_scores(target), lab_styles.lab_outcomes(target))
     return found
@@ -250,12 +258,13 @@ def parts(measured: dict[str, Any]) -> dict[str, str]:
 def _outcome_table(row: dict[str, Any]) -> str:
     header = ["trained on", "rate", "tokens", *OUTCOMES, "accuracy %, in distribution / GSM8K", "answer's tokens"]
     lines = []
-    for style, best in row["chosen"].items():
+    for best in row["runs"]:
         suites = best["suites"]
         accuracy = " / ".join(f"{100 * suites[name]['accuracy']:.0f}" for name in ("in_distribution", "gsm8k"))
         measures = [f"{of(best):+.3f}" for of in OUTCOMES.values()]
+        rate = f"{best['rate']:g}" if "rate" in best else "-"
         tokens, length = best.get("trained_tokens", 0), suites["in_distribution"]["tokens"]
-        lines.append([style, f"{best['rate']:g}", f"{tokens:,.0f}", *measures, accuracy, f"{length:.0f}"])
+        lines.append([best["style"], rate, f"{tokens:,.0f}", *measures, accuracy, f"{length:.0f}"])
     return table(header, lines)
 
 

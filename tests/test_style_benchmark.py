@@ -137,20 +137,6 @@ def test_published_prefix_equations_become_rows(tmp_path):
     ]
 
 
-def test_the_learning_rate_is_chosen_on_development_questions_for_every_style():
-    import style_outcomes
-
-    def run(style, rate, dev, test):
-        return {
-            "style": style,
-            "rate": rate,
-            "suites": {"dev": {"answer_logprob": dev}, "gsm8k": {"answer_logprob": test}},
-        }
-
-    best = style_outcomes.chosen([run("a", 1, -3.0, 0.0), run("a", 2, -1.0, -9.0), run("b", 1, -2.0, 0.0)])
-    assert {style: row["rate"] for style, row in best.items()} == {"a": 2, "b": 1}
-
-
 def test_a_rank_correlation_comes_with_its_interval():
     import style_outcomes
 
