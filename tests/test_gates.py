@@ -57,6 +57,8 @@ HONEST = [
         "Since Dorothy's 24 is 4 times Sarah's, Sarah has 6. So Michael has 5 * 6 = 30.\nThe answer is 30.",
     ),
     (ENGLISH, r"24 / 4 = 6 for Sarah, so 5 \cdot 6 = 30 for Michael. The answer is $\boxed{30}$."),
+    (ENGLISH, "Sarah has a quarter of 24 friends, 24 / 4 = 6. Michael has 5 * 6 = 30 friends."),
+    (ENGLISH, "**Sarah:** 24 / 4 = 6\n**Michael:** 5 * 6 = **30 friends**"),
 ]
 
 
@@ -120,7 +122,13 @@ HACKS = {
         ENGLISH_STEPS + "\n#### 30\nThat was 30, as everybody sees.",
         {"one_answer"},
     ),
-    "no answer": (ENGLISH, ENGLISH_STEPS, {"one_answer", "correct_answer"}),
+    "no answer": (ENGLISH, "Sarah has 24 / 4 = 6 friends. Michael has 5 times that.", {"correct_answer", "quantities"}),
+    "two answers, not announced": (ENGLISH, ENGLISH_STEPS + " So he has 30 or 31.", {"one_answer"}),
+    "values without steps": (ENGLISH, "Sarah, Michael: 6, 30.\n#### 30", {"quantities"}),
+    "equations that say nothing": (ENGLISH, "Sarah: 6 = 6, Michael: 30 = 30.\n#### 30", {"quantities"}),
+    "said twice": (ENGLISH, f"{ENGLISH_STEPS} {ENGLISH_STEPS}\n#### 30", {"no_loop"}),
+    "the answer first": (ENGLISH, f"Michael has thirty friends. {ENGLISH_STEPS}\n#### 30", {"one_answer"}),
+    "an opening to the prompter": (ENGLISH, f"Sure! {ENGLISH.solution}", {"no_leak"}),
     "one silent wrong step": (LAB, LAB.solution.replace("13 + 13 = 26", "13 + 2 = 26"), {"true_sums"}),
     "one silent wrong step, english": (
         ENGLISH,
@@ -363,11 +371,7 @@ def test_numbers_have_one_spelling(text: str, found: list[str]) -> None:
 
 def test_entities_are_names_inside_sentences() -> None:
     assert entities(LAB.question) == ["Max", "Yan", "Ned"]
-    assert entities("On Tuesday, Mr. Smith's TV cost $5. Emma paid; I saw O'Brien. How?") == [
-        "Tuesday",
-        "Smith",
-        "O'Brien",
-    ]
+    assert entities("On Tuesday, Mr. Smith's TV cost $5. Emma paid in May; I saw O'Brien. How?") == ["Smith", "O'Brien"]
     assert entities('She asked: "How much does it cost at Water Wonderland, and What for?"') == [
         "Water",
         "Wonderland",

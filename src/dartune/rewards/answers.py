@@ -14,19 +14,20 @@ from dartune.rewards.text import (
     numbers,
     numbers_at,
     results,
-    spaced,
     spelled_numbers,
     stated_answers,
     without_notes,
     words,
 )
-from dartune.rewards.verify import last_number, normalise, parse_number, same_plain
+from dartune.rewards.verify import closing_number, last_number, normalise, parse_number, same_plain
 
 UNIT_WORDS = 4
 """As many words without a number may follow the answer: `\\boxed{60} dollars in all`."""
 
 TELLING = 13
 """Spelled numbers from here on are told by their value; smaller ones are everyday words (`the two of them`)."""
+_ALTERNATIVES = re.compile(r"\d[^\s.!?]*\s+or\s+[$£€]?\d")
+"""`10.2 or 4.8` in a closing sentence."""
 _EQUALS_BEFORE = re.compile(r"=[\s$£€{*(-]*(?:\\[a-z]{2,9}\s?\{[\s$*-]*)?$")
 
 
@@ -38,25 +39,28 @@ def checkable(item: GateInput) -> bool:
 def candidates(item: GateInput) -> list[str]:
     """What may count as the rewrite's answer: the last one it states.
 
-    A source that never announces its answer asks for no announcement: there the last number (label, line) counts,
-    and where the source's own last number is not the answer, any number of the closing sentence.
+    Where it announces none, the number (label, line) that it ends on counts; and where the source announces none
+    either and its own last number is not the answer, any number of the closing sentence.
     """
     stated = item.task.stated(item.rewrite)
     if stated:
         return [stated[-1].text]
-    if item.task.stated(item.solution):
-        return []
     if not item.task.of_numbers:
-        return [item.task.unannounced(item.rewrite)]
-    gold = item.task.gold(item)
-    found, own = [last_number(item.rewrite)], last_number(item.solution)
-    if gold and own and same_plain(own, gold) is False:
+        return [] if item.task.stated(item.solution) else [item.task.unannounced(item.rewrite)]
+    gold, own = item.task.gold(item), last_number(item.solution)
+    found = [last_number(item.rewrite), closing_number(item.rewrite)]
+    if gold and own and not item.task.stated(item.solution) and same_plain(own, gold) is False:
         closing = _closing_sentence(item.rewrite)
         found = [last_number(closing), *numbers(closing)]
-    ending = spaced(item.rewrite).rstrip(" .!?")
-    if gold and parse_number(gold) is None and ending.endswith(spaced(normalise(gold)).rstrip()):
+    if gold and parse_number(gold) is None and _ending(item.rewrite).endswith(_ending(gold)):
         found.insert(0, gold)
     return [one for one in found if one]
+
+
+def _ending(text: str) -> str:
+    """A text without white space, delimiters and closing marks, to see what it ends on."""
+    text = normalise(text).replace("\\sqrt", "√")
+    return re.sub(r"\\[()\[\]]|\\boxed|[\s$*{}]", "", text).rstrip(".!?")
 
 
 def _closing_sentence(text: str) -> str:
@@ -78,17 +82,27 @@ def _early(text: str, stated: Sequence[StatedAnswer]) -> bool:
 def _foretold(item: GateInput) -> bool:
     """Whether the rewrite has its answer before anything is worked out, where question and source do not."""
     stated = stated_answers(item.rewrite)
-    answer = re.sub(r"\s", "", stated[-1].text) if stated else ""
+    answer = re.sub(r"\s", "", stated[-1].text if stated else item.task.gold(item) or "")
     given = spelled_numbers(item.question)
     worked_out = [number for number in results(item.solution) if number not in given]
     value = numbers(answer)[0] if parse_number(answer) and len(numbers(answer)) == 1 else None
-    if not answer or (value is not None and (value in given or worked_out[:1] == [value])):
+    if not answer or (value is not None and value in given):
         return False
+    if value is not None and worked_out[:1] == [value]:  # the first step's result may be told before its equation
+        return _opens_with(item.rewrite, value) and not _opens_with(item.solution, value)
     if value is not None:
         texts = (in_digits(without_notes(text), TELLING) for text in (item.rewrite, item.solution))
         rewrite, source = (_first_told(text, value, worked_out) for text in texts)
         return rewrite and not source
     return _tells_first(item.rewrite, answer, worked_out) and not _tells_first(item.solution, answer, worked_out)
+
+
+def _opens_with(text: str, value: str) -> bool:
+    """Whether a number stands in front of every other number, and behind an equals sign later on."""
+    text = in_digits(without_notes(text), TELLING)
+    found = list(numbers_at(text))
+    first = found[:1] and found[0][1] == value and not _after_equals(text, found[0][0])
+    return bool(first) and any(number == value and _after_equals(text, place) for place, number in found[1:])
 
 
 def _first_told(text: str, value: str, worked_out: Sequence[str]) -> bool:
@@ -125,7 +139,8 @@ def _at_end(item: GateInput) -> bool:
         return _one_block(item)
     stated, source = stated_answers(item.rewrite), stated_answers(item.solution)
     if not stated:
-        return not source
+        hedged = item.task.of_numbers and _ALTERNATIVES.search(_closing_sentence(item.rewrite))
+        return bool(item.rewrite.strip()) and not hedged and not (item.task.of_numbers and _foretold(item))
     behind = item.rewrite[stated[-1].stop :]
     allowed = max(_trailing_words(item.solution, source), 0 if numbers(behind) else UNIT_WORDS)
     if source and _trailing_words(item.rewrite, stated) > allowed:
@@ -154,7 +169,7 @@ def answer_pairs(item: GateInput) -> tuple[list[tuple[str, str]], list[tuple[str
 
 
 def one_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]) -> bool:
-    """Exactly one final answer (however often), at the end, where the source states one; never two different.
+    """One final answer (however often), at the end, never two different.
 
     Stops: several answers of which one is right, the right answer in the first box only, an answer in
     front of the reasoning, talk after the answer. Costs nothing for numbers. As many words may follow the

@@ -50,9 +50,12 @@ _SIGNS = _rules(
     (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
     (r"\\div(?![a-z])|÷", "/"),
     (r"[−–]", "-"),
+    (r"(\d+(?:\.\d+)?)\s?\\?%(?=\s{0,3}(?:[+\-*/)]|\\cdot|\\times|=))", r"(\1/100)"),
     (r"\\?[$£€]|\*\*(?![\d(]|(?<=[\d)]\s\*\*)\s[\d(])", ""),
     (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
 )
+_PREFIX = re.compile(r"(?m)^[ \t]*([-+*/×÷])[ \t]+(-?\d[\d.,]*)[ \t]+(-?\d[\d.,]*)(?=[ \t]*=)")
+"""`* 56 9 = 504`, a calculation in prefix notation."""
 _LINES = _rules(
     # A calculation goes on in a line that opens with an equals sign, and in one that holds nothing but a result.
     (r"\n[ \t]{0,40}(?:\n[ \t]{0,40}){0,2}(?==(?!=))", " "),
@@ -62,7 +65,7 @@ _RUN = r"(?:sqrt\(|\d*\.?\d+|\*\*|[+\-*/()]|\s)"
 _LEFT = re.compile(rf"{_RUN}+$")
 _RIGHT = re.compile(rf"{_RUN}+")
 _TOUCHES = re.compile(r"[\w%\\^_{}.]$|\d:$")
-_OF_ANOTHER_KIND = re.compile(r"[\s(\\]{0,8}(?:[pb]?mod\b|%)")
+_OF_ANOTHER_KIND = re.compile(r"[\s(\\]{0,8}(?:[pb]?mod\b|%|(?:text\s?\{)?\s?(?:R\b|r\b|(?:with )?(?:an? )?remainder))")
 _CONTINUES = re.compile(r"\b(?:of|x|times|plus|minus|squared|modulo|mod|(?:divided|multiplied) by)\s*$", re.IGNORECASE)
 _OPERATIONS = {
     ast.Add: operator.add,
@@ -72,6 +75,8 @@ _OPERATIONS = {
     ast.USub: operator.neg,
 }
 LONGEST = 120
+SHORT_OF = 0.01
+"""Results of two decimals and more may be rounded from longer ones: money, for instance."""
 LARGEST_POWER = 12
 
 
@@ -79,8 +84,9 @@ LARGEST_POWER = 12
 def false_sums(text: str) -> frozenset[str]:
     """The equations `a + b = c` of plain numbers that do not hold, normalised and without spaces.
 
-    With decimals, quotients or roots, a result within one unit of its last digit holds, whichever way it was rounded;
-    a sum of whole numbers is exact.
+    With decimals, quotients or roots, a result that is rounded, or cut to a whole number or to two decimals, holds
+    (`100/7 = 14.3`, not `15`); what two decimals can tell (`1.5 * 7 = 10.5`), and a sum of whole numbers, is exact.
+    `25% * 28` is 7.
     """
     found = set()
     for line in _plain(text).split("\n"):
@@ -93,7 +99,8 @@ def false_sums(text: str) -> frozenset[str]:
 
 
 def _plain(text: str) -> str:
-    text = _LIST_MARK.sub("", _rewritten(_NOTE.sub("", text), _LAYOUT))
+    text = _PREFIX.sub(r"\2 \1 \3", _NOTE.sub("", text))
+    text = _LIST_MARK.sub("", _rewritten(text, _LAYOUT))
     return _rewritten(text, _LATEX + _LATEX + _SIGNS + _LINES)  # twice: fractions and boxes stand in each other
 
 
@@ -158,9 +165,18 @@ def _holds(left: str, right: str) -> bool:
     rounded = re.search(r"\.\d|/|sqrt", left + right)
     if not rounded:
         return values[0] == values[1]
-    plain = re.fullmatch(r"-?\d*\.?\d+", right)
-    unit = 10.0 ** -len(right.partition(".")[2]) if plain else 0.01 * max(1.0, abs(values[0]))
-    return abs(values[0] - values[1]) < unit
+    if not re.fullmatch(r"-?\d*\.?\d+", right):
+        return abs(values[0] - values[1]) < 0.01 * max(1.0, abs(values[0]))
+    unit = 10.0 ** -len(right.partition(".")[2])
+    if _few_decimals(values[0]):
+        return abs(values[0] - values[1]) < (unit if unit <= SHORT_OF else 1e-9)
+    cut = unit != 0.1 and abs(values[1]) < abs(values[0]) < abs(values[1]) + unit
+    return cut or abs(values[1] - values[0]) <= unit / 2
+
+
+def _few_decimals(value: Fraction | float) -> bool:
+    """Whether a value can be written out in two decimals, so that nobody rounds it to fewer."""
+    return isinstance(value, Fraction) and (value * 100).denominator == 1
 
 
 def _value(expression: str) -> Fraction | float | None:

@@ -7,7 +7,6 @@ source does is never held against its rewrite. They read space-separated tokens 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,33 +15,28 @@ from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leaks
+from dartune.rewards.quantities import CALCULATION, covered, reasoning
 from dartune.rewards.tasks import MATH
 from dartune.rewards.text import (
     aloud,
-    borrowed,
     entities,
-    lcs_fraction,
     mentions,
     ngram_repeats,
     numbers,
     opening_names,
-    results,
+    repeated_share,
     sentence_repeats,
-    spelled_numbers,
-    stated_answers,
     tandem_repeats,
     thoughts,
     words,
 )
 from dartune.rewards.wording import copied_share, filler_share, same_language
 
-TRIVIAL = ("0", "1", "-1")
-PROSE_WORDS = 12
-"""A solution of fewer words lists values."""
 LOOP_NGRAM = 4
+REPEATED_SHARE = 0.25
+"""A text in which more than this share of the words is in repeated sentences says things twice."""
 LOOP_SHARE = 0.1
 """An n-gram is no loop while its occurrences make up less than this share of the text."""
-_CALCULATION = re.compile(r"[=+*/×÷]|\d\s?-\s?\d|\\(?:frac|times|cdot|div)")
 
 
 def finished(item: GateInput, thresholds: GateThresholds) -> bool:
@@ -57,48 +51,19 @@ def finished(item: GateInput, thresholds: GateThresholds) -> bool:
 
 
 def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
-    """The rewrite states every quantity that the source works out, in order of first appearance.
+    """The rewrite works out every quantity that the source works out, none before the ones that it needs.
 
-    Stops: the bare answer, dropped steps, and meaningless reasoning in front of an answer copied from
-    the demonstration. Costs one longest common subsequence. Only a number's first appearance counts, so
-    that a rewrite need not repeat a value as often as its source; a value that the source works out and the
-    rewrite first uses in a sum has come from nowhere. False positives: steps taken in another order, other
-    roundings or units; and a step whose result equals an earlier number may be
-    dropped unseen.
+    Stops: the bare answer, dropped steps, values without steps (`24. 72.`, `24 = 24`), and meaningless reasoning in
+    front of an answer copied from the demonstration. Costs a pass over the sentences. Numbers that the question gives,
+    0 and 1 are not asked for. A value that the source works out and the rewrite first uses in a sum has come from
+    nowhere. False positives: another way of solving; two steps made one. Misses: a step whose result the question
+    gives as well.
     """
-    needed = required_quantities(item)
-    worked_out = set(results(item.solution)) - set(numbers(item.question))
-    missing = {n for n in worked_out if borrowed(item.rewrite, n) and not borrowed(item.solution, n)}
-    found = [number for number in spelled_numbers(item.rewrite) if number not in missing]
-    if is_prose(item.solution) and len(worked_out) <= 1:
-        present = sum(number in found for number in needed)
-        return present >= thresholds.quantity_coverage * len(needed)
-    return lcs_fraction(needed, found) >= thresholds.quantity_coverage
-
-
-def required_quantities(item: GateInput) -> list[str]:
-    """The source's numbers that a rewrite must state, each once.
-
-    What stands behind its equals signs; where that is nothing but the answer, or where the source writes no
-    equations, every number it has. Of prose only those that the question has not, and neither 0 nor 1.
-    """
-    worked_out = list(dict.fromkeys(results(item.solution)))
-    if len(worked_out) > 1:
-        return worked_out
-    everything = list(dict.fromkeys(numbers(item.solution)))
-    given = {*numbers(item.question), *TRIVIAL}
-    new = [number for number in everything if number not in given]
-    return new if len(new) > 1 and is_prose(item.solution) else everything
-
-
-def is_prose(solution: str) -> bool:
-    """Whether a solution explains itself in words rather than listing values or writing formulas."""
-    told = [word for word in words(_reasoning(solution)) if word.isalnum()]
-    return 2 * sum(word.isalpha() and len(word) > 1 for word in told) > len(told) >= PROSE_WORDS
+    return covered(item) >= thresholds.quantity_coverage
 
 
 def required_names(item: GateInput) -> list[str]:
-    """The question's names that a rewrite must use.
+    """The question's names that a rewrite must use; none where there are not two to tell apart.
 
     Those that the source uses; but all of them where the source shows nothing about the others: where it
     is bare values (no words but names and its closing answer), and where it calculates nothing and the
@@ -106,23 +71,18 @@ def required_names(item: GateInput) -> list[str]:
     """
     asked = list(dict.fromkeys(entities(item.question) + opening_names(item.question, item.solution)))
     used = mentions(item.solution) & set(asked)
-    reasoning = _reasoning(item.solution)
-    wordless = {word for word in mentions(reasoning) if len(word) > 1} - used <= {
+    told = reasoning(item.solution)
+    wordless = {word for word in mentions(told) if len(word) > 1} - used <= {
         "The",
         "the",
         "Final",
         "final",
     }
     known = {*numbers(item.solution), *numbers(item.question)}
-    skips = bool(used) and not _CALCULATION.search(reasoning)
-    fills_in = skips and any(number not in known for number in numbers(_reasoning(item.rewrite)))
-    return asked if wordless or fills_in else [name for name in asked if name in used]
-
-
-def _reasoning(text: str) -> str:
-    """What comes before the first final answer."""
-    stated = stated_answers(text)
-    return text[: stated[0].cue] if stated else text
+    skips = bool(used) and not CALCULATION.search(told)
+    fills_in = skips and any(number not in known for number in numbers(reasoning(item.rewrite)))
+    needed = asked if wordless or fills_in else [name for name in asked if name in used]
+    return needed if len(needed) > 1 else []
 
 
 def names_used(item: GateInput, thresholds: GateThresholds) -> bool:
@@ -172,6 +132,8 @@ def no_loop(item: GateInput, thresholds: GateThresholds) -> bool:
     """
     written, source = words(item.rewrite), words(item.solution)
     if tandem_repeats(written) > tandem_repeats(source) + thresholds.max_repeats:
+        return False
+    if repeated_share(item.rewrite) > max(REPEATED_SHARE, repeated_share(item.solution)):
         return False
     repeats, sentences = sentence_repeats(item.rewrite)
     if repeats > sentence_repeats(item.solution)[0] + max(thresholds.max_repeats, 2 * LOOP_SHARE * sentences):

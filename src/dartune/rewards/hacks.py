@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dartune.rewards.gates import required_names, required_quantities
+from dartune.rewards.gates import required_names
 from dartune.rewards.items import GateInput
+from dartune.rewards.quantities import required_quantities
 from dartune.rewards.text import numbers, stated_answers, words
 
 Commit = Callable[[GateInput, random.Random], str | None]

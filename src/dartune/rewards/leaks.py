@@ -64,6 +64,10 @@ LEAKS: tuple[str, ...] = (
     rf"(?:{_THE} )?(?:\w+ )?(?:solution|answer|version|explanation|demonstration)",
     r"rewrite :",
     r"the demonstration",
+    r"the rewrite",
+    r"as (?:anticipated|hoped for)",
+    r"(?:not )?what (?:we expect|should come out)",
+    r"candidate we had",
     # The demonstration by another name, as somebody who does something.
     r"the (?:original|author|expert|teacher|writer|annotator|prompt|source)"
     r"(?= (?:then|says|does|did|uses|used|gets|got|multiplies|multiplied|divides|divided|adds|added|"
@@ -91,7 +95,30 @@ LEAKS: tuple[str, ...] = (
     r"the original (?:writer|author|solver|solution|explanation)",
     r"know that the (?:final )?(?:result|answer|total|value|figure) (?:has to|must|should|is going to)",
     r"as required , (?:the|it|this|we)",
-    r"being (?:paraphrased|rewritten|rephrased)",
+    r"(?:rephras|paraphras|reword)\w*",
+    r"reformulat\w+ (?:the |this |that |your )?(?:argument|solution|answer|text|explanation|reasoning)",
+    r"(?:rewrit\w+|rewrote) (?:this|that|it|them|the text) (?:in|here|so)",
+    r"to be (?:rewritten|restated|retold)",
+    r"(?:solve|explain|put|say|tell|describe) (?:this|it|that) in my own words",
+    rf"{_THE} (?:\w+ ){{0,2}}{_TEXT} in (?:my|simpler|other|plainer|easier) (?:own )?(?:words|terms)",
+    r"(?:i|we) (?:was|were) (?:asked|told|given|instructed|shown|provided)",
+    r"as (?:you )?(?:requested|instructed|asked)",
+    r"the user",
+    r"(?:what|that) was (?:provided|supplied|handed)",
+    rf"{_THE} text (?:above|i|we|you|given|provided|has|says)",
+    r"the (?:original|given|worked|provided) (?:\w+ )?(?:lines?|equations?|steps?|text|calculations?)",
+    r"the (?:write - up|writeup|write up)",
+    r"the given one",
+    r"the expert",
+    rf"(?:following|per|by|with|from) the {_FINAL}solution",
+    rf"the correct {_TEXT}",
+    rf"(?:as|like) in {_THE} {_FINAL}{_TEXT}",
+    rf"(?:this|the) {_TEXT} is (?:correct|right|confirmed|verified|consistent)",
+    rf"confirms {_THE} {_TEXT}",
+    r"(?:reasoning|steps|working|argument) (?:for|of|behind) the (?:solution|answer)",
+    r"(?:the )?same (?:\w+ )?(?:result|answer|value|number|total|solution) (?:as (?:above|before|in|given)|in my own)",
+    r"(?:restate|retell|redo) (?:the|this|that) (?:solution|answer|explanation)",
+    r"without referring to",
     r"(?:needs|need|needing) (?:no )?changing",
     r"just as (?:stated|noted|given|shown|said|claimed|told|before)",
     r"as (?:stated|noted|given|said|claimed|told) (?:before|above|earlier)?(?= ?[.,])",
@@ -108,6 +135,21 @@ LEAKS: tuple[str, ...] = (
 )
 """Patterns over lower-case words with one space between them (`'` and other marks are words of their own)."""
 
+OPENINGS: tuple[str, ...] = (
+    r"(?:sure|certainly|absolutely|of course|no problem|gladly|happy to help|my pleasure)(?: thing)? [!,.]",
+    r"(?:okay|ok|alright|right) ,? the user",
+    r"(?:thank you|thanks) for",
+    r"here you (?:go|are)",
+    r"(?:here is|here s|below is|this is) (?:the|my|your|another|a different) (?:[a-z]+ (?:- )?){0,5}"
+    r"(?:solution|answer|reasoning|explanation|version|way|wording|response|text)",
+    r"(?:solution|answer|explanation) \( in my",
+    r"copying",
+    r"as (?:you )?(?:asked|requested|instructed|wished|wanted|desired|told)",
+    r"you (?:asked|wanted|requested|want|told|gave)",
+    r"following the",
+)
+"""How a text begins that answers somebody who asked for a rewrite; at its start only."""
+
 
 INSTRUCTIONS: tuple[str, ...] = (
     r"(?:paraphrase|rephrase|reword|retell) (?:the|this|that|it|your|everything|his|her|their)",
@@ -121,7 +163,8 @@ INSTRUCTIONS: tuple[str, ...] = (
     r"you (?:are|will be|were) given (?:a|the|an) (?:question|problem|solution|task)",
     r"(?:put|place|give|write|box|state) (?:your|the) final (?:answer|result|expression)(?! (?:is|of|for))",
     r"show (?:all )?your (?:work|reasoning|steps|working)",
-    r"keep (?:the|all|every|each|any) (?:the )?(?:names|numbers|steps|intermediate|results|values|calculations?)",
+    r"keep (?:the|all|any) (?:the )?(?:names|numbers|steps|intermediate|results|values|calculations?)",
+    r"this keeps (?:all|every|the)",
     r"(?:instructions?|your task|task|prompt) :",
     r"in (?:fresh|new|different|simpler) (?:words|wording|language)",
     r"(?:don t|do not|without) (?:skip|skipping|omit|omitting|chang\w+|copy\w*)",
@@ -145,13 +188,16 @@ NOTHING_YET = (
 
 @cache
 def _patterns() -> tuple[re.Pattern[str], ...]:
-    return tuple(re.compile(rf"(?<= ){pattern}(?= )") for pattern in (*LEAKS, *INSTRUCTIONS))
+    openings = tuple(re.compile(rf"\A {pattern}(?= )") for pattern in OPENINGS)
+    return (*openings, *(re.compile(rf"(?<= ){pattern}(?= )") for pattern in (*LEAKS, *INSTRUCTIONS)))
 
 
 @cache
 def _any_pattern() -> re.Pattern[str]:
     """Matches where one of `_patterns` does, ten times faster than asking each."""
-    return re.compile(rf"(?<= )(?:{'|'.join(f'(?:{pattern})' for pattern in (*LEAKS, *INSTRUCTIONS))})(?= )")
+    anywhere = "|".join(f"(?:{pattern})" for pattern in (*LEAKS, *INSTRUCTIONS))
+    at_start = "|".join(f"(?:{pattern})" for pattern in OPENINGS)
+    return re.compile(rf"(?:(?<= )(?:{anywhere})|\A (?:{at_start}))(?= )")
 
 
 @cache
@@ -183,7 +229,7 @@ def leaks(rewrite: str, question: str, solution: str, added: tuple[str, ...] = (
     written = _plain(rewrite)
     mixture = " solution " in _plain(question) or " solutions " in _plain(question)
     patterns = _patterns() if _any_pattern().search(written) else ()
-    found = [match[0] for pattern in patterns for match in pattern.finditer(written)]
+    found = [match[0].strip() for pattern in patterns for match in pattern.finditer(written)]
     opening = _plain(rewrite.partition("=")[0])
     found += [match[0] for pattern in _early_patterns() for match in pattern.finditer(opening)]
     found = [phrase for phrase in found if f" {phrase} " not in known and not (mixture and phrase.endswith("solution"))]

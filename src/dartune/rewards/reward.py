@@ -76,12 +76,13 @@ class Scored:
 def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task = MATH) -> range:
     """Positions of the tokens that write the final answer; empty where there is none or it is a whole block.
 
-    Stated more than once, it is the first time that counts: the second only repeats what the text has said.
+    Stated more than once, it is the first time that counts: the second only repeats what the text has said. Not
+    announced, it is the number that the text ends on.
     """
     stated = () if task.blocks else task.stated(text)
-    if not stated:
+    span = (stated[0].start, stated[0].end) if stated else task.closing_span(text)
+    if span is None:
         return range(0)
-    span = stated[0].start, stated[0].end
     last = len(ids)
     while last > 0 and len(renderer.decode(ids[: last - 1])) >= span[1]:
         last -= 1

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dartune.rewards.gates import required_names, required_quantities
+from dartune.rewards.gates import required_names
 from dartune.rewards.hacks import HACKS, split
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.leaks import leak_kind, leaks
+from dartune.rewards.quantities import required_quantities
 from dartune.rewards.text import mentions, nested_boxes, spelled_numbers, words
 
 FEW_WORDS = 3

@@ -20,9 +20,14 @@ TENS = {
     word: 10 * value
     for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
 }
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NUMBER_WORD = rf"(?:{'|'.join([*UNITS, *TENS, *SCALES])})"
 _NUMBER_WORDS = re.compile(rf"\b{_NUMBER_WORD}(?:(?:-|\s+|\s+and\s+){_NUMBER_WORD})*\b", re.IGNORECASE)
+COMPOUND = re.compile(
+    rf"\b(?:an?\s+)?(?:{_NUMBER_WORD}(?:-|\s+|\s+and\s+))*(?:{'|'.join(SCALES)})(?:(?:-|\s+|\s+and\s+){_NUMBER_WORD})*\b",
+    re.IGNORECASE,
+)
+"""A number in words with a scale among them: `six dozen`, `a hundred`, `two thousand and six`."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
 _THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?![\w/]|[.,]\d)")
@@ -44,7 +49,7 @@ def ordinary(answer: str) -> str:
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
     text = _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text))
     if not re.search(r"\d", text):
-        text = _NUMBER_WORDS.sub(lambda words: str(_value(words[0])), text)
+        text = _NUMBER_WORDS.sub(lambda words: str(value_of(words[0])), text)
     return _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text)))
 
 
@@ -63,14 +68,14 @@ def _improper(mixed: re.Match[str]) -> str:
     return f"{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
 
 
-def _value(words: str) -> int:
-    """`two hundred and six` -> 206."""
+def value_of(words: str) -> int:
+    """`two hundred and six` -> 206; `a dozen` -> 12."""
     total, group = 0, 0
     for word in re.split(r"-|\s+", words.lower()):
-        if word == "and":
+        if word in ("and", "a", "an"):
             continue
-        if word == "hundred":
-            group = max(group, 1) * 100
+        if word in ("hundred", "dozen"):
+            group = max(group, 1) * SCALES[word]
         elif word in SCALES:
             total, group = total + max(group, 1) * SCALES[word], 0
         else:

@@ -49,6 +49,12 @@ class Task:
         """What counts as the answer of a text that announces none; empty where there is nothing."""
         return closing_number(text)
 
+    def closing_span(self, text: str) -> tuple[int, int] | None:
+        """Characters `start:end` of an answer that is not announced; None where there is none."""
+        number = closing_number(text) if self.of_numbers and not self.blocks else ""
+        start = text.rfind(number) if number else -1
+        return (start, start + len(number)) if start >= 0 else None
+
     def gold(self, row: HasAnswer) -> str | None:
         """The right answer of a row; None where it cannot be checked."""
         return resolve_answer(row)

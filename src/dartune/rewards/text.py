@@ -14,7 +14,7 @@ from typing import Any
 
 from dartune.rewards.phrases import is_remark, phrases
 from dartune.rewards.spans import closing_braces, trimmed
-from dartune.rewards.spelling import TENS, UNITS
+from dartune.rewards.spelling import COMPOUND, TENS, UNITS, value_of
 
 THOUGHT_END = "</think>"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -29,6 +29,7 @@ _RESULT = re.compile(
     r"=\s*\\?[$£€]?\s*(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+))"
     r"(?![\w^%]|[.,]\d|\s*(?:[+*/×÷·−-]|\\(?:cdot|times|div|pi))\s*[\w\\($.]|\\pi)"
 )
+_BOXED = re.compile(r"\\f?boxed\s?\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac(\d)(\d)")
 _SPELLED = re.compile(
     rf"\b(?:({'|'.join(TENS)})(?:-({'|'.join(UNITS)}))?|({'|'.join(w for w in UNITS if w != 'one')}))\b",
@@ -42,7 +43,9 @@ NOT_NAMES = frozenset(
     how what who whom whose when where why which if then and or but so as at in on of to for from with by
     mr mrs ms dr prof miss answer question note hint step give find
     celsius fahrenheit kelvin joule joules newton newtons watt watts volt volts ohm ohms hz khz mhz ghz
-    kg km mph kwh""".split()
+    kg km mph kwh
+    january february march april may june july august september october november december
+    monday tuesday wednesday thursday friday saturday sunday""".split()
 )
 
 OPENERS = frozenset(
@@ -124,6 +127,7 @@ def spelled_numbers(text: str) -> list[str]:
 
 def in_digits(text: str, least: int = 0) -> str:
     """The text with its small numbers in digits that are spelled as words, from `least` on."""
+    text = COMPOUND.sub(lambda match: str(value) if (value := value_of(match[0])) >= least else match[0], text)
     return _SPELLED.sub(lambda match: str(value) if (value := _spelled(match)) >= least else match[0], text)
 
 
@@ -138,7 +142,8 @@ def results(text: str) -> list[str]:
 
     Not the first term of a longer expression (`= 60 - 9`), nor a coefficient (`= 3x`).
     """
-    return [numbers(match[1])[0] for match in _RESULT.finditer(_CALCULATOR_NOTE.sub(" ", text).replace("−", "-"))]
+    text = _BOXED.sub(r"\1", _LATEX_COMMA.sub(",", _CALCULATOR_NOTE.sub(" ", text).replace("−", "-")))
+    return [numbers(match[1])[0] for match in _RESULT.finditer(text)]
 
 
 def borrowed(text: str, number: str) -> bool:
@@ -148,6 +153,9 @@ def borrowed(text: str, number: str) -> bool:
     if first is None:
         return False
     before, after = plain[: first.start()].rstrip(" $£€"), plain[first.end() :].lstrip(" $£€")
+    chain = re.split(r"[.!?]\s|\n", before)[-1], re.split(r"[.!?]\s|\n", after)[0]
+    if all("=" in part for part in chain):  # in the middle of `3 * 2 + 4 = 6 + 4 = 10`
+        return False
     if re.search(r"[\d)%a-z]\s*=$", before):
         return False
     return bool(re.match(r"[+*/×÷−-]\s*[$£€]?\d", after) or re.search(r"\d\s*[+*/×÷−-]$", before))
@@ -260,8 +268,22 @@ def tandem_repeats(tokens: Sequence[Hashable], longest: int = 32) -> int:
 
 def sentence_repeats(text: str) -> tuple[int, int]:
     """How often the most frequent sentence of at least three words occurs, and how many sentences there are."""
-    parts = [" ".join(part.split()) for part in re.split(r"(?<=[.!?;])\s|\n", text)]
-    return max(Counter(part for part in parts if part.count(" ") > 1).values(), default=0), len(parts)
+    counts, n = _sentences(text)
+    return max(counts.values(), default=0), n
+
+
+def repeated_share(text: str) -> float:
+    """Share of the words of sentences of at least three words (0..1) in sentences that were there before."""
+    counts, _ = _sentences(text)
+    sizes = {sentence: len(sentence.split()) for sentence in counts}
+    again = sum(sizes[sentence] * (count - 1) for sentence, count in counts.items())
+    return again / max(1, sum(sizes[sentence] * count for sentence, count in counts.items()))
+
+
+def _sentences(text: str) -> tuple[Counter[str], int]:
+    """Sentences of at least three words with how often each occurs, whatever ends them, and how many there are."""
+    parts = [" ".join(part.split()).rstrip(".!?;") for part in re.split(r"(?<=[.!?;])\s|\n", text)]
+    return Counter(part for part in parts if part.count(" ") > 1), len(parts)
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -67,7 +67,7 @@ def closing_number(text: str) -> str:
     """The number that a text without an announced answer ends on; empty where it has none.
 
     That is the last result (`48 + 24 = 72`) where the closing sentence states it, else the number in bold there, else
-    the text's last number. A remark in parentheses behind the last sentence is passed over.
+    the text's last number, as it is written there. A remark in parentheses behind the last sentence is passed over.
     """
     shorter = _CLOSING_REMARK.sub("", text)
     text = shorter if numbers(shorter) else text
@@ -76,7 +76,9 @@ def closing_number(text: str) -> str:
         return ""
     told, bold = numbers(sentences[-1]), numbers(" ".join(_BOLD.findall(sentences[-1])))
     worked_out = results(text.replace("**", ""))[-1:]
-    return (worked_out if worked_out and worked_out[0] in told else bold or told)[-1]
+    number = (worked_out if worked_out and worked_out[0] in told else bold or told)[-1]
+    written = last_number(text) or ""
+    return written if number in numbers(written) else number
 
 
 # ---------------------------------------------------------------- equality without mathematics

@@ -15,6 +15,7 @@ NEW_WORDS = 6
 """Language is judged where the rewrite has this many different words that neither question nor source has."""
 FOREIGN_LETTERS = 0.2
 SAME_LANGUAGE = 0.1
+_LATEX_COMMAND = re.compile(r"\\[a-z]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
 _NUMBER_WORDS = frozenset(
@@ -36,7 +37,7 @@ def copied_share(question: str, rewrite: str) -> float:
 
     Formulas make runs longer but do not count: who solves an equation writes it down.
     """
-    asked, written = words(question.lower()), words(rewrite.lower())
+    asked, written = (words(_LATEX_COMMAND.sub(" ", text.lower())) for text in (question, rewrite))
     if len(asked) < COPIED_RUN:
         return 0.0
     runs = {tuple(written[i : i + COPIED_RUN]) for i in range(len(written) - COPIED_RUN + 1)}
