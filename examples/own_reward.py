@@ -1,4 +1,4 @@
-"""A score and a penalty of one's own, named in the config, and a short run on the lab with them.
+"""A score, a penalty and a gate of one's own, named in the config, and a short run on the lab with them.
 
     python examples/own_reward.py --steps 10
 
@@ -18,6 +18,7 @@ from dartune.data.render import Renderer
 from dartune.files import read_jsonl
 from dartune.models.engine import Engine, TokenStats
 from dartune.rewards.alignment import Reference, content_logprob
+from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import Rewritten
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
@@ -42,6 +43,11 @@ def wordy(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list
     return [max(0.0, len(row.sample.ids) / length - 3.0) for row, length in zip(rows, source, strict=True)]
 
 
+def not_a_list(item: GateInput, thresholds: GateThresholds) -> bool:
+    """A gate: no line starts with a bullet, unless a line of the source does."""
+    return "\n- " not in item.rewrite or "\n- " in item.solution
+
+
 def train(steps: int, output: Path) -> list[dict]:
     """Run the lab's recipe, cut short, with the parts above; returns the mapper's metrics, a row a step."""
     settings = {
@@ -49,6 +55,7 @@ def train(steps: int, output: Path) -> list[dict]:
         "mapper.steps": str(steps),
         "reward.alignment": "own_reward:smooth",
         "reward.penalties": "{own_reward:wordy: 0.5}",
+        "reward.gates": "[all, own_reward:not_a_list]",
     }
     print(pipeline.run(load_config(RECIPE, SHORT | settings)))
     return read_jsonl(output / "stages" / "mapper-s0" / "metrics.jsonl")

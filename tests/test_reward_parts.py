@@ -153,12 +153,33 @@ def test_parts_of_ones_own_are_found_beside_the_recipe(tmp_path, monkeypatch):
         ({"alignment": "sum_logprobs"}, "reward.alignment: there is no 'sum_logprobs'"),
         ({"form": "no_such_module_here:f"}, "reward.form: cannot import 'no_such_module_here'"),
         ({"penalties": {"math:nothing": 1.0}}, "reward.penalties: math has no function 'nothing'"),
-        ({"gates": ["entities", "nonsense"]}, "reward.gates: there is no nonsense"),
+        ({"gates": ["entities", "nonsense"]}, "reward.gates: there is no 'nonsense'"),
     ],
 )
 def test_a_part_that_does_not_exist_is_an_input_error(reward, said):
     with pytest.raises(InputError, match=said):
         reward_parts(config(**reward).reward)
+
+
+def test_a_gate_of_ones_own_has_its_functions_name_and_is_tried(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_gates.py").write_text(
+        "def no_commas(item, thresholds):\n    return ',' not in item.rewrite\n\n\n"
+        "def finished(item, thresholds):\n    return True\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    row = {"question": "Ann has 2 pens and buys 3. How many has she?", "solution": "2 + 3 = 5. The answer is 5."}
+    texts = {
+        "honest": "She has 2 + 3 = 5 pens. The answer is 5.",
+        "commas": "She has 2, buys 3, so 2 + 3 = 5. The answer is 5.",
+    }
+    (tmp_path / "f.jsonl").write_text("\n".join(json.dumps(row | {"label": k, "rewrite": v}) for k, v in texts.items()))
+    assert main(["check-reward", "f.jsonl", "--reward.gates", "[all, my_gates:no_commas]"]) == 0
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("commas"))
+    assert line.split()[-2:] == ["no_commas", "1"] and "1 of 1" in said
+    for gates, reason in (("[my_gates:finished]", "rename the function"), ("[all, nothing]", "'nothing'")):
+        assert main(["check-reward", "f.jsonl", "--reward.gates", gates]) == 2
+        assert reason in capsys.readouterr().err
 
 
 def test_every_hack_finds_an_occasion_in_the_shipped_fixtures():

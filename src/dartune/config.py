@@ -182,7 +182,7 @@ class RewardConfig(Section):
         description="its worth: gain_over_fallback, correct_bonus, fixed_failure, passes or module:function",
     )
     gates: tuple[Text, ...] | None = Field(
-        None, strict=False, description="the gates that count, to see what happens without the others; null is all"
+        None, strict=False, description="the gates that count; null is all; [all, module:function] adds one of your own"
     )
     penalties: dict[Text, Weight] = Field(
         default_factory=dict,

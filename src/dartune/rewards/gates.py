@@ -19,7 +19,6 @@ from dartune.rewards.quantities import CALCULATION, covered, reasoning
 from dartune.rewards.tasks import MATH
 from dartune.rewards.text import (
     aloud,
-    entities,
     mentions,
     ngram_repeats,
     numbers,
@@ -30,6 +29,7 @@ from dartune.rewards.text import (
     thoughts,
     words,
 )
+from dartune.rewards.text import entities as proper_names
 from dartune.rewards.wording import copied_share, filler_share, same_language
 
 LOOP_NGRAM = 4
@@ -69,7 +69,7 @@ def required_names(item: GateInput) -> list[str]:
     is bare values (no words but names and its closing answer), and where it calculates nothing and the
     rewrite fills in values, so that the persons of the skipped steps are due as well.
     """
-    asked = list(dict.fromkeys(entities(item.question) + opening_names(item.question, item.solution)))
+    asked = list(dict.fromkeys(proper_names(item.question) + opening_names(item.question, item.solution)))
     used = mentions(item.solution) & set(asked)
     told = reasoning(item.solution)
     wordless = {word for word in mentions(told) if len(word) > 1} - used <= {
@@ -85,7 +85,7 @@ def required_names(item: GateInput) -> list[str]:
     return needed if len(needed) > 1 else []
 
 
-def names_used(item: GateInput, thresholds: GateThresholds) -> bool:
+def entities(item: GateInput, thresholds: GateThresholds) -> bool:
     """The rewrite uses the names it needs (`required_names`).
 
     Stops: every name replaced by one, whose repetition the target soon finds likely while all numbers
@@ -94,7 +94,7 @@ def names_used(item: GateInput, thresholds: GateThresholds) -> bool:
     the question only ever puts at a sentence's start and the source does not use.
     """
     needed = required_names(item)
-    present, inside = mentions(item.rewrite), set(entities(item.question))
+    present, inside = mentions(item.rewrite), set(proper_names(item.question))
     present |= {word.capitalize() for word in present if word.capitalize() not in inside}
     return sum(name in present for name in needed) >= thresholds.entity_coverage * len(needed)
 
@@ -185,7 +185,7 @@ def informative(item: GateInput, thresholds: GateThresholds) -> bool:
     return filler_share(item.question, item.solution, item.rewrite) <= allowed
 
 
-def keeps_language(item: GateInput, _: GateThresholds) -> bool:
+def language(item: GateInput, _: GateThresholds) -> bool:
     """The rewrite is in the language and the scripts of its question and source.
 
     Stops: a switch to a language the target finds easier or the other gates cannot read. Costs about 0.1 ms.
@@ -204,23 +204,26 @@ def true_sums(item: GateInput, _: GateThresholds) -> bool:
     return false_sums(item.rewrite) <= false_sums(item.solution)
 
 
-PLAIN_GATES: dict[str, Callable[[GateInput, GateThresholds], bool]] = {
-    "finished": finished,
-    "quantities": quantities,
-    "entities": names_used,
-    "own_names": own_names,
-    "follows": follows,
-    "true_sums": true_sums,
-    "no_loop": no_loop,
-    "length": length,
-    "no_leak": no_leak,
-    "not_copied": not_copied,
-    "informative": informative,
-    "language": keeps_language,
+Gate = Callable[[GateInput, GateThresholds], bool]
+PLAIN_GATES: dict[str, Gate] = {
+    gate.__name__: gate
+    for gate in (
+        finished,
+        quantities,
+        entities,
+        own_names,
+        follows,
+        true_sums,
+        no_loop,
+        length,
+        no_leak,
+        not_copied,
+        informative,
+        language,
+    )
 }
 ANSWER_GATES: dict[str, Callable[[GateInput, dict[tuple[str, str], bool | None]], bool]] = {
-    "one_answer": one_answer,
-    "correct_answer": correct_answer,
+    gate.__name__: gate for gate in (one_answer, correct_answer)
 }
 GATE_NAMES = (*ANSWER_GATES, *PLAIN_GATES)
 

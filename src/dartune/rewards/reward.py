@@ -23,7 +23,7 @@ from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, content
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.content import content_mask
 from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
-from dartune.rewards.gates import GATE_NAMES, run_gates, unjudged
+from dartune.rewards.gates import GATE_NAMES, Gate, run_gates, unjudged
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
@@ -92,6 +92,10 @@ def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task 
     return range(first, last)
 
 
+ALL_GATES = "all"
+"""In `reward.gates`: every gate of ours, so that gates of one's own can be added."""
+
+
 class Reward(Protocol):
     """Scores groups of samples, one group per demonstration; training and synthesis use the same object."""
 
@@ -117,6 +121,7 @@ class GatedReward:
         score, form: how alignment is measured, and what it is worth.
         penalties: (name, weight, penalty), deducted from what passed and what failed alike.
         gates: names of the gates that count; all that fit the rows' task are measured.
+        own_gates: the user's gates by name, (GateInput, GateThresholds) -> bool.
         at_temperature: also score samples at the temperature they were drawn at (`Scored.sampled_logprobs`), a second
             pass for those not drawn at 1.
     """
@@ -133,11 +138,13 @@ class GatedReward:
         form: Form = gain_over_fallback,
         penalties: Sequence[tuple[str, float, Penalty]] = (),
         gates: Sequence[str] = GATE_NAMES,
+        own_gates: Mapping[str, Gate] | None = None,
         at_temperature: bool = True,
     ):
         self.target, self.renderer, self.checker = target, renderer, checker
         self.thresholds, self.references, self.at_temperature = thresholds, references, at_temperature
         self.score, self.form, self.penalties, self.gates = score, form, tuple(penalties), tuple(gates)
+        self.own_gates = dict(own_gates or {})
         stakes = array("d")
         for one in references.values():
             failed = form(False, one.source_alignment, one)
@@ -170,7 +177,10 @@ class GatedReward:
             for (row, sample), text, tokens, at_temperature in zip(owners, texts, stats, sampled, strict=True)
         ]
         inputs = [self._gate_input(row) for row in rows]
-        gates = run_gates(inputs, self.thresholds, self.checker)
+        gates = [
+            known | {name: bool(gate(item, self.thresholds)) for name, gate in self.own_gates.items()}
+            for item, known in zip(inputs, run_gates(inputs, self.thresholds, self.checker), strict=True)
+        ]
         failed = unjudged(inputs, self.checker)
         deducted = self._penalties(rows)
         flat = iter(map(self._scored, rows, stats, inputs, gates, failed, deducted))
@@ -320,12 +330,34 @@ def reward_parts(config: RewardConfig) -> dict[str, Any]:
     Raises:
         InputError: a part does not exist.
     """
-    gates = GATE_NAMES if config.gates is None else config.gates
-    if unknown := [name for name in gates if name not in GATE_NAMES]:
-        raise InputError(f"reward.gates: there is no {', '.join(unknown)}; there are {', '.join(GATE_NAMES)}")
+    gates, own_gates = _gates_of(config)
     return {
         "score": alignment_score(config),
         "form": part(config.form, FORMS, "reward.form"),
         "penalties": [(name, w, part(name, PENALTIES, "reward.penalties")) for name, w in config.penalties.items()],
         "gates": gates,
+        "own_gates": own_gates,
     }
+
+
+def _gates_of(config: RewardConfig) -> tuple[list[str], dict[str, Gate]]:
+    """The names of the gates that count, and the user's gates by their functions' names.
+
+    Raises:
+        InputError: a gate that does not exist, or one of the user's with the name of another.
+    """
+    names: list[str] = []
+    own: dict[str, Gate] = {}
+    for name in (ALL_GATES,) if config.gates is None else config.gates:
+        if name == ALL_GATES:
+            names += GATE_NAMES
+        elif name in GATE_NAMES:
+            names.append(name)
+        else:
+            gate = part(name, dict.fromkeys((ALL_GATES, *GATE_NAMES)), "reward.gates")
+            called = name.rpartition(":")[2]
+            if called in GATE_NAMES or called in own:
+                raise InputError(f"reward.gates: {name} has the name of another gate; rename the function {called!r}")
+            own[called] = gate
+            names.append(called)
+    return list(dict.fromkeys(names)), own
