@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import save_file
 
 from dartune.errors import InputError, MachineError
 from dartune.models.adapter import add_lora, load_adapter, merge_lora, remove_lora, without_adapter
@@ -145,6 +147,15 @@ def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
     with pytest.raises(InputError, match="trust_remote_code"):
         load_model(folder)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2", "FalconH1", "RecurrentGemma", "Qwen3Next", "Jamba"])
+def test_a_model_with_a_recurrent_state_is_refused_with_the_reason(name, tmp_path):
+    getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
+    byte_tokenizer(chat=True).save_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="recurrent state"):
+        load_model(tmp_path)
 
 
 def test_an_adapter_is_not_taken_for_a_model(tmp_path):

@@ -54,7 +54,7 @@ def load_model(
         InputError: the folder is missing or incomplete, its weights are pickled or do not fit the
             architecture, or the dtype or device does not exist here; all problems are listed.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     source, local = _locate(path)
     place, placing = _device(device)
@@ -63,6 +63,9 @@ def load_model(
     if problems:
         raise InputError(f"cannot load the model {source}", problems)
     with _as_input_error(f"cannot load the model {source}", local):
+        config = AutoConfig.from_pretrained(source, local_files_only=local, trust_remote_code=trust_remote_code)
+        if reason := _unsupported(config):
+            raise InputError(f"cannot use the model {source}: {reason}")
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=kind,
@@ -82,6 +85,28 @@ def load_model(
         # cuDNN's attention builds a plan for every new shape, which takes longer than most steps (0.1 s and more).
         torch.backends.cuda.enable_cudnn_sdp(False)
     return pin_rope(fuse_norms(model.to(place)).eval())
+
+
+RECURRENT_LAYERS = frozenset({"linear_attention", "conv", "hybrid", "hybrid_sliding", "mamba", "recurrent"})
+
+
+def _unsupported(config: Any) -> str | None:
+    """Why models of a config cannot be used; None where they can.
+
+    One reading of a prompt serves all its samples, and rows of different length are padded: a state that is carried
+    from token to token would be another one.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    recurrent = sorted(RECURRENT_LAYERS.intersection(getattr(config.get_text_config(), "layer_types", None) or ()))
+    if not recurrent and not getattr(known, "_is_stateful", False):
+        return None
+    kinds = f" (layers: {', '.join(recurrent)})" if recurrent else ""
+    return (
+        f"{config.model_type} models carry a recurrent state from token to token{kinds}, and dartune supports "
+        "attention in every layer only; take a model such as Qwen3, Llama or Gemma"
+    )
 
 
 CHANGING_ROPE = ("longrope", "dynamic")
