@@ -24,6 +24,7 @@ from dartune.rewards.text import (
     numbers,
     opening_names,
     repeated_share,
+    retold_share,
     sentence_repeats,
     tandem_repeats,
     thoughts,
@@ -35,6 +36,8 @@ from dartune.rewards.wording import copied_share, filler_share, same_language
 LOOP_NGRAM = 4
 REPEATED_SHARE = 0.25
 """A text in which more than this share of the words is in repeated sentences says things twice."""
+RETOLD_SHARE = 0.35
+"""So does one in which more than this share of the words stands in runs of ten that were there before."""
 LOOP_SHARE = 0.1
 """An n-gram is no loop while its occurrences make up less than this share of the text."""
 
@@ -134,6 +137,8 @@ def no_loop(item: GateInput, thresholds: GateThresholds) -> bool:
     if tandem_repeats(written) > tandem_repeats(source) + thresholds.max_repeats:
         return False
     if repeated_share(item.rewrite) > max(REPEATED_SHARE, repeated_share(item.solution)):
+        return False
+    if retold_share(item.rewrite) > max(RETOLD_SHARE, retold_share(item.solution)):
         return False
     repeats, sentences = sentence_repeats(item.rewrite)
     if repeats > sentence_repeats(item.solution)[0] + max(thresholds.max_repeats, 2 * LOOP_SHARE * sentences):

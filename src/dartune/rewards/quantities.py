@@ -50,6 +50,7 @@ _NOTHING_DONE = re.compile(
     r"(?<![\w.,+*/×÷·^-])(?<![+*/×÷·−-] )(\d[\d,.]*\d|\d)\s*(?:[+−-]\s*0|[*×·/÷]\s*1)\s*=\s*\1(?![\w]|[.,]\d)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=[。！？])")
+_EQUALS_BEFORE = re.compile(r"[=≈][\s$]*\Z")
 _EXPONENT = re.compile(r"\^\s?\{?-?\d+\}?")
 _EXPRESSION = re.compile(r"[\n;=]|[.,](?=\s)|\\\\|\b(?:is|are|so|and|makes?|gives?|pays?|has|have|costs?)\b")
 _FRACTION = re.compile(r"(?<![\w.])(?:(\d+)\s+)?(?:(\d+)\s?/\s?(\d+)|\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\})(?![\w.]*\d)")
@@ -128,13 +129,14 @@ def _met(text: str, needed: Sequence[str], uses: Mapping[str, set[str]], only_wo
 def _steps(text: str, *, only_worked: bool) -> list[set[Fraction]]:
     """The values in each sentence of a text, in order; none where a sentence shows no step and steps are asked for.
 
-    An equation that says nothing (`24 = 24`, `24 + 0 = 24`) is no step, nor is an announced answer.
+    An equation that says nothing (`24 = 24`, `24 + 0 = 24`) is no step, nor is an announced answer without one.
     """
     if not only_worked:
         return [_values(in_digits(sentence)) for sentence in _SENTENCE.split(without_notes(text))]
     for answer in reversed(stated_answers(text)):
-        announced = text[answer.cue : answer.stop]
-        if not announced.startswith("\\") and not _SIGN.search(announced):
+        announced, boxed = text[answer.cue : answer.stop], text.startswith("\\", answer.cue)
+        worked_out = _EQUALS_BEFORE.search(text[: answer.cue]) if boxed else _SIGN.search(announced)
+        if not worked_out:
             text = text[: answer.cue] + " " * (answer.stop - answer.cue) + text[answer.stop :]
     found = []
     for sentence in _SENTENCE.split(without_notes(text)):

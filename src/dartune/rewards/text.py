@@ -272,6 +272,19 @@ def sentence_repeats(text: str) -> tuple[int, int]:
     return max(counts.values(), default=0), n
 
 
+def retold_share(text: str, n: int = 10) -> float:
+    """Share of a text's words and marks (0..1) in runs of `n` that stand in it before."""
+    told = words(text.lower())
+    seen: set[tuple[str, ...]] = set()
+    again = [False] * len(told)
+    for i in range(len(told) - n + 1):
+        run = tuple(told[i : i + n])
+        if run in seen:
+            again[i : i + n] = [True] * n
+        seen.add(run)
+    return sum(again) / max(1, len(told))
+
+
 def repeated_share(text: str) -> float:
     """Share of the words of sentences of at least three words (0..1) in sentences that were there before."""
     counts, _ = _sentences(text)
