@@ -66,6 +66,7 @@ def test_ordinary_endings_are_read_as_a_person_reads_them(checker):
         ("答案是23。", "23", True),
         ("La réponse est 4,5.", "4.5", True),
         ("La respuesta es: **12**", "12", True),
+        ("Die Antwort ist 1.234,50 Euro.", "1234.5", True),
         ("Die Antwort ist 1.200 Euro.", "3", False),
         ("#### 7\n\n### Question: 3 + 3?\n#### 6", "7", True),
         ("Question: is it 3?\nIt is 4.", "4", True),

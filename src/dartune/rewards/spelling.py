@@ -38,6 +38,7 @@ _IN_WORDS = re.compile(r"\s*\([^()\d=+*/\\]{2,}\)$")
 _REMARK = re.compile(r"(?<=\d)(\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+)*)\s+\([^()]*\)$")
 _CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IGNORECASE)
 _COUNTER = re.compile(r"(?<=\d)\s?[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
+_POINT_AND_COMMA = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3})+,\d+(?![\w,.])")
 _DECIMAL_COMMA = re.compile(r"(?<![\w.,])(\d+),(\d{1,2}|\d{4,})(?![\w,]|\.\d)")
 
 
@@ -54,7 +55,8 @@ def ordinary(answer: str) -> str:
 
 
 def decimal_point(answer: str) -> str:
-    """The answer with decimal commas (`4,5`) as points; `1,500` and lists of more than two numbers stay."""
+    """The answer with decimal commas (`4,5`, `1.234,50`) as points; `1,500` and lists stay."""
+    answer = _POINT_AND_COMMA.sub(lambda number: number[0].replace(".", "").replace(",", "."), answer)
     return _DECIMAL_COMMA.sub(r"\1.\2", answer)
 
 
