@@ -129,8 +129,8 @@ def test_thousands_of_bad_rows_are_counted_and_the_first_shown(tmp_path):
     with pytest.raises(InputError) as caught:
         load_demonstrations(tmp_path / "d.jsonl")
     said = str(caught.value)
-    assert "5000 problems in the data" in said and "... and 4980 more" in said and said.count("\n") < 25
-    assert caught.value.count == 5000 and len(caught.value.problems) == 1001  # the last says how many more there are
+    assert "5000 problems in the data" in said and said.count("\n") == 1
+    assert "solution: is empty: 5000 rows (d.jsonl line 1, 2, 3, 4, 5 and 4995 more)" in said
 
 
 def test_a_row_of_many_megabytes_is_read(tmp_path):
