@@ -340,8 +340,9 @@ def test_check_report_counts_what_a_user_must_know():
     rows = [Demonstration(str(n), f"question {n}", "a b c " * (n + 1), answer="4") for n in range(20)]
     rows += [Demonstration("x", "question 0", "42"), Demonstration("y", "question 1", rows[1].solution)]
     report = check_report(rows, Renderer(byte_tokenizer()), lambda row: row.answer is not None)
-    assert (report.rows, report.checkable, report.repeated_rows, report.repeated_questions) == (22, 20, 1, 1)
-    assert report.near_empty == ("x",)
+    repeated = report.found.first("repeated rows"), report.found.first("repeated questions")
+    assert (report.rows, report.checkable, *repeated) == (22, 20, ("y",), ("x",))
+    assert report.found.first("near-empty") == ("x",)
     assert report.solution_tokens[100] == 6 * 20 + 1
     overhead = len(Renderer(byte_tokenizer()).prompt_ids("question 19"))
     assert report.tokens[100] == overhead + 121
@@ -371,11 +372,11 @@ def test_check_report_notices_thinking_blocks_the_template_would_double():
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     rows = [Demonstration("a", "q", "<think>\nlong\n</think>\n\nfour"), Demonstration("b", "r", "five")]
-    assert check_report(rows, Renderer(tokenizer)).thinking == 1
-    assert check_report(rows, Renderer(tokenizer, thinking=True)).thinking == 0
-    assert check_report(rows, Renderer(tokenizer)).thoughtless == 0
+    assert check_report(rows, Renderer(tokenizer)).found.count("thinking") == 1
+    assert check_report(rows, Renderer(tokenizer, thinking=True)).found.count("thinking") == 0
+    assert check_report(rows, Renderer(tokenizer)).found.count("thoughtless") == 0
     report = check_report(rows, Renderer(tokenizer, thinking=True))
-    assert report.thoughtless == len(rows) - 1
+    assert report.found.count("thoughtless") == len(rows) - 1
     assert any("set target.thinking: false" in warning for warning in report.warnings())
 
 

@@ -8,6 +8,7 @@ import pytest
 from dartune import inputs
 from dartune.config import load_config
 from dartune.errors import InputError
+from dartune.split import SPLIT_SEED
 
 
 def problem(number, way=0):
@@ -60,9 +61,9 @@ def test_distinct_questions_are_split_by_one_shuffle_of_the_rows(split, dev, tes
     rows = [problem(number) for number in range(300)]
     data = split(rows, dev=dev, test=test, **({"limit": limit} if limit else {}))
     order = list(range(300))
-    random.Random(inputs.SPLIT_SEED).shuffle(order)
+    random.Random(SPLIT_SEED).shuffle(order)
     dev, test = min(dev, 30), min(test, 30)
-    drawn = sorted(order[:test]), sorted(order[test : test + dev]), sorted(order[test + dev :])[: limit or None]
+    drawn = sorted(order[:test]), sorted(order[test : test + dev]), sorted(order[test + dev :][: limit or None])
     parts = (data.suites["in_distribution"], data.dev, data.train)
     assert [questions(part) for part in parts] == [[rows[i]["question"] for i in part] for part in drawn]
 

@@ -20,6 +20,7 @@ from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
 from dartune.data.rows import Rows, Spool, demonstration
 from dartune.errors import InputError, counted
+from dartune.redaction import printable
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class Read:
         message = f"{self.path}: {counted(count, 'problem')} in the data{kept}; {remedy}"
         return InputError(message, self.problems.lines(every=every))
 
-    def warnings(self, *, every: bool = False) -> list[str]:
-        """What was not read or was changed, one line each."""
+    def warnings(self, *, every: bool = False, repeats: bool = True) -> list[str]:
+        """What was not read or was changed, one line each; `repeats` names rows that repeat another."""
         lines = list(self.notes)
-        if count := self.repeats.count(REPEATED):
+        if repeats and (count := self.repeats.count(REPEATED)):
             shown = self.repeats.places(REPEATED, every=every)
             lines.append(f"{self.path}: {counted(count, 'row repeats', 'rows repeat')} an earlier one (kept): {shown}")
         if count := self.repeats.count(RENAMED):
@@ -101,7 +102,7 @@ def load_demonstrations(
     """
     read = read_demonstrations(path, split=split, columns=columns, limit=limit, thinking=thinking, task=task)
     for line in read.warnings():
-        logger.warning("%s", line)
+        logger.warning("%s", printable(line))
     if error := read.error():
         raise error
     return read.rows

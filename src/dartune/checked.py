@@ -1,0 +1,67 @@
+"""What `dartune check` says: all that is worth knowing about data, models and settings, also where no run can start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dartune.arms import adaptations
+from dartune.config import Config
+from dartune.data.quality import QualityReport, check_report
+from dartune.data.records import Demonstration
+from dartune.data.render import Renderer
+from dartune.errors import InputError
+from dartune.lab import source as lab
+from dartune.models.memory import memory_lines
+from dartune.models.shared_prefix import device_of
+from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.solved import contradicting
+from dartune.roster import Examined, examined, sampling_lines
+
+
+def check(config: Config, *, every: bool = False) -> str:
+    """Read data and models and say what was found; nothing is written.
+
+    Args:
+        every: findings name all their rows, not only the first ones.
+
+    Raises:
+        InputError: everything that keeps `config` from running, at once; what else was found is in its notes.
+    """
+    found = examined(config, every=every)
+    lines = list(found.data.notes) if found.data else []
+    lines += [f"warning: {line}" for line in found.sources.warnings(every=every, repeats=False)]
+    lines += _data_lines(found, every)
+    models = found.models
+    if models is not None:
+        memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
+        lines += [*sampling_lines(models), "Memory of training, estimated:", *memory]
+    if not every and any(" more" in line for line in (*lines, *found.problems)):
+        lines.append("`dartune check --all` names every row.")
+    if found.problems:
+        error = InputError("this run cannot start", found.problems)
+        error.add_note("\n".join(lines))
+        raise error
+    return "\n".join(lines)
+
+
+def _data_lines(found: Examined, every: bool) -> list[str]:
+    """The report on the rows of the data, and the warnings about each suite."""
+    config, sources = found.config, found.sources
+    if not len(sources.rows):
+        return []
+    longest = config.mapper.max_new_tokens if adaptations(config.arms) else None
+    with AnswerChecker() as checker:
+        lines = _report(sources.rows, checker, found.models and found.models.renderer, longest).lines(every=every)
+        for name, rows in () if lab.is_lab(config.data.path) else sources.suites.items():
+            lines += [f"warning: suite {name}: {line}" for line in _report(rows, checker).warnings(every=every)]
+    return lines
+
+
+def _report(
+    rows: Sequence[Demonstration], checker: AnswerChecker, renderer: Renderer | None = None, longest: int | None = None
+) -> QualityReport:
+    """The report on rows; without a renderer they are rows of a suite, whose solutions are not trained on."""
+    wrong = contradicting(rows, checker)
+    return check_report(
+        rows, renderer, lambda row: row.answer is not None, wrong, longest=longest, trained=renderer is not None
+    )
