@@ -172,8 +172,8 @@ def test_every_shard_is_read_or_named(tmp_path):
     read = read_demonstrations(folder)
     assert [found.question for found in read.rows] == ["q1"]
     assert len(read.notes) == 2
-    assert "the file Test.jsonl is not read: its name says 'test'" in read.notes[0]
-    assert "the file part2.jsonl is not read: its name says no split" in read.notes[1]
+    assert "the file Test.jsonl is not read: data.split is 'train', and its name says 'test'" in read.notes[0]
+    assert "the file part2.jsonl is not read: names of other files say 'train'" in read.notes[1]
     assert [found.question for found in load_demonstrations(folder, split="test")] == ["q3"]
 
 

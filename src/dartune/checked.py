@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dartune.arms import adaptations
@@ -29,13 +30,14 @@ def check(config: Config, *, every: bool = False) -> str:
     """
     found = examined(config, every=every)
     lines = list(found.data.notes) if found.data else []
+    lines += [line for read in found.sources.reads for line in read.facts]
     lines += [f"warning: {line}" for line in found.sources.warnings(every=every, repeats=False)]
     lines += _data_lines(found, every)
     models = found.models
     if models is not None:
         memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
         lines += [*sampling_lines(models), "Memory of training, estimated:", *memory]
-    if not every and any(" more" in line for line in (*lines, *found.problems)):
+    if not every and any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
         lines.append("`dartune check --all` names every row.")
     if found.problems:
         error = InputError("this run cannot start", found.problems)

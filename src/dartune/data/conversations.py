@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dartune.data.findings import Unused
+from dartune.data.findings import Names
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -58,7 +58,7 @@ def messages_of(value: Any) -> list[Mapping[str, Any]] | None:
 
 
 def turns(
-    messages: list[Mapping[str, Any]], column: str, meta: dict[str, Any], thinking: bool, unused: Unused
+    messages: list[Mapping[str, Any]], column: str, meta: dict[str, Any], thinking: bool, unused: Names
 ) -> tuple[dict[str, Any], list[str]]:
     """The user's and the assistant's text of a conversation of one turn, by what to call them, and what is wrong.
 
@@ -174,7 +174,7 @@ def _said(message: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
     return "\n".join(texts), {key: text for key, text in thought.items() if isinstance(text, str) and text.strip()}
 
 
-def _note_unused(message: Mapping[str, Any], unused: Unused) -> None:
+def _note_unused(message: Mapping[str, Any], unused: Names) -> None:
     read = {_key(message, SPEAKER), _key(message, TEXT), *(REASONING if _role(message) == "assistant" else ())}
     for name, value in message.items():
         if name not in read and filled(value) and not (name == "weight" and value in (0, 1)):

@@ -150,8 +150,8 @@ class RowProblems:
         return [*shown, *([counted(more, "more problem")] if more else [])]
 
 
-class Unused:
-    """Columns, message keys and the like that hold something and are not read, with how many rows or messages do."""
+class Names:
+    """Columns and keys of messages, with how many rows or messages have something in them."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
@@ -161,11 +161,11 @@ class Unused:
         counts = self._counts.setdefault(what, Counter())
         counts[name if name in counts or len(counts) < MOST_NAMES else "(others)"] += 1
 
-    def line(self) -> str | None:
-        """All of them in one line; None where everything is used."""
+    def line(self, what_of_them: str) -> str | None:
+        """All of them in one line, behind what is said of them; None where there are none."""
         parts = []
         for what, counts in self._counts.items():
             unit = "message" if what.startswith("message") else "row"
             names = ", ".join(f"{name!r} ({counted(count, unit)})" for name, count in counts.items())
             parts.append(f"{what if len(counts) == 1 else what + 's'} {names}")
-        return f"not used: {'; '.join(parts)}" if parts else None
+        return f"{what_of_them}: {'; '.join(parts)}" if parts else None

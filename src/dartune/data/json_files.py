@@ -20,7 +20,7 @@ SLACK = 16
 SPACE = re.compile(r"[ \t\r\n]*")
 SPEAKERS = ("role", "from")
 """Keys that only the messages of a conversation have."""
-OWN_FIELDS = ("question", "solution", "prompt", "completion", "problem", "instruction", "answer", "messages", "output")
+OWN_FIELDS = "question solution prompt completion problem instruction answer messages conversations output".split()
 """Keys of an object that is a row itself, not a frame around the list of rows."""
 
 
@@ -54,7 +54,7 @@ def _form(path: Path) -> str:
         return "lines" if isinstance(whole, list) and rest.strip() else "list"
     if whole is not None:
         frame = isinstance(whole, dict) and not rest.strip() and any(map(_is_rows, whole.values()))
-        return "object" if frame and not any(name in whole for name in OWN_FIELDS) else "lines"
+        return "object" if frame and not any(map(_of_row, whole, whole.values())) else "lines"
     cut = line.rstrip()[-1:] in (b"[", b"{", b",", b":") if newline else len(text) >= HEAD - 3
     return "object" if cut else "lines"
 
@@ -77,6 +77,11 @@ def _parsed(line: bytes) -> Any:
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and _may_be_row(value[0])
+
+
+def _of_row(key: str, value: Any = None) -> bool:
+    """Whether an object with this key is a row itself."""
+    return key.lower() in OWN_FIELDS or (isinstance(value, list) and _is_conversation(value))
 
 
 def _may_be_row(value: Any) -> bool:
@@ -269,7 +274,7 @@ def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator
         if not isinstance(key, str):
             raise Broken(stream.line, ": a key must be text")
         _expect(stream, ":")
-        is_row = frame is not None or key in OWN_FIELDS or any(own in OWN_FIELDS for own, _ in pairs)
+        is_row = frame is not None or _of_row(key) or any(_of_row(*pair) for pair in pairs)
         if is_row or not stream.take("["):
             pairs.append((key, stream.value()))
         elif stream.take("]"):

@@ -36,6 +36,7 @@ class Read:
     Args:
         notes: what was not read, one line each.
         repeats: rows that repeat an earlier one, and rows whose id another one has.
+        facts: how rows were read, where that is no matter of course.
     """
 
     path: str | Path
@@ -43,6 +44,7 @@ class Read:
     problems: RowProblems
     notes: list[str] = field(default_factory=list)
     repeats: Tally = field(default_factory=Tally)
+    facts: list[str] = field(default_factory=list)
 
     def error(self, *, every: bool = False) -> InputError | None:
         """What is wrong with rows, all at once; None where nothing is.
@@ -144,8 +146,9 @@ def read_demonstrations(
         fields = _fields(fields, column_names(samples[0]))
         shape = replace(shape, layout=layout, fields=fields, mapped=bool(columns))
     read = _collect(rows, shape, limit, path)
-    unused = shape.unused.line()
+    unused, joined = shape.unused.line("not used"), shape.joined.line("joined with question and solution")
     read.notes += [*notes, *([f"{path}: {unused}"] if unused else [])]
+    read.facts += [f"{path}: {joined}"] if joined else []
     return read
 
 

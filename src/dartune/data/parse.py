@@ -11,7 +11,7 @@ from typing import Any
 from dartune.data.columns import Field, Trouble, at, column_names
 from dartune.data.conversations import EXPECTED, filled, messages_of, turns
 from dartune.data.extras import Extras
-from dartune.data.findings import Unused
+from dartune.data.findings import Names
 from dartune.data.records import Demonstration
 
 
@@ -27,6 +27,7 @@ class Shape:
         thinking: reasoning that stands by itself is joined as a `<think>` block.
         task: the family of the answers.
         unused: counts what is not read.
+        joined: counts the columns that are joined with question and solution.
     """
 
     layout: str
@@ -35,7 +36,8 @@ class Shape:
     mapped: bool = False
     thinking: bool = False
     task: str = "math"
-    unused: Unused = field(default_factory=Unused)
+    unused: Names = field(default_factory=Names)
+    joined: Names = field(default_factory=Names)
 
     def used(self, row: Mapping[str, Any]) -> set[str]:
         """The row's columns that are fields of ours."""
@@ -62,8 +64,8 @@ def parse_row(row: Mapping[str, Any], shape: Shape) -> tuple[Demonstration | Non
     answer = _short_text("answer", row, shape, complaints, None if shape.mapped else extras)
     name = _short_text("id", row, shape, complaints)
     for column in extras.there:
-        if shape.mapped or column not in extras.read:
-            shape.unused.add("column", column)
+        joined = not shape.mapped and column in extras.read
+        (shape.joined if joined else shape.unused).add("column", column)
     for column in _beside(row, used):
         shape.unused.add("column", column)
     if complaints:

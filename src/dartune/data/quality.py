@@ -75,7 +75,8 @@ class QualityReport:
             if count := self.found.count(kind):
                 names = ", ".join(map(_character_name, self.characters))
                 told = {"limit": self.longest, "most": self.solution_tokens and self.solution_tokens[100]}
-                rest = rest.format(names=names, **told, several=counted(self.several, "question"))
+                pronouns = {"it": "it", "it_is": "it is"} if count == 1 else {"it": "them", "it_is": "they are"}
+                rest = rest.format(names=names, several=counted(self.several, "question"), **told, **pronouns)
                 found.append(f"{counted(count, one, many)}{rest}: {self.found.places(kind, every=every)}")
         return found
 
@@ -89,17 +90,17 @@ WARNINGS = {
     "contradicted": (
         "solution ends in another answer than its row has, or fails its tests",
         "solutions end in another answer than their row has, or fail its tests",
-        "; correct or remove them",
+        "; correct or remove {it}",
     ),
     "several": (
         "row asks a question that has several answers",
         "rows ask a question that has several answers",
-        " ({several}); correct or remove the wrong ones",
+        " ({several}); correct or remove what is wrong",
     ),
     "repeated rows": (
         "row repeats an earlier row word for word",
         "rows repeat an earlier row word for word",
-        "; they weigh double",
+        "; {it_is} trained on twice",
     ),
     "repeated questions": (
         "row asks an earlier row's question with another solution",
@@ -114,7 +115,7 @@ WARNINGS = {
     "long": (
         "solution is longer than mapper.max_new_tokens",
         "solutions are longer than mapper.max_new_tokens",
-        " ({limit}), so that a rewrite of its length is cut; set it to {most} or more, or leave them out",
+        " ({limit}), so that a rewrite of that length is cut; set it to {most} or more, or leave {it} out",
     ),
     "unclosed": (
         "solution opens a <think> block and never closes it",
@@ -124,7 +125,7 @@ WARNINGS = {
     "thinking": (
         "solution carries a <think> block",
         "solutions carry a <think> block",
-        ", but the chat template closes one before the response; set target.thinking: true or remove the blocks",
+        ", but the chat template closes one before the response; set target.thinking: true or remove the block",
     ),
     "thoughtless": (
         "solution carries no <think> block",
@@ -135,7 +136,7 @@ WARNINGS = {
     "invisible": (
         "row has invisible characters",
         "rows have invisible characters",
-        " ({names}), which are read and trained on as they are; remove them",
+        " ({names}), which the model reads as they are; remove the characters",
     ),
 }
 """Kind -> what one row does, what several do, and what to do."""

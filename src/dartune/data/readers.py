@@ -74,9 +74,13 @@ def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
     for file in files if chosen else ():
         if file not in chosen:
             name = file.relative_to(folder).as_posix()
-            why = f"its name says {said[file]!r}" if said[file] else "its name says no split, and others say theirs"
-            remedy = "" if said[file] else f"; to read it, put {split!r} into its name, or rename the others"
-            notes.append(f"{folder}: the file {name} is not read: {why}, and data.split is {split!r}{remedy}")
+            if said[file]:
+                why = f"data.split is {split!r}, and its name says {said[file]!r}"
+            else:
+                why = (
+                    f"names of other files say {split!r}, its name says no split; rename it, or the others, to read it"
+                )
+            notes.append(f"{folder}: the file {name} is not read: {why}")
     return chosen or files
 
 
