@@ -53,10 +53,10 @@ FORMS = {
 @pytest.mark.parametrize("column", ["messages", "conversations"])
 @pytest.mark.parametrize("name", ["d.jsonl", "d.parquet"])
 def test_a_conversation_of_any_form_is_read(messages, column, name, tmp_path):
-    if column == "conversations" and name == "d.parquet" and isinstance(messages, list):
-        messages = [{"name": None, **turn} for turn in messages]
     if name == "d.parquet" and messages is FORMS["one part"]:
         messages = [{**turn, "content": {"type": "text", "text": turn["content"]}} for turn in (USER, ASSISTANT)]
+    if column == "conversations" and name == "d.parquet" and isinstance(messages, list):
+        messages = [{"name": None, **turn} for turn in messages]
     read = read_demonstrations(written(tmp_path, [{column: messages}], name))
     assert (read.rows[0].question, read.rows[0].solution) == ("q", "s") and read.warnings() == []
 
