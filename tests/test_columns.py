@@ -117,7 +117,7 @@ def test_every_column_that_is_not_used_is_named_with_its_count(tmp_path, caplog)
     assert read_demonstrations(path).notes == [f"{path}: not used: columns 'source' (4 rows), 'level' (2 rows)"]
     load_demonstrations(path)
     assert "not used: columns 'source' (4 rows), 'level' (2 rows)" in caplog.text
-    mapped = read_demonstrations(path, columns={"question": "source"})
+    mapped = read_demonstrations(path, columns={"question": "source", "solution": "solution"})
     assert "not used: columns 'question' (4 rows), 'level' (2 rows)" in mapped.notes[0]
 
 
@@ -168,7 +168,7 @@ SVAMP = {
 
 def test_a_proposed_map_leaves_no_text_column_out_in_silence(tmp_path):
     message = refused(tmp_path, [SVAMP]).message
-    assert 'data.columns: {question: "{Body} {Question}", solution: Equation, answer: Answer}' in message
+    assert 'data.columns: {question: "{Body}\\n\\n{Question}", solution: Equation, answer: Answer}' in message
     assert "Not in this example: 'ID', 'Type'" in message
     rows = [{"frage": f"Wie viel ist das hier {n}?", "weg": f"Das sind genau {n} davon."} for n in range(5)]
     message = refused(tmp_path, rows).message
@@ -180,3 +180,56 @@ def test_options_without_a_solution_are_no_solution(tmp_path):
     message = refused(tmp_path, rows).message
     assert "{question: question, solution: <their column>, answer: answer}" in message
     assert "No column looks like a worked solution" in message and "'subject'" in message
+
+
+def test_every_text_that_reads_like_prose_is_in_the_proposed_map(tmp_path):
+    row = {"Problem": "What is it {}?", "Setting": "There are {} cards here.", "Rationale": "It is {} as I count them."}
+    row |= {"Response": "So {} it is.", "level": "easy"}
+    rows = [{name: text.format(n) for name, text in row.items()} for n in range(4)]
+    message = refused(tmp_path, rows).message
+    assert 'question: "{Problem}\\n\\n{Setting}", solution: "{Rationale}\\n\\n{Response}"' in message
+    assert "Not in this example: 'level'" in message
+    columns = {"question": "{Problem}\n\n{Setting}", "solution": "{Rationale} {Response}"}
+    assert one(tmp_path, rows[0], columns=columns).question == "What is it 0?\n\nThere are 0 cards here."
+    message = refused(tmp_path, [{"Instruction": "Add them.", "Input": "2, 3", "Response": "5"}]).message
+    assert 'question: "{Instruction}\\n\\n{Input}", solution: Response' in message
+
+
+def test_a_column_map_joins_what_it_does_not_name_and_a_template_says_all(tmp_path):
+    row = {"q": "How many?", "s": "It is 4.", "context": "Lena has 4.", "choices": ["3", "4"], "reasoning": "As I see."}
+    found = one(tmp_path, row, columns={"question": "q", "solution": "s"}, thinking=True)
+    assert found.question == "Lena has 4.\n\nHow many?\nA) 3\nB) 4"
+    assert found.solution == "<think>\nAs I see.\n</think>\n\nIt is 4."
+    read = read_demonstrations(jsonl(tmp_path, [row]), columns={"question": "{q}", "solution": "{s}"})
+    assert (read.rows[0].question, read.rows[0].solution) == ("How many?", "It is 4.")
+    assert "not used: columns 'context' (1 row), 'choices' (1 row), 'reasoning' (1 row)" in read.notes[0]
+    assert "gives 'q' to several fields" in str(refused(tmp_path, [row], columns={"question": "q", "solution": "q"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "label", "text"),
+    [
+        (["1", "3", "4"], 1, "B", "3"),
+        ([1, 3, 4], 1, "A", "1"),
+        (["1", "3", "4"], "1", "A", "1"),
+        (["x", "y"], "1", "B", "y"),
+        (["10", "20"], 20, "B", "20"),
+        (["x", "y"], 1.0, "B", "y"),
+        (["x", "y"], "x", "A", "x"),
+        (["x", "y"], "(B) y", "(B) y", "(B) y"),
+    ],
+)
+def test_an_answer_among_options(options, answer, label, text, tmp_path):
+    row = {**QS, "options": options, "answer": answer}
+    assert one(tmp_path, row, task="choice").answer == label
+    assert one(tmp_path, row).answer == text
+
+
+def test_an_answer_that_is_no_option_is_told(tmp_path):
+    error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": 2}])
+    assert error.problems[0].endswith("answer: 2 is none of the 2 options, which are counted from 0 on")
+
+
+def test_columns_that_are_no_texts_are_told_or_named(tmp_path):
+    assert "system: must be text, not list" in refused(tmp_path, [{**QS, "system": ["a"]}]).problems[0]
+    assert "'reasoning' (1 row)" in read_demonstrations(jsonl(tmp_path, [{**QS, "reasoning": True}])).notes[0]

@@ -44,6 +44,7 @@ FORMS = {
     "from and value": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "s"}],
     "capitals": [{"role": "User", "content": "q"}, {"role": "Assistant", "content": "s"}],
     "JSON text": json.dumps([USER, ASSISTANT]),
+    "Python text": str([USER, ASSISTANT]),
     "lists by key": {"role": ["user", "assistant"], "content": ["q", "s"]},
     "one part": [USER, {"role": "model", "content": {"type": "text", "text": "s"}}],
 }

@@ -53,17 +53,21 @@ def _data_lines(found: Examined, every: bool) -> list[str]:
         return []
     longest = config.mapper.max_new_tokens if adaptations(config.arms) else None
     with AnswerChecker() as checker:
-        lines = _report(sources.rows, checker, found.models and found.models.renderer, longest).lines(every=every)
+        renderer = found.models.renderer if found.models else None
+        lines = _report(sources.rows, checker, renderer, longest, trained=True).lines(every=every)
         for name, rows in () if lab.is_lab(config.data.path) else sources.suites.items():
             lines += [f"warning: suite {name}: {line}" for line in _report(rows, checker).warnings(every=every)]
     return lines
 
 
 def _report(
-    rows: Sequence[Demonstration], checker: AnswerChecker, renderer: Renderer | None = None, longest: int | None = None
+    rows: Sequence[Demonstration],
+    checker: AnswerChecker,
+    renderer: Renderer | None = None,
+    longest: int | None = None,
+    *,
+    trained: bool = False,
 ) -> QualityReport:
-    """The report on rows; without a renderer they are rows of a suite, whose solutions are not trained on."""
+    """The report on rows that are trained on, or on those of a suite."""
     wrong = contradicting(rows, checker)
-    return check_report(
-        rows, renderer, lambda row: row.answer is not None, wrong, longest=longest, trained=renderer is not None
-    )
+    return check_report(rows, renderer, lambda row: row.answer is not None, wrong, longest=longest, trained=trained)

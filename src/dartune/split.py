@@ -84,9 +84,10 @@ def _too_few(asks: np.ndarray, in_suites: set[int]) -> str:
     shared = sum(int(one) in in_suites for one in asks)
     if rows and shared == rows:
         every = f"every one of the {rows} rows asks a question of a suite"
+        asking = every if rows > 1 else "the only row asks a question of a suite"
         return (
-            f"{every if rows > 1 else 'the only row asks a question of a suite'} (evaluate.suites), so that none is left "
-            "to train on and to choose a learning rate: take the suites' questions from other data, or leave the suites out"
+            f"{asking} (evaluate.suites), so that none is left to train on and to choose a learning rate: take the "
+            "suites' questions from other data, or leave the suites out"
         )
     asked = "" if distinct == rows else f" with {counted(distinct, 'distinct question')}"
     tested = f", {shared} of which {'asks' if shared == 1 else 'ask'} a question of a suite," if shared else ""

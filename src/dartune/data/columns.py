@@ -30,6 +30,8 @@ USUAL_NAMES = {
 }
 CONTEXT = "context body passage paragraph article story background document documents".split()
 """Columns that stand above the question."""
+REASONS = "reasoning rationale explanation cot chain_of_thought thought working".split()
+"""Columns that stand before what they lead to."""
 PROSE_WORDS = 4
 """Words from which on a text is taken for more than a category."""
 DEEPEST = 4
@@ -170,7 +172,8 @@ def _map_problems(names: Collection[str], columns: Mapping[str, str]) -> list[st
             problems.append(f"data.columns.{ours} is no template: {error}; write a brace of the text twice: {{{{")
             continue
         problems += [f"data.columns.{ours} names the column {name!r}, which does not exist" for name in missing]
-    return problems
+    twice = [theirs for theirs in set(columns.values()) if list(columns.values()).count(theirs) > 1]
+    return problems + [f"data.columns gives {theirs!r} to several fields" for theirs in twice]
 
 
 def _advice(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -211,10 +214,26 @@ def proposed(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[d
         if proposal[ours] == UNKNOWN and prose:
             proposal[ours] = prose[0]
             given.add(prose[0])
-    above = [name for name in names if name.rpartition(".")[2].lower() in CONTEXT and name not in given]
-    if above and proposal["question"] != UNKNOWN:
-        proposal["question"] = '"' + " ".join(f"{{{name}}}" for name in (*above, proposal["question"])) + '"'
-    return proposal, _texts_besides({*given, *above}, samples)
+    for ours in ("question", "solution"):
+        joined = _with_the_others(ours, proposal[ours], [name for name in names if name not in given], samples)
+        given.update(joined)
+        if len(joined) > 1:
+            proposal[ours] = '"' + "\\n\\n".join(f"{{{name}}}" for name in joined) + '"'
+    return proposal, _texts_besides(given, samples)
+
+
+def _with_the_others(ours: str, chosen: str, free: Sequence[str], samples: Mapping[str, Sequence[str]]) -> list[str]:
+    """The column of a field and the free ones that belong to it: context above, prose below."""
+    if chosen == UNKNOWN:
+        return []
+    last = {name: name.rpartition(".")[2].lower() for name in free}
+    explains = [name for name in free if last[name] in USUAL_NAMES["solution"] and _is_prose(samples[name])]
+    if ours == "solution":
+        return sorted([chosen, *explains], key=lambda name: name.rpartition(".")[2].lower() not in REASONS)
+    above = [name for name in free if last[name] in CONTEXT]
+    prose = [name for name in free if name not in (*above, *explains) and _is_prose(samples[name])]
+    below = [name for name in free if last[name] == "input" and samples[name] and name not in prose]
+    return [*above, chosen, *prose, *below]
 
 
 def _bare_answer(name: str, lower: Mapping[str, str]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dartune.data.findings import Names
@@ -36,18 +38,24 @@ def filled(value: Any) -> bool:
     return value is not None
 
 
+def decoded(value: Any) -> Any:
+    """A list or object that a text holds, as JSON or as Python writes it; every other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(value.strip())
+    return value
+
+
 def with_thought(thought: str, text: str) -> str:
     """The text behind its reasoning in a `<think>` block."""
     return f"<think>\n{thought.strip()}\n</think>\n\n{text}"
 
 
 def messages_of(value: Any) -> list[Mapping[str, Any]] | None:
-    """The messages of a list, of its JSON text, or of one list a key (as `datasets` stores them); None: it is none."""
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
+    """The messages of a list, of its text, or of one list a key (as `datasets` stores them); None: it is none."""
+    value = decoded(value)
     if isinstance(value, Mapping) and value and all(isinstance(one, list) for one in value.values()):
         lengths = {len(one) for one in value.values()}
         if len(lengths) == 1:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from typing import Any
 
 from dartune.data.columns import CONTEXT
-from dartune.data.conversations import CALLS, MEDIA, ONE_EACH, REASONING, filled, thoughtful
+from dartune.data.conversations import CALLS, MEDIA, ONE_EACH, REASONING, decoded, filled, thoughtful
 
 OPTIONS = ("options", "choices")
 SYSTEM = ("system", "system_prompt", "system_message")
@@ -26,14 +24,16 @@ class Extras:
     Args:
         row: the row.
         used: columns that are a field of ours already.
+        joins: whether question and solution are joined with anything; a template says all that they are.
     """
 
-    def __init__(self, row: Mapping[str, Any], used: Collection[str]) -> None:
-        self.row = row
+    def __init__(self, row: Mapping[str, Any], used: Collection[str], joins: tuple[bool, bool] = (True, True)) -> None:
         self.there = {name: value for name, value in row.items() if name not in used and filled(value)}
         self.read: set[str] = set()
         """Columns that were joined."""
-        self.options = self._options()
+        self._to_question, self._to_solution = joins
+        self._numbers = False
+        self.options = self._options() if self._to_question else {}
 
     def refused(self) -> list[str]:
         """What cannot be told by texts, and what to do."""
@@ -50,7 +50,7 @@ class Extras:
     def question(self, question: str) -> tuple[str, list[str]]:
         """The question below its context and above its options, and what is wrong with them."""
         complaints, above = [], []
-        for name in self._named(CONTEXT):
+        for name in self._named(CONTEXT) if self._to_question else ():
             value = self.there[name]
             texts = value if isinstance(value, list) else [value]
             if not all(isinstance(text, str) for text in texts):
@@ -65,28 +65,42 @@ class Extras:
             question += "\n" + "\n".join(self.options.values())
         return question, complaints
 
-    def system(self) -> str | None:
-        """The system text that a column holds."""
-        texts = [self.there[name] for name in self._named(SYSTEM) if isinstance(self.there[name], str)]
-        return "\n\n".join(texts) if texts else None
+    def system(self) -> Any:
+        """The system text that a column holds; None where none does."""
+        texts = [self.there[name] for name in self._named(SYSTEM)]
+        wrong = [text for text in texts if not isinstance(text, str)]
+        return wrong[0] if wrong else "\n\n".join(texts) or None
 
     def solution(self, solution: str, thinking: bool) -> tuple[str, list[str]]:
         """The solution behind the reasoning that another column holds."""
-        thought = {name: self.there[name] for name in self._named(REASONING) if isinstance(self.there[name], str)}
+        there = self.there if self._to_solution else {}
+        thought = {name: value for name, value in there.items() if name.lower() in REASONING and isinstance(value, str)}
+        self.read.update(thought)
         return thoughtful(solution, thought, thinking, "solution") if thought else (solution, [])
 
     def answer(self, answer: Any, task: str) -> Any:
-        """The answer as the task wants it: an option's number (from 0 on) or text becomes its label or text."""
+        """The answer as the task wants it: an option's number (from 0 on) or text becomes its label or text.
+
+        Raises:
+            ValueError: it is none of the options.
+        """
         if not isinstance(self.options, dict) or not any(self.options) or isinstance(answer, bool | float):
             return answer
         labels, texts = list(self.options), [self._bare(line) for line in self.options.values()]
-        if isinstance(answer, int):
-            if not 0 <= answer < len(labels):
-                return answer
-            return labels[answer] if task == "choice" else texts[answer]
-        if task == "choice" and isinstance(answer, str) and texts.count(answer.strip()) == 1:
-            return answer if answer.strip().upper() in labels else labels[texts.index(answer.strip())]
-        return answer
+        text = str(answer).strip()
+        if not isinstance(answer, int) and (text.upper() in labels or not text.isdigit()):
+            known = task == "choice" and texts.count(text) == 1 and text.upper() not in labels
+            return labels[texts.index(text)] if known else answer
+        # A number is a text where the options are numbers, too, else the place of an option.
+        if texts.count(text) == 1 and (self._numbers or not isinstance(answer, int)):
+            at = texts.index(text)
+        elif int(text) in range(len(labels)):
+            at = int(text)
+        elif texts.count(text) == 1:
+            at = texts.index(text)
+        else:
+            raise ValueError(f"{text} is none of the {len(labels)} options, which are counted from 0 on")
+        return labels[at] if task == "choice" else texts[at]
 
     def _named(self, names: Collection[str]) -> list[str]:
         found = [name for name in self.there if name.lower() in names]
@@ -96,13 +110,11 @@ class Extras:
     def _options(self) -> dict[str, str] | str:
         """Label -> the line that shows the option, or what is wrong with the options; empty where there are none."""
         for name in self._named(OPTIONS):
-            value = self.there[name]
-            if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-                with suppress(ValueError, RecursionError):
-                    value = json.loads(value)
+            value = decoded(self.there[name])
             if isinstance(value, str):
                 return {"": value}
             pairs = _pairs(value)
+            self._numbers = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
             if pairs is None:
                 return f"{name}: must be a list of texts, or labels and texts, to stand below the question"
             return {label: _line(label, text) for label, text in pairs}

@@ -144,7 +144,7 @@ def read_demonstrations(
     elif samples:
         layout, fields = choose_layout(samples, columns, path)
         fields = _fields(fields, column_names(samples[0]))
-        shape = replace(shape, layout=layout, fields=fields, mapped=bool(columns))
+        shape = replace(shape, layout=layout, fields=fields)
     read = _collect(rows, shape, limit, path)
     unused, joined = shape.unused.line("not used"), shape.joined.line("joined with question and solution")
     read.notes += [*notes, *([f"{path}: {unused}"] if unused else [])]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from dartune.data.columns import Field, Trouble, at, column_names
+from dartune.data.columns import LAYOUTS, Field, Trouble, at, column_names
 from dartune.data.conversations import EXPECTED, filled, messages_of, turns
 from dartune.data.extras import Extras
 from dartune.data.findings import Names
@@ -23,7 +23,6 @@ class Shape:
         layout: one of `columns.LAYOUTS`.
         fields: our field -> where it is.
         also: columns that are read besides.
-        mapped: the user's column map says all that is read; nothing is joined.
         thinking: reasoning that stands by itself is joined as a `<think>` block.
         task: the family of the answers.
         unused: counts what is not read.
@@ -33,11 +32,18 @@ class Shape:
     layout: str
     fields: Mapping[str, Field]
     also: tuple[str, ...] = ()
-    mapped: bool = False
     thinking: bool = False
     task: str = "math"
     unused: Names = field(default_factory=Names)
     joined: Names = field(default_factory=Names)
+
+    @property
+    def joins(self) -> tuple[bool, bool]:
+        """Whether question and solution are joined with other columns: not where a template says what they are."""
+        asked, *solved = LAYOUTS.get(self.layout, ("question", "solution"))
+        fields = asked, *(solved or [asked])
+        question, solution = (name not in self.fields or not self.fields[name].is_template for name in fields)
+        return question, solution
 
     def used(self, row: Mapping[str, Any]) -> set[str]:
         """The row's columns that are fields of ours."""
@@ -48,24 +54,23 @@ class Shape:
 def parse_row(row: Mapping[str, Any], shape: Shape) -> tuple[Demonstration | None, list[str]]:
     """One row to a demonstration (id "" where the data has none), or None and what is wrong with it."""
     used = shape.used(row)
-    extras = Extras(row, used)
+    extras = Extras(row, used, shape.joins)
     meta: dict[str, Any] = {}
     texts, complaints = _texts(row, shape, meta)
     complaints += extras.refused()
-    if not shape.mapped:
-        if system := extras.system():
-            meta["system"] = f"{system}\n\n{meta['system']}" if meta.get("system") not in (None, system) else system
-        texts = _joined(texts, extras, shape, complaints)
+    if system := extras.system():
+        both = isinstance(system, str) and meta.get("system") not in (None, system)
+        meta["system"] = f"{system}\n\n{meta['system']}" if both else system
+    texts = _joined(texts, extras, shape, complaints)
     already = {complaint.partition(":")[0] for complaint in complaints}
     for column, value in [*texts.items(), *meta.items()]:
         rule = _text_rule(value)
         if rule and column not in already:
             complaints.append(f"{column}: {rule}")
-    answer = _short_text("answer", row, shape, complaints, None if shape.mapped else extras)
+    answer = _short_text("answer", row, shape, complaints, extras)
     name = _short_text("id", row, shape, complaints)
     for column in extras.there:
-        joined = not shape.mapped and column in extras.read
-        (shape.joined if joined else shape.unused).add("column", column)
+        (shape.joined if column in extras.read else shape.unused).add("column", column)
     for column in _beside(row, used):
         shape.unused.add("column", column)
     if complaints:
@@ -87,11 +92,7 @@ def _beside(row: Mapping[str, Any], used: set[str]) -> list[str]:
 
 def _texts(row: Mapping[str, Any], shape: Shape, meta: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Question and solution by what to call them, and what keeps the row from having them."""
-    names = {
-        "question/solution": ("question", "solution"),
-        "prompt/completion": ("prompt", "completion"),
-        "messages": ("messages",),
-    }.get(shape.layout, ())
+    names = LAYOUTS.get(shape.layout, ())
     values = {shape.fields[name].text: shape.fields[name].get(row) for name in names}
     complaints = [f"{value.column}: {value.rule}" for value in values.values() if isinstance(value, Trouble)]
     if complaints:
@@ -160,7 +161,11 @@ def _short_text(
         # Tables store whole numbers as floats as soon as one value is missing.
         value = int(value) if math.isfinite(value) and value == int(value) else value
     if extras is not None:
-        value = extras.answer(value, shape.task)
+        try:
+            value = extras.answer(value, shape.task)
+        except ValueError as error:
+            complaints.append(f"{shape.fields[name].text}: {error}")
+            return None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, list | tuple | Mapping) and not filled(value):
