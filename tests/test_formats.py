@@ -77,9 +77,7 @@ def test_a_long_list_is_not_held_in_memory(tmp_path):
 
 
 def test_keys_beside_the_list_of_rows_are_named(tmp_path):
-    (tmp_path / "d.json").write_text(
-        json.dumps({"licence": "mit", "data": ROWS, "test": [{"question": "x"}], "n": None})
-    )
+    (tmp_path / "d.json").write_text(json.dumps({"licence": "mit", "data": ROWS, "test": [{"name": "x"}], "n": None}))
     read = read_demonstrations(tmp_path / "d.json")
     assert read.rows == [Demonstration(**row) for row in ROWS]
     assert read.notes == ["d.json: the rows are the list 'data'; not read beside it: 'licence', 'test'"]
@@ -133,6 +131,24 @@ def test_one_wrong_encoding_is_one_message(tmp_path):
         load_demonstrations(tmp_path / "d.jsonl")
     (problem,) = caught.value.problems
     assert "invalid UTF-8" in problem and ": 30 rows (d.jsonl line 61, 62" in problem
+
+
+def test_several_lists_of_rows_are_not_mixed_up(tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps({"test": ROWS[:1], "train": ROWS[1:]}))
+    with pytest.raises(InputError, match="holds several lists of rows .'test', 'train'.; put each into a file of its"):
+        load_demonstrations(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(("start", "said"), [(b"PAR1", "a Parquet file"), (b"PK\x03\x04", "an Excel file")])
+def test_a_file_of_another_kind_is_named(start, said, tmp_path):
+    (tmp_path / "d.csv").write_bytes(start + bytes(range(256)))
+    with pytest.raises(InputError, match=said):
+        load_demonstrations(tmp_path / "d.csv")
+
+
+def test_a_compressed_file_without_the_ending_is_read(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(gzip.compress(LINES.encode()))
+    assert len(load_demonstrations(tmp_path / "d.jsonl")) == 3
 
 
 def test_a_damaged_gzip_file_is_told(tmp_path):
@@ -197,7 +213,7 @@ def test_an_id_of_another_row_is_replaced_with_a_warning(tmp_path):
     assert [found.id for found in read.rows] == ["x", "x-2", "x-3"] and not read.problems.count
     (warning,) = read.warnings()
     assert "2 rows have the id of an earlier row" in warning
-    assert "d.jsonl line 2 has the id 'x' of d.jsonl line 1" in warning
+    assert warning.endswith(": d.jsonl line 2 ('x' as in d.jsonl line 1), 3 ('x' as in d.jsonl line 1)")
 
 
 @pytest.mark.parametrize("name", ["my.jsonl", "my.json", "my.csv.gz", "my.parquet", "hub:a/b"])

@@ -73,7 +73,8 @@ def _notes(train: Sequence[Demonstration], dev: Sequence[Demonstration], asked: 
         f"{counted(len(train), 'row')} to adapt and train on, {len(dev)} to choose the learning rate, {asked} to test."
     ]
     if unchecked := sum(row.answer is None for row in train):
-        notes.append(f"{unchecked} of {counted(len(train), 'training row')} have no checkable answer.")
+        has = "has" if unchecked == 1 else "have"
+        notes.append(f"{unchecked} of {counted(len(train), 'training row')} {has} no checkable answer.")
     if all(row.answer is None for row in dev):
         notes.append("No dev row has a checkable answer, so every arm takes the smallest learning rate.")
     return notes

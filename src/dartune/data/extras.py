@@ -30,7 +30,7 @@ class Extras:
     def __init__(self, row: Mapping[str, Any], used: Collection[str], joins: tuple[bool, bool] = (True, True)) -> None:
         self.there = {name: value for name, value in row.items() if name not in used and filled(value)}
         self.read: set[str] = set()
-        """Columns that were joined."""
+        """Columns that were joined, or refused."""
         self._to_question, self._to_solution = joins
         self._numbers = False
         self.options = self._options() if self._to_question else {}
@@ -45,6 +45,9 @@ class Extras:
                 complaints.append(f"{name}: the row has tools, which are not read; leave the row out")
             elif name.lower() in MEDIA:
                 complaints.append(f"{name}: only text is read; leave the row out")
+            else:
+                continue
+            self.read.add(name)
         return complaints
 
     def question(self, question: str) -> tuple[str, list[str]]:

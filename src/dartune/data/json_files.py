@@ -266,7 +266,7 @@ def _values(stream: _Stream, name: str, notes: list[str]) -> Iterator[RawRow]:
 def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator[RawRow]:
     """One object: a row, or a frame whose rows are the first list of objects in it."""
     pairs: list[tuple[str, Any]] = []
-    frame = None
+    frame, columns = None, frozenset()
     while not stream.take("}"):
         if pairs or frame is not None:
             _expect(stream, ",")
@@ -283,14 +283,22 @@ def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator
             stream.peek()
             first = stream.line, stream.value()
             if _may_be_row(first[1]):
-                frame = key
+                frame, columns = key, _keys(first[1])
                 yield from _listed(stream, name, first)
             else:
                 pairs.append((key, _rest_of_list(stream, first[1])))
     if frame is None:
         yield RawRow(f"{name} line {line}", _row(_once_each(pairs), "a JSON object"))
-    elif others := [key for key, value in pairs if value not in (None, "", [], {})]:
+        return
+    if more := [key for key, value in pairs if _is_rows(value) and _keys(value[0]) == columns]:
+        names = ", ".join(map(repr, (frame, *more)))
+        yield RawRow(name, f"holds several lists of rows ({names}); put each into a file of its own")
+    if others := [key for key, value in pairs if value not in (None, "", [], {})]:
         notes.append(f"{name}: the rows are the list {frame!r}; not read beside it: {', '.join(map(repr, others))}")
+
+
+def _keys(row: Any) -> frozenset[str]:
+    return frozenset(row) if isinstance(row, dict) else frozenset()
 
 
 def _rest_of_list(stream: _Stream, first: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 LOOKED_AT = 100
 """So many readable rows are looked at for one that fits a layout."""
+NUMBERED = re.compile(r" (?:line|row) \d+$")
+"""The place of a row, not of a whole file."""
 REPEATED, RENAMED = "repeated", "renamed"
 
 
@@ -56,8 +59,11 @@ class Read:
         if not count:
             return None
         kept = f"; {counted(good, 'other is', 'others are')} good" if good else ""
-        remedy = "correct or remove these rows" if count > 1 else "correct or remove this row"
-        message = f"{self.path}: {counted(count, 'problem')} in the data{kept}; {remedy}"
+        remedy = "; correct or remove these rows" if count > 1 else "; correct or remove this row"
+        of_rows = any(
+            NUMBERED.search(place) for kind in self.problems.rows.kinds for place in self.problems.rows.first(kind)
+        )
+        message = f"{self.path}: {counted(count, 'problem')} in the data{kept}{remedy if of_rows else ''}"
         return InputError(message, self.problems.lines(every=every))
 
     def warnings(self, *, every: bool = False, repeats: bool = True) -> list[str]:
@@ -225,7 +231,7 @@ def _collect(rows: Iterator[RawRow], shape: Shape, limit: int | None, path: str 
                 if earlier == text:
                     repeats.add(REPEATED, f"{row.place} repeats {place}")
                 else:
-                    repeats.add(RENAMED, f"{row.place} has the id {name!r} of {place}")
+                    repeats.add(RENAMED, f"{row.place} ({name!r} as in {place})")
                 name = names.next_free(name)
             names.add(name, row.place, text)
             spool.add(asdict(replace(found, id=name, place=row_place)))

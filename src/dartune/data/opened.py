@@ -17,6 +17,14 @@ OTHER_MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 """Byte order marks of encodings that are not read; the first that fits counts."""
+FOREIGN = {
+    b"PAR1": "a Parquet file; rename it to .parquet",
+    b"PK\x03\x04": "a zip archive or an Excel file; unpack it, or save the table as CSV",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, or compress it by gzip",
+    b"BZh": "compressed by bzip2; unpack it, or compress it by gzip",
+    b"\xfd7zXZ": "compressed by xz; unpack it, or compress it by gzip",
+}
+"""How files begin that are no text -> what they are, and what to do."""
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 """What reading a damaged gzip file raises."""
 
@@ -33,8 +41,14 @@ Reader = Callable[[Path, list[str]], Iterator[RawRow]]
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file's bytes, decompressed where its name ends in `.gz`."""
-    return gzip.open(path) if path.suffix.lower() == GZIP else path.open("rb")
+    """The file's bytes, decompressed where gzip compressed them, whatever the name says."""
+    file = path.open("rb")
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not packed and path.suffix.lower() != GZIP:
+        return file
+    file.close()
+    return gzip.open(path)
 
 
 def kind_of(path: Path) -> str:
@@ -49,8 +63,11 @@ def text_rows(read: Reader) -> Reader:
     def rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
         try:
             with opened(path) as file:
-                other = _other_encoding(file.read(64))
-            if other:
+                start = file.read(64)
+            if foreign := next((what for mark, what in FOREIGN.items() if start.startswith(mark)), None):
+                yield RawRow(path.name, f"is {foreign}")
+                return
+            if other := _other_encoding(start):
                 known = other.removeprefix("probably ")
                 remedy = f"save it as UTF-8, as by `iconv -f {known} -t UTF-8 {path.name}`"
                 yield RawRow(path.name, f"the encoding is {other}, which is not read; {remedy}")

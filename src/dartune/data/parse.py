@@ -70,7 +70,10 @@ def parse_row(row: Mapping[str, Any], shape: Shape) -> tuple[Demonstration | Non
     answer = _short_text("answer", row, shape, complaints, extras)
     name = _short_text("id", row, shape, complaints)
     for column in extras.there:
-        (shape.joined if column in extras.read else shape.unused).add("column", column)
+        if column not in extras.read:
+            shape.unused.add("column", column)
+        elif not complaints:
+            shape.joined.add("column", column)
     for column in _beside(row, used):
         shape.unused.add("column", column)
     if complaints:

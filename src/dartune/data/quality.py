@@ -56,7 +56,8 @@ class QualityReport:
         """The facts, one per line, then one line per warning; `every` row is named, not only the first ones."""
         lines = [counted(self.rows, "demonstration") + ":"]
         if self.checkable is not None:
-            lines.append(f"{self.checkable} of {self.rows} have a checkable answer")
+            has = "has" if self.checkable == 1 else "have"
+            lines.append(f"{self.checkable} of {self.rows} {has} a checkable answer")
         for name, lengths in (("row", self.tokens), ("solution", self.solution_tokens)):
             if lengths:
                 shown = ", ".join(f"{_percentile_name(q)} {value}" for q, value in lengths.items())
