@@ -217,6 +217,8 @@ def test_a_column_map_joins_what_it_does_not_name_and_a_template_says_all(tmp_pa
         (["x", "y"], 1.0, "B", "y"),
         (["x", "y"], "x", "A", "x"),
         (["x", "y"], "(B) y", "(B) y", "(B) y"),
+        (["x", "None"], None, None, None),
+        (["x", "y"], "²", "²", "²"),
     ],
 )
 def test_an_answer_among_options(options, answer, label, text, tmp_path):

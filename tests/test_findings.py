@@ -197,3 +197,27 @@ def test_every_place_is_kept_on_disk():
     assert list(tally.every("odd")) == [f"line {n}" for n in range(1, 2500, 2)]
     (line,) = problems.lines(every=True)
     assert line.endswith("2498, 2499)") and ": 2500 rows (d line 0, 1, 2" in line
+
+
+def test_every_problem_is_shown_on_request(said):
+    rows = [row(n) for n in range(14)] + [{"question": f"q{n}", "solution": f"s{n}", "answer": [n]} for n in range(3)]
+    rows += [{"question": 1, "solution": "s"}] * 4 + [{"question": "q", "solution": 1}] * 4
+    rows += [{"question": "", "solution": "s"}] * 5 + [{"question": "q", "solution": ""}] * 5
+    text = said(rows)
+    assert "... and 2 more" in text and "names every row" in text and "line 35: solution: is empty" not in text
+    assert "d.jsonl line 35: solution: is empty" in said(rows, "--all")
+
+
+def test_a_suite_needs_answers_but_no_solutions(tmp_path, target):
+    data = written(tmp_path / "d.jsonl", [row(n) for n in range(14)])
+    suite = [{"question": f"What is {n} + 2?", "choices": [str(n), str(n + 2), "x"], "answer": 1} for n in range(3)]
+    settings = {"data.path": data, "target.path": target, "evaluate.suites.mmlu": written(tmp_path / "m.jsonl", suite)}
+    sources = inputs.read(load_config(None, settings))
+    assert not sources.problems()
+    first = sources.suites["mmlu"][0]
+    assert (first.question, first.solution, first.answer) == ("What is 0 + 2?\nA) 0\nB) 2\nC) x", "2", "2")
+    settings["data.path"] = settings["evaluate.suites.mmlu"]
+    assert "fits no layout" in inputs.read(load_config(None, settings)).problems()[0]
+    written(tmp_path / "m.jsonl", [*suite, {"question": "q", "answer": None}])
+    settings["data.path"] = data
+    assert "m.jsonl line 4: answer: is empty (null)" in inputs.read(load_config(None, settings)).problems()[1]

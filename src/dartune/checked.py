@@ -10,7 +10,7 @@ from dartune.config import Config
 from dartune.data.quality import QualityReport, check_report
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
-from dartune.errors import InputError
+from dartune.errors import SHOWN_PROBLEMS, InputError
 from dartune.lab import source as lab
 from dartune.models.memory import memory_lines
 from dartune.models.shared_prefix import device_of
@@ -37,7 +37,10 @@ def check(config: Config, *, every: bool = False) -> str:
     if models is not None:
         memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
         lines += [*sampling_lines(models), "Memory of training, estimated:", *memory]
-    if not every and any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
+    hidden = len(found.problems) > SHOWN_PROBLEMS
+    if every and hidden:
+        lines += [f"error: {problem}" for problem in found.problems]
+    elif hidden or any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
         lines.append("`dartune check --all` names every row.")
     if found.problems:
         error = InputError("this run cannot start", found.problems)

@@ -166,9 +166,8 @@ def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[De
     try:
         if path.startswith(GYM):
             return gym.rows(path, part, to_learn=part == 0)
-        found = read_demonstrations(
-            path, split=data.split, columns=data.columns, thinking=config.target.thinking, task=task.name
-        )
+        settings = {"thinking": config.target.thinking, "task": task.name, "tested": part > 0}
+        found = read_demonstrations(path, split=data.split, columns=data.columns, **settings)
     except InputError as error:
         sources.failures.append(Refused(error))
         return []

@@ -341,7 +341,7 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
         InputError: everything that keeps a run from starting, at once.
     """
     found = examined(config)
-    for line in found.sources.warnings():
+    for line in found.sources.warnings() if processes.is_first() else ():
         logger.warning("%s", printable(line))
     if found.problems or found.data is None or found.models is None:
         raise InputError("this run cannot start", found.problems)

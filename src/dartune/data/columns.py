@@ -16,6 +16,8 @@ LAYOUTS = {
     "prompt/completion": ("prompt", "completion"),
     "messages": ("messages",),
 }
+TESTED = {"question/answer": ("question", "answer")}
+"""Layouts of rows that are only tested on; the answer stands for the solution."""
 # Names seen in public data sets, only used to propose a column map.
 USUAL_NAMES = {
     "question": "question problem instruction query prompt input user task title".split(),
@@ -132,12 +134,13 @@ def _columns(text: str, names: Collection[str]) -> list[str]:
 
 
 def choose_layout(
-    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], path: str | Path
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], path: str | Path, *, tested: bool = False
 ) -> tuple[str, dict[str, str]]:
     """Returns the name of the layout and our field -> their column or template.
 
     Args:
         rows: some rows, of which the first shows the columns.
+        tested: the rows are only tested on, and need no solution.
 
     Raises:
         InputError: no layout or several fit, or `columns` names what does not exist.
@@ -151,6 +154,8 @@ def choose_layout(
     asked = [layout for layout in fits if any(name in columns for name in LAYOUTS[layout])]
     if len(asked or fits) == 1:
         return (asked or fits)[0], fields
+    if tested and not fits and "question" in fields and ("answer" in names or "answer" in columns):
+        return "question/answer", fields
     if fits:
         example = LAYOUTS[fits[0]][0]
         raise InputError(

@@ -87,11 +87,11 @@ class Extras:
         Raises:
             ValueError: it is none of the options.
         """
-        if not isinstance(self.options, dict) or not any(self.options) or isinstance(answer, bool | float):
+        if not isinstance(self.options, dict) or not any(self.options) or not isinstance(answer, str | int):
             return answer
         labels, texts = list(self.options), [self._bare(line) for line in self.options.values()]
         text = str(answer).strip()
-        if not isinstance(answer, int) and (text.upper() in labels or not text.isdigit()):
+        if not isinstance(answer, int) and (text.upper() in labels or not text.isdecimal()):
             known = task == "choice" and texts.count(text) == 1 and text.upper() not in labels
             return labels[texts.index(text)] if known else answer
         # A number is a text where the options are numbers, too, else the place of an option.

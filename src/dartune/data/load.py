@@ -124,8 +124,12 @@ def read_demonstrations(
     limit: int | None = None,
     thinking: bool = False,
     task: str = "math",
+    tested: bool = False,
 ) -> Read:
     """As `load_demonstrations`, with what is wrong with rows beside the good ones.
+
+    Args:
+        tested: the rows are only tested on: those of questions and answers need no solution.
 
     Raises:
         InputError: there are no rows, or they fit no layout.
@@ -148,7 +152,7 @@ def read_demonstrations(
         fields = {"id": "id", **public.fields}
         shape = replace(shape, layout=public.base, fields=_fields(fields, ()), also=public.also)
     elif samples:
-        layout, fields = choose_layout(samples, columns, path)
+        layout, fields = choose_layout(samples, columns, path, tested=tested)
         fields = _fields(fields, column_names(samples[0]))
         shape = replace(shape, layout=layout, fields=fields)
     read = _collect(rows, shape, limit, path)

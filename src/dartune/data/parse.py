@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from dartune.data.columns import LAYOUTS, Field, Trouble, at, column_names
+from dartune.data.columns import LAYOUTS, TESTED, Field, Trouble, at, column_names
 from dartune.data.conversations import EXPECTED, filled, messages_of, turns
 from dartune.data.extras import Extras
 from dartune.data.findings import Names
@@ -62,12 +62,14 @@ def parse_row(row: Mapping[str, Any], shape: Shape) -> tuple[Demonstration | Non
         both = isinstance(system, str) and meta.get("system") not in (None, system)
         meta["system"] = f"{system}\n\n{meta['system']}" if both else system
     texts = _joined(texts, extras, shape, complaints)
+    if shape.layout in TESTED and texts:
+        texts[shape.fields["answer"].text] = _short_text("answer", row, shape, complaints, extras)
     already = {complaint.partition(":")[0] for complaint in complaints}
     for column, value in [*texts.items(), *meta.items()]:
         rule = _text_rule(value)
         if rule and column not in already:
             complaints.append(f"{column}: {rule}")
-    answer = _short_text("answer", row, shape, complaints, extras)
+    answer = _short_text("answer", row, shape, [] if shape.layout in TESTED else complaints, extras)
     name = _short_text("id", row, shape, complaints)
     for column in extras.there:
         if column not in extras.read:
@@ -95,7 +97,7 @@ def _beside(row: Mapping[str, Any], used: set[str]) -> list[str]:
 
 def _texts(row: Mapping[str, Any], shape: Shape, meta: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Question and solution by what to call them, and what keeps the row from having them."""
-    names = LAYOUTS.get(shape.layout, ())
+    names = {**LAYOUTS, **TESTED}.get(shape.layout, ())
     values = {shape.fields[name].text: shape.fields[name].get(row) for name in names}
     complaints = [f"{value.column}: {value.rule}" for value in values.values() if isinstance(value, Trouble)]
     if complaints:

@@ -29,6 +29,7 @@ INVISIBLE = re.compile(
     r"\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]|(?<=[\x00-\x7f])[\u200c-\u200f]|[\u200c-\u200f](?=[\x00-\x7f])"
 )
 """Characters that do not show; joiners and marks of direction, which some scripts need, only beside ASCII."""
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 OPEN_THOUGHT = re.compile(r"<think>(?!.*</think>)", re.DOTALL)
 
 
@@ -217,7 +218,8 @@ def _marks(row: Demonstration, renderer: Renderer | None, closes: bool) -> Itera
 
 
 def _invisible(row: Demonstration) -> set[str]:
-    return {char for text in (row.question, row.solution) for char in INVISIBLE.findall(text)}
+    texts = row.question, row.solution
+    return {char for text in texts for char in (CONTROL if text.isascii() else INVISIBLE).findall(text)}
 
 
 def _character_name(char: str) -> str:

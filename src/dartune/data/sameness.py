@@ -12,25 +12,26 @@ _HYPHEN = re.compile(rf"(?<={_WORD}{{2}})[-‐‑–—](?={_WORD}{{2}})|\s[-–
 _REMARK = re.compile(rf"(?<!\S)\(((?:{_WORD}|[\s,'’-])*)\)")
 _NUMBER_POINT = re.compile(r"(?<=\d)[.,:](?=\d)|[.](?=\d)")
 _FACTORIAL = re.compile(r"(?<=[\d)])!")
-_PUNCTUATION = re.compile(r"[.,;:!?…\"“”„‟«»‹›‘‚`´¿¡。,、;:?!「」『』·]|(?<!\w)['’]|(?<=\w{2})['’](?!\w|\()")
-_SIGN = re.compile(rf"(?:(?<=\d)(?={_WORD})|(?<={_WORD})(?=\d)|\s*([^\w\s\ue000-\ue002])\s*)")
-_KEPT = {"\ue000": ".", "\ue001": ",", "\ue002": ":", "\ue003": "!"}
+_QUOTE = re.compile(r"(?<!\w)['’]|(?<=\w{2})['’](?!\w|\()")
+_PUNCTUATION = str.maketrans(dict.fromkeys('.,;:!?…"“”„‟«»‹›‘‚`´¿¡。,、;:?!「」『』·', " "))
+_HELD = {".": "\ue000", ",": "\ue001", ":": "\ue002", "!": "\ue003"}
 """Points of numbers, and factorials, while punctuation is taken out."""
+_TOKEN = re.compile(rf"[\d\ue000-\ue003]+|{_WORD}+|[^\w\s]|_")
 
 
 def question_key(text: str) -> str:
     """A text that equal questions share. Signs with a meaning stay: `2-3`, `2+3`, `2.5` and `5!` differ."""
-    text = unicodedata.normalize("NFC", text).casefold()
-    text = _INSIDE_WORDS.sub("", text)
-    text = _REMARK.sub(r" \1 ", _HYPHEN.sub(" ", text))
-    held = {value: key for key, value in _KEPT.items()}
-    text = _NUMBER_POINT.sub(lambda match: held[match[0]], text)
-    text = _FACTORIAL.sub(held["!"], text) if not text.rstrip("\"”’'").endswith("!") else text
-    text = _PUNCTUATION.sub(" ", text)
-    text = _SIGN.sub(lambda match: f" {match[1] or ''} ", text)
-    for key, value in _KEPT.items():
-        text = text.replace(key, value)
-    return " ".join(text.split())
+    text = (text if text.isascii() else unicodedata.normalize("NFC", text)).casefold()
+    if "'" in text or "’" in text:
+        text = _QUOTE.sub(" ", _INSIDE_WORDS.sub("", text))
+    if any(dash in text for dash in "-‐‑–—"):
+        text = _HYPHEN.sub(" ", text)
+    if "(" in text:
+        text = _REMARK.sub(r" \1 ", text)
+    text = _NUMBER_POINT.sub(lambda match: _HELD[match[0]], text)
+    if "!" in text and not text.rstrip("\"”’' ").endswith("!"):
+        text = _FACTORIAL.sub(_HELD["!"], text)
+    return " ".join(_TOKEN.findall(text.translate(_PUNCTUATION)))
 
 
 def answer_key(text: str) -> str:
