@@ -96,7 +96,7 @@ def test_a_system_column_is_kept_in_every_layout(row, tmp_path):
         ({"tools": '[{"name": "f"}]'}, "tools: the row has tools"),
         ({"images": ["a.png"]}, "images: only text is read"),
         ({"image": {"bytes": "x"}}, "image: only text is read"),
-        ({"reasoning": "4, as 2 + 2."}, "its reasoning stands in 'reasoning': set target.thinking: true"),
+        ({"reasoning": "4, as 2 + 2."}, "the reasoning is in 'reasoning': set target.thinking: true"),
     ],
 )
 def test_what_cannot_be_used_is_refused(row, extra, said, tmp_path):
@@ -169,10 +169,10 @@ SVAMP = {
 def test_a_proposed_map_leaves_no_text_column_out_in_silence(tmp_path):
     message = refused(tmp_path, [SVAMP]).message
     assert 'data.columns: {question: "{Body}\\n\\n{Question}", solution: Equation, answer: Answer}' in message
-    assert "Not in this example: 'ID', 'Type'" in message
+    assert "Not used in this example: 'ID', 'Type'" in message
     rows = [{"frage": f"Wie viel ist das hier {n}?", "weg": f"Das sind genau {n} davon."} for n in range(5)]
     message = refused(tmp_path, rows).message
-    assert "{question: frage, solution: weg}" in message and "Not in this example" not in message
+    assert "{question: frage, solution: weg}" in message and "Not used in this example" not in message
 
 
 def test_options_without_a_solution_are_no_solution(tmp_path):
@@ -188,7 +188,7 @@ def test_every_text_that_reads_like_prose_is_in_the_proposed_map(tmp_path):
     rows = [{name: text.format(n) for name, text in row.items()} for n in range(4)]
     message = refused(tmp_path, rows).message
     assert 'question: "{Problem}\\n\\n{Setting}", solution: "{Rationale}\\n\\n{Response}"' in message
-    assert "Not in this example: 'level'" in message
+    assert "Not used in this example: 'level'" in message
     columns = {"question": "{Problem}\n\n{Setting}", "solution": "{Rationale} {Response}"}
     assert one(tmp_path, rows[0], columns=columns).question == "What is it 0?\n\nThere are 0 cards here."
     message = refused(tmp_path, [{"Instruction": "Add them.", "Input": "2, 3", "Response": "5"}]).message
@@ -229,7 +229,7 @@ def test_an_answer_among_options(options, answer, label, text, tmp_path):
 
 def test_an_answer_that_is_no_option_is_told(tmp_path):
     error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": 2}])
-    assert error.problems[0].endswith("answer: 2 is none of the 2 options, which are counted from 0 on")
+    assert error.problems[0].endswith("answer: 2 is not one of the 2 options (numbered from 0)")
 
 
 def test_columns_that_are_no_texts_are_told_or_named(tmp_path):

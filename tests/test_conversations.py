@@ -83,7 +83,7 @@ def test_a_developer_says_what_a_system_says(tmp_path):
 def test_reasoning_is_joined_or_refused(key, tmp_path):
     turn = {**ASSISTANT, key: "two and two"}
     assert one(tmp_path, [USER, turn], thinking=True).solution == "<think>\ntwo and two\n</think>\n\ns"
-    assert f"its reasoning stands in {key!r}: set target.thinking: true" in problem(tmp_path, USER, turn)
+    assert f"the reasoning is in {key!r}: set target.thinking: true" in problem(tmp_path, USER, turn)
     assert one(tmp_path, [USER, {**ASSISTANT, key: None}]).solution == "s"
     both = {**turn, "content": "<think>other</think> s"}
     assert "has a <think> block and" in problem(tmp_path, USER, both, thinking=True)
@@ -102,7 +102,10 @@ IMAGE = [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url
     ("messages", "said"),
     [
         ([USER, ASSISTANT, USER, ASSISTANT], "has 2 user turns; a row is one question and one answer"),
-        ([USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}], "1 of its messages not to be trained"),
+        (
+            [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1}],
+            "has 2 user turns and 1 message of weight 0",
+        ),
         ([USER, {**ASSISTANT, "weight": 0}], "the answer has weight 0, so there is nothing to train"),
         ([USER, {**ASSISTANT, "content": None, "tool_calls": CALL}], "a message has 'tool_calls', and only text"),
         ([USER, {**ASSISTANT, "function_call": CALL[0]}], "a message has 'function_call'"),

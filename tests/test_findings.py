@@ -104,7 +104,7 @@ def test_a_system_text_stands_above_the_question_unless_the_target_has_it(tmp_pa
     settings = {"data.path": path, "target.path": target}
     sources = inputs.read(load_config(None, settings))
     assert sources.rows[0].question == f"Be brief.\n\n{row(0)['question']}"
-    assert "14 rows have system texts, put above the question" in sources.notes[0]
+    assert "14 rows have a system message, which is put above the question" in sources.notes[0]
     sources = inputs.read(load_config(None, settings | {"target.system_prompt": "Be brief."}))
     assert sources.rows[0].question == row(0)["question"] and not sources.notes
 

@@ -186,8 +186,8 @@ def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[De
         sources.failures.append(Unfit(path, task.name, len(found.rows), problems))
         if above:
             sources.notes.append(
-                f"{path}: {counted(above, 'row has a system text', 'rows have system texts')}, put above the question; "
-                "a text that is target.system_prompt is not repeated"
+                f"{path}: {counted(above, 'row has', 'rows have')} a system message, which is put above the question "
+                "(unless it is target.system_prompt)"
             )
         return spool.rows(demonstration)
 

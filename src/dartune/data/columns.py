@@ -188,9 +188,8 @@ def _advice(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     if proposal.get("solution") == UNKNOWN:
         advice += ". No column looks like a worked solution, which every row needs"
     if left_out:
-        advice += (
-            f". Not in this example: {', '.join(map(repr, left_out))}; what belongs to the text goes into a template"
-        )
+        names = ", ".join(map(repr, left_out))
+        advice += f". Not used in this example: {names}; add what belongs to the text with a template"
     return advice
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from dartune.data.findings import Names
+from dartune.errors import counted
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -88,7 +89,7 @@ def turns(
         )
     elif asked > 1:
         untrained = sum(message.get("weight") == 0 for message in messages)
-        extra = f", and {untrained} of its messages not to be trained (weight 0)" if untrained else ""
+        extra = f" and {counted(untrained, 'message')} of weight 0" if untrained else ""
         complaints.append(f"{column}: has {asked} user turns{extra}; {ONE_EACH}")
     else:
         opening = roles.index("user") if asked else 0
@@ -129,8 +130,8 @@ def thoughtful(solution: str, thought: Mapping[str, str], thinking: bool, where:
             return solution, []
         return solution, [f"{where}: has a <think> block and {key!r}; keep one of them"]
     if not thinking:
-        remedy = "set target.thinking: true, which joins it as <think> ... </think>, or remove it from the data"
-        return solution, [f"{where}: its reasoning stands in {key!r}: {remedy}"]
+        remedy = "set target.thinking: true to train on it as <think> ... </think>, or remove it from the data"
+        return solution, [f"{where}: the reasoning is in {key!r}: {remedy}"]
     return with_thought(text, solution), []
 
 

@@ -87,7 +87,12 @@ class Extras:
         Raises:
             ValueError: it is none of the options.
         """
-        if not isinstance(self.options, dict) or not any(self.options) or not isinstance(answer, str | int):
+        if (
+            not isinstance(self.options, dict)
+            or not any(self.options)
+            or isinstance(answer, bool)
+            or not isinstance(answer, str | int)
+        ):
             return answer
         labels, texts = list(self.options), [self._bare(line) for line in self.options.values()]
         text = str(answer).strip()
@@ -102,7 +107,7 @@ class Extras:
         elif texts.count(text) == 1:
             at = texts.index(text)
         else:
-            raise ValueError(f"{text} is none of the {len(labels)} options, which are counted from 0 on")
+            raise ValueError(f"{text} is not one of the {len(labels)} options (numbered from 0)")
         return labels[at] if task == "choice" else texts[at]
 
     def _named(self, names: Collection[str]) -> list[str]:

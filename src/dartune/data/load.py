@@ -75,8 +75,8 @@ class Read:
         if count := self.repeats.count(RENAMED):
             shown = self.repeats.places(RENAMED, every=every)
             lines.append(
-                f"{self.path}: {counted(count, 'row has', 'rows have')} the id of an earlier row; a number was put "
-                f"behind it: {shown}"
+                f"{self.path}: {counted(count, 'row has', 'rows have')} the id of an earlier row; a suffix (-2, -3, ...) "
+                f"was added: {shown}"
             )
         return lines
 

@@ -69,7 +69,7 @@ def text_rows(read: Reader) -> Reader:
                 return
             if other := _other_encoding(start):
                 known = other.removeprefix("probably ")
-                remedy = f"save it as UTF-8, as by `iconv -f {known} -t UTF-8 {path.name}`"
+                remedy = f"save it as UTF-8, for example with `iconv -f {known} -t UTF-8 {path.name}`"
                 yield RawRow(path.name, f"the encoding is {other}, which is not read; {remedy}")
                 return
             yield from read(path, notes)

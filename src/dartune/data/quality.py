@@ -122,7 +122,7 @@ WARNINGS = {
     "unclosed": (
         "solution opens a <think> block and never closes it",
         "solutions open a <think> block and never close it",
-        "; put </think> behind the thought, or remove the mark",
+        "; add </think> after the thought, or remove <think>",
     ),
     "thinking": (
         "solution carries a <think> block",
