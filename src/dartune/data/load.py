@@ -74,10 +74,8 @@ class Read:
             lines.append(f"{self.path}: {counted(count, 'row repeats', 'rows repeat')} an earlier one (kept): {shown}")
         if count := self.repeats.count(RENAMED):
             shown = self.repeats.places(RENAMED, every=every)
-            lines.append(
-                f"{self.path}: {counted(count, 'row has', 'rows have')} the id of an earlier row; a suffix (-2, -3, ...) "
-                f"was added: {shown}"
-            )
+            have = counted(count, "row has", "rows have")
+            lines.append(f"{self.path}: {have} the id of an earlier row; a suffix (-2, -3, ...) was added: {shown}")
         return lines
 
 
