@@ -230,6 +230,8 @@ def test_an_answer_among_options(options, answer, label, text, tmp_path):
 def test_an_answer_that_is_no_option_is_told(tmp_path):
     error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": 2}])
     assert error.problems[0].endswith("answer: 2 is not one of the 2 options (numbered from 0)")
+    error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": "C"}], task="choice")
+    assert error.problems[0].endswith("answer: 'C' is not one of the 2 options (A, B)")
 
 
 def test_columns_that_are_no_texts_are_told_or_named(tmp_path):

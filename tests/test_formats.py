@@ -37,6 +37,7 @@ CONTENTS = {
     "framed pretty.json": json.dumps({"examples": ROWS}, indent=4),
     "framed.jsonl": json.dumps({"version": 1, "rows": ROWS, "empty": []}),
     "one a paragraph.json": "\n".join(json.dumps(row, indent=1) for row in ROWS),
+    "commas.jsonl": LINES.replace("\n", ",\n"),
     "comma.json": json.dumps(ROWS)[:-1] + ",\n]",
     "d.tsv": table("\t"),
     "semicolon.csv": table(";"),

@@ -97,8 +97,11 @@ class Extras:
         labels, texts = list(self.options), [self._bare(line) for line in self.options.values()]
         text = str(answer).strip()
         if not isinstance(answer, int) and (text.upper() in labels or not text.isdecimal()):
-            known = task == "choice" and texts.count(text) == 1 and text.upper() not in labels
-            return labels[texts.index(text)] if known else answer
+            if task != "choice" or text.upper() in labels:
+                return answer
+            if len(text) == 1 and text.isalpha() and text not in texts:
+                raise ValueError(f"{text!r} is not one of the {len(labels)} options ({', '.join(labels)})")
+            return labels[texts.index(text)] if texts.count(text) == 1 else answer
         # A number is a text where the options are numbers, too, else the place of an option.
         if texts.count(text) == 1 and (self._numbers or not isinstance(answer, int)):
             at = texts.index(text)

@@ -261,6 +261,7 @@ def _values(stream: _Stream, name: str, notes: list[str]) -> Iterator[RawRow]:
             yield from _object(stream, name, line, notes)
         else:
             yield RawRow(f"{name} line {line}", _row(stream.value(), "a JSON object"))
+        stream.take(",")  # some programs write one behind every row
 
 
 def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator[RawRow]:
