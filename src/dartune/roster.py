@@ -306,7 +306,7 @@ def examined(config: Config, *, every: bool = False) -> Examined:
     if found.models and found.sources.rows:
         data = found.data or inputs.Data(found.sources.rows, [], found.sources.suites)
         contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
-        problems += too_long(models.config, data, models.renderer, *contexts)
+        problems += too_long(models.config, data, models.renderer, *contexts, every=every)
     # A file given twice, as data and as a suite, say, is wrong in the same way twice.
     found.problems = list(dict.fromkeys(problems))
     return found
