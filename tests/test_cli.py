@@ -27,7 +27,7 @@ def pipeline(monkeypatch):
     fake = ModuleType("dartune.pipeline")
     fake.calls = []
     fake.run = lambda config: fake.calls.append(("run", config)) or Path("runs/x/report/index.html")
-    fake.check = lambda config: fake.calls.append(("check", config)) or "all good"
+    fake.check = lambda config, every=False: fake.calls.append(("check", config)) or "all good"
     fake.show = lambda subject, what: fake.calls.append(("show", subject, what)) or f"some {what}"
     fake.report = lambda folder: fake.calls.append(("report", folder)) or "made"
     monkeypatch.setitem(sys.modules, "dartune.pipeline", fake)

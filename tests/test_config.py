@@ -124,7 +124,7 @@ def test_a_missing_recipe_and_a_folder(tmp_path):
     (tmp_path / "mine.yaml").touch()
     with pytest.raises(InputError, match=r"there is no recipe .*min\.yaml, did you mean .*mine\.yaml\?"):
         load_config(tmp_path / "min.yaml")
-    with pytest.raises(InputError, match="is a folder, not a recipe$"):
+    with pytest.raises(InputError, match="is a folder, not a recipe; if it holds data, give --data "):
         load_config(tmp_path)
     (tmp_path / "config.resolved.yaml").touch()
     with pytest.raises(InputError, match="to repeat that run, give .*config.resolved.yaml"):

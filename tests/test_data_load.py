@@ -155,20 +155,23 @@ def test_every_bad_row_is_reported_with_line_field_and_rule(tmp_path):
         "bad.jsonl line 9: solution: the field is missing",
         "bad.jsonl line 10: answer: must be text or a number, not list",
         "bad.jsonl line 10: id: must be text or a number, not bool",
-        "bad.jsonl line 12: id: 'x' is already used in bad.jsonl line 11; ids must be unique",
     )
-    assert "12 problems" in str(caught.value) and "2 others are good" in str(caught.value)
+    assert "11 problems" in str(caught.value) and "3 others are good" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("messages", "rule"),
     [
-        ([*TURN, *TURN], "the roles must be .* not user, assistant, user, assistant"),
+        ([*TURN, *TURN], "has 2 user turns; a row is one question and one answer"),
         (TURN[:1], "the roles must be .* not user$"),
-        ([{"role": "user", "content": "q"}, {"role": "tool", "content": "s"}], "not user, tool"),
+        (
+            [{"role": "user", "content": "q"}, {"role": "tool", "content": "s"}],
+            "has the role 'tool'; only user, assistant and system are read",
+        ),
         ([], "not none"),
         ("user: q", "must be a list of messages"),
-        ([{"from": "human", "value": "q"}], "each with role and content"),
+        ([{"role": "user"}], "each with role and content"),
+        ([{"from": "human", "value": "q"}], "the roles must be .* not user$"),
         (
             [TURN[0], {"role": "assistant", "content": [{"type": "text"}]}],
             r"messages\[assistant\]: must be text",
@@ -312,7 +315,7 @@ def test_limit_stops_reading(tmp_path):
 def test_a_broken_first_row_does_not_hide_the_layout(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('oops\n{"Q": "q", "A": "s"}\n')
-    with pytest.raises(InputError, match="1 problems.*1 others are good"):
+    with pytest.raises(InputError, match="1 problem in the data; 1 other is good; correct or remove this row"):
         load_demonstrations(path, columns={"question": "Q", "solution": "A"})
 
 
@@ -337,8 +340,9 @@ def test_check_report_counts_what_a_user_must_know():
     rows = [Demonstration(str(n), f"question {n}", "a b c " * (n + 1), answer="4") for n in range(20)]
     rows += [Demonstration("x", "question 0", "42"), Demonstration("y", "question 1", rows[1].solution)]
     report = check_report(rows, Renderer(byte_tokenizer()), lambda row: row.answer is not None)
-    assert (report.rows, report.checkable, report.repeated_rows, report.repeated_questions) == (22, 20, 1, 1)
-    assert report.near_empty == ("x",)
+    repeated = report.found.first("repeated rows"), report.found.first("repeated questions")
+    assert (report.rows, report.checkable, *repeated) == (22, 20, ("y",), ("x",))
+    assert report.found.first("near-empty") == ("x",)
     assert report.solution_tokens[100] == 6 * 20 + 1
     overhead = len(Renderer(byte_tokenizer()).prompt_ids("question 19"))
     assert report.tokens[100] == overhead + 121
@@ -368,11 +372,11 @@ def test_check_report_notices_thinking_blocks_the_template_would_double():
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     rows = [Demonstration("a", "q", "<think>\nlong\n</think>\n\nfour"), Demonstration("b", "r", "five")]
-    assert check_report(rows, Renderer(tokenizer)).thinking == 1
-    assert check_report(rows, Renderer(tokenizer, thinking=True)).thinking == 0
-    assert check_report(rows, Renderer(tokenizer)).thoughtless == 0
+    assert check_report(rows, Renderer(tokenizer)).found.count("thinking") == 1
+    assert check_report(rows, Renderer(tokenizer, thinking=True)).found.count("thinking") == 0
+    assert check_report(rows, Renderer(tokenizer)).found.count("thoughtless") == 0
     report = check_report(rows, Renderer(tokenizer, thinking=True))
-    assert report.thoughtless == len(rows) - 1
+    assert report.found.count("thoughtless") == len(rows) - 1
     assert any("set target.thinking: false" in warning for warning in report.warnings())
 
 
@@ -386,14 +390,14 @@ def test_shown_rows_mark_what_is_trained_and_cannot_steer_the_terminal():
     assert "\x1b[32ms<|im_end|>\x1b[0m" in show_rows(rows, renderer, 2, colour=True)
 
 
-def test_rows_are_told_apart_however_many_repeat_and_bad_ones_are_counted_without_end(tmp_path, monkeypatch):
+def test_rows_are_told_apart_however_many_repeat_and_bad_ones_are_counted_without_end(tmp_path):
     rows = [{"question": f"q{n % 3}", "solution": "s"} for n in range(30)] + [{"question": "q", "solution": "s"}]
     found = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
     assert len({row.id for row in found}) == 31
     assert [row.id for row in found if row.id.startswith(found[0].id)] == [
         found[0].id + (f"-{n}" if n > 1 else "") for n in range(1, 11)
     ]
-    monkeypatch.setattr("dartune.errors.KEPT_PROBLEMS", 5)
-    with pytest.raises(InputError, match="12 problems.*1 others") as caught:
-        load_demonstrations(jsonl(tmp_path / "d.jsonl", [*rows[:1], *[{"question": "q", "solution": ""}] * 12]))
-    assert len(caught.value.problems) == 6 and caught.value.problems[-1] == "7 more problems"
+    bad = [{"question": "q", "solution": ""}] * 12
+    with pytest.raises(InputError, match="12 problems.*1 other is good") as caught:
+        load_demonstrations(jsonl(tmp_path / "d.jsonl", [*rows[:1], *bad]))
+    assert caught.value.problems == ("solution: is empty: 12 rows (d.jsonl line 2, 3, 4, 5, 6 and 7 more)",)

@@ -35,6 +35,7 @@ ORDER = (
     "stages",
     "lab",
     "report",
+    "split",
     "inputs",
     "scoring",
     "lengths",
@@ -46,6 +47,7 @@ ORDER = (
     "attack",
     "finished",
     "compare",
+    "checked",
     "pipeline",
     "cards",
     "push",
@@ -53,7 +55,18 @@ ORDER = (
     "cli",
     "__main__",
 )
-ONLY_USERS_OF_THE_LAB = ("attack", "lab", "inputs", "roster", "job", "train_arms", "cards", "pipeline", "cli")
+ONLY_USERS_OF_THE_LAB = (
+    "attack",
+    "lab",
+    "inputs",
+    "roster",
+    "job",
+    "train_arms",
+    "cards",
+    "checked",
+    "pipeline",
+    "cli",
+)
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "scipy", "matplotlib", "math_verify"}
 MAY_BE_HEAVY = ("models", "train", "roster", "rewards/alignment.py", "rewards/reward.py")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

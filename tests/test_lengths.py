@@ -7,7 +7,7 @@ import pytest
 from dartune.cli import main
 from dartune.config import load_config
 from dartune.errors import InputError
-from dartune.roster import prepared
+from dartune.roster import examined, prepared
 from fixtures_models import save_tiny
 
 QUICK = {
@@ -57,12 +57,24 @@ def test_every_use_that_a_row_is_too_long_for_is_told_with_the_key_to_lower(worl
     write(folder / "hard.jsonl", [row(99, " Think" * 30)])
     long = settings | {"evaluate.suites.hard": str(folder / "hard.jsonl"), "evaluate.max_new_tokens": "30"}
     told = problems(long | {"arms": "[base, dart]", "mapper.max_new_tokens": "150"})
-    assert "a question of hard with evaluate.max_new_tokens (30): up to" in told and "(row-99)" in told
+    assert (
+        "a question of hard with evaluate.max_new_tokens (30): up to" in told
+        and "(hard.jsonl line 1 ('row-99'))" in told
+    )
     assert (
         "the mapper's prompt with mapper.max_new_tokens (150): up to" in told and "lower mapper.max_new_tokens" in told
     )
     write(folder / "sums.jsonl", [*(row(i) for i in range(12)), row(12, " Think" * 40)])
     assert "question and solution: up to" in problems(settings)
+
+
+def test_every_row_that_is_too_long_is_named_on_request(world):
+    folder, settings = world
+    write(folder / "sums.jsonl", [row(i, " Think" * 40) for i in range(12)])
+    config = load_config(None, settings)
+    (few,) = [line for line in examined(config).problems if line.startswith("question and solution")]
+    (every,) = [line for line in examined(config, every=True).problems if line.startswith("question and solution")]
+    assert " and 5 more" in few and "more" not in every and every.count("'row-") == 10
 
 
 def test_a_test_without_any_answer_is_refused_before_the_training(world):

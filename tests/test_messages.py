@@ -76,7 +76,7 @@ def test_problems_of_several_files_stand_below_what_each_file_needs(tmp_path):
     said = str(refused(inputs.load, with_suite(data, suite))).splitlines()
     assert said[:3] == [
         "the data cannot be used",
-        f"  - {data}: 1 problems in the data; 30 others are good; correct or remove these rows",
+        f"  - {data}: 1 problem in the data; 30 others are good; correct or remove this row",
         "    - data.jsonl line 31: solution: the field is missing",
     ]
     assert len(said) == 4 and said[3].startswith(f"  - {suite} fits no layout")

@@ -93,7 +93,9 @@ def test_the_check_of_a_thousand_rows_holds_out_a_tenth_of_the_questions(tmp_pat
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     assert main(["check", "--data", str(data), "--target", str(target)]) == 0
     # One row repeats another, so a tenth of the questions is 99.
-    assert "901 of 901 have a checkable answer" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "837 rows to adapt and train on, 64 to choose the learning rate, 99 to test." in said
+    assert "1000 of 1000 have a checkable answer" in said
 
 
 def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons(tmp_path):

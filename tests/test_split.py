@@ -8,6 +8,7 @@ import pytest
 from dartune import inputs
 from dartune.config import load_config
 from dartune.errors import InputError
+from dartune.split import SPLIT_SEED
 
 
 def problem(number, way=0):
@@ -60,9 +61,9 @@ def test_distinct_questions_are_split_by_one_shuffle_of_the_rows(split, dev, tes
     rows = [problem(number) for number in range(300)]
     data = split(rows, dev=dev, test=test, **({"limit": limit} if limit else {}))
     order = list(range(300))
-    random.Random(inputs.SPLIT_SEED).shuffle(order)
+    random.Random(SPLIT_SEED).shuffle(order)
     dev, test = min(dev, 30), min(test, 30)
-    drawn = sorted(order[:test]), sorted(order[test : test + dev]), sorted(order[test + dev :])[: limit or None]
+    drawn = sorted(order[:test]), sorted(order[test : test + dev]), sorted(order[test + dev :][: limit or None])
     parts = (data.suites["in_distribution"], data.dev, data.train)
     assert [questions(part) for part in parts] == [[rows[i]["question"] for i in part] for part in drawn]
 
@@ -72,3 +73,21 @@ def test_too_few_questions_are_told_from_too_few_rows(split):
         split([problem(number, way) for number in range(2) for way in range(6)])
     with pytest.raises(InputError, match="2 rows are too few"):
         split([problem(1), problem(2)])
+
+
+def test_questions_that_differ_only_in_form_are_in_one_part(split):
+    rows = [problem(number) for number in range(100)]
+    rows += [{**one, "question": one["question"].upper().replace(" + ", "+").rstrip("?") + "  "} for one in rows]
+    data = split(rows)
+    train = {question.lower().replace(" ", "").rstrip("?") for question in questions(data.train)}
+    held_out = questions(data.dev) + questions(data.suites["in_distribution"])
+    assert len(held_out) == 20 and train.isdisjoint(one.lower().replace(" ", "").rstrip("?") for one in held_out)
+    assert any("20 rows repeat a held-out question" in note for note in data.notes)
+
+
+def test_a_limit_is_a_sample_and_is_told(split):
+    data = split([problem(number) for number in range(300)], limit=50)
+    assert len(data.train) == 50 and int(questions(data.train)[-1].split()[2]) > 150
+    assert any("190 rows are left out by data.limit" in note for note in data.notes)
+    more = split([problem(number) for number in range(300)], limit=60)
+    assert set(questions(data.train)) < set(questions(more.train))

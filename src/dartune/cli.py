@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dartune import __version__, stopping
 from dartune.errors import DartuneError, InputError, machine_error
-from dartune.redaction import redacted
+from dartune.redaction import printable, redacted
 
 if TYPE_CHECKING:
     from dartune.config import Config
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SHOWABLE = ("data", "rewrites", "config")
 CONFIGURED = ("run", "check", "check-reward", "show", "demo")
 """Verbs that take a recipe and any key of the config as a flag."""
+SWITCHES = {"check": ("--all",)}
+"""Flags of such verbs that are no keys and take no value."""
 FOOTER = """\
 Any key of the config is a flag, as in --mapper.steps 40 or --arms base,sft; --data and --target are
 short for --data.path and --target.path. `dartune run --help` lists them all.
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except DartuneError as error:
+        for note in getattr(error, "__notes__", ()):
+            _say(note)
         _say(f"error: {error}")
         return error.exit_code
     except Exception as error:
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    print(redacted(text), file=sys.stderr)
+    print(printable(redacted(text)), file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,7 +85,9 @@ def _dispatch(arguments: list[str]) -> None:
             arms = "\n".join(f"  {name:18}{arm.says}" for name, arm in ARMS.items())
             base, whose = (_lab_config({}), "the demo's values") if verb == "demo" else (None, "their defaults")
             keys = f"Keys, with {whose}:\n{describe_keys(base)}\n\nArms:\n{arms}"
-        arguments, overrides = split_overrides(arguments)
+        switches = [word for word in arguments if word in SWITCHES.get(verb, ())]
+        arguments, overrides = split_overrides([word for word in arguments if word not in switches])
+        arguments += switches
     parser = build_parser(keys)
     options = parser.parse_args(arguments)
     if options.verb is None:
@@ -130,7 +136,7 @@ def _config(options: argparse.Namespace) -> Config:
 def _check(options: argparse.Namespace) -> None:
     from dartune import pipeline
 
-    print(pipeline.check(_config(options)))
+    print(printable(pipeline.check(_config(options), every=options.all)))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -261,8 +267,9 @@ def build_parser(keys: str | None = None) -> _Parser:
     made = verb("run", _run, text, "[RECIPE.yaml]")
     recipe = "a recipe, or the name of a shipped one, such as gsm8k-qwen3-0.6b; else defaults for --data and --target"
     made.add_argument("recipe", nargs="?", type=Path, help=recipe)
-    made = verb("check", _check, "check data, models and settings; trains nothing", "[RECIPE.yaml]")
+    made = verb("check", _check, "check data, models and settings; trains nothing", "[RECIPE.yaml] [--all]")
     made.add_argument("recipe", nargs="?", type=Path, help=recipe)
+    made.add_argument("--all", action="store_true", help="name every row of every finding, not only the first five")
     text = "try the reward on honest and on hacked rewrites; with --target its alignment, too"
     made = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     made.add_argument("fixtures", nargs="?", help="rows of question, solution, rewrite, label (honest or a hack)")

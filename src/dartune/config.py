@@ -62,8 +62,8 @@ class DataConfig(Section):
     """The demonstrations."""
 
     path: Text = Field(
-        description="lab:<expert> (lab:deep/<expert>: longer chains), a .jsonl/.json/.csv/.parquet file, a folder, "
-        "hub:<owner>/<name>, or gym:<task>"
+        description="lab:<expert> (lab:deep/<expert>: longer chains), a .jsonl/.json/.csv/.tsv/.parquet file, a "
+        "folder, hub:<owner>/<name>, or gym:<task>"
     )
     task: Literal["math", "numeric", "exact", "choice", "code"] = Field(
         "math", description="what kind of answer it has; gym: brings its own (docs/tasks.md)"
@@ -73,9 +73,10 @@ class DataConfig(Section):
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="ours -> theirs, where columns have other names: {question: Problem, answer: Result}",
+        description="ours -> theirs, where columns have other names, or a template of several: "
+        '{question: "{Body} {Question}", answer: Result}',
     )
-    limit: Positive | None = Field(None, description="use so many rows only, for a quick try")
+    limit: Positive | None = Field(None, description="train on so many rows only, drawn at random, for a quick try")
     dev: Count = Field(64, description="questions held out to choose the learning rate (at most a tenth of yours)")
     test: Count = Field(128, description="questions held out as a test suite (at most a tenth of yours)")
 

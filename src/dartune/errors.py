@@ -62,6 +62,11 @@ def _item(problem: str) -> str:
     return f"  {' ' * (len(problem) - len(text))}- {text}"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A count and its noun, with more words if need be: `1 row has`, `2 rows have`."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 class Problems:
     """Problems of rows, however many: the first `KEPT_PROBLEMS` are kept, the others counted."""
 
@@ -78,7 +83,7 @@ class Problems:
     def lines(self) -> list[str]:
         """For an `InputError`: one per problem, and how many more there are."""
         more = self.count - len(self.first)
-        return [*self.first, *([f"{more} more problems"] if more else [])]
+        return [*self.first, *([counted(more, "more problem")] if more else [])]
 
 
 class MachineError(DartuneError, RuntimeError):

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-
-import numpy as np
+from typing import Protocol
 
 from dartune.config import Config
-from dartune.data.load import load_demonstrations
+from dartune.data.findings import RowProblems, label
+from dartune.data.load import Read, read_demonstrations
 from dartune.data.records import Demonstration
-from dartune.data.rows import Spool, demonstration, taken
-from dartune.errors import InputError, Problems
+from dartune.data.rows import Spool, demonstration
+from dartune.errors import InputError, counted
 from dartune.families import GYM
 from dartune.lab import source as lab
+from dartune.redaction import printable
 from dartune.rewards import gym
 from dartune.rewards.tasks import TASKS
+from dartune.split import Parts, split
 
-SPLIT_SEED = 0
-HELD_OUT_SHARE = 0.1
-"""Of a user's distinct questions, dev and test take at most this share each."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,136 +54,150 @@ class Data:
 
 
 def fingerprint(rows: Iterable[Demonstration]) -> str:
-    """sha256 over every field of the rows, in order."""
+    """sha256 over every field of the rows, in order; but not over the files they came from."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(asdict(row), sort_keys=True, default=str).encode())
+        known = {name: value for name, value in asdict(row).items() if name != "place"}
+        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
+class Failure(Protocol):
+    """Something that keeps data from being used."""
+
+    def error(self, *, every: bool = False) -> InputError | None:
+        """It as an error; `every` row is named, not only the first ones."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Data that could not be read at all."""
+
+    reason: InputError
+
+    def error(self, *, every: bool = False) -> InputError | None:
+        return self.reason
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """Rows that are not of the task family."""
+
+    path: str
+    task: str
+    rows: int
+    problems: RowProblems
+
+    def error(self, *, every: bool = False) -> InputError | None:
+        count = self.problems.count
+        if not count:
+            return None
+        message = f"{self.path}: {count} of {counted(self.rows, 'row')} {'is' if count == 1 else 'are'} no data.task: "
+        return InputError(message + self.task, self.problems.lines(every=every))
+
+
+@dataclass
+class Sources:
+    """What was read: the good rows of the data and of each suite, and all that is wrong or worth knowing."""
+
+    rows: Sequence[Demonstration] = ()
+    suites: dict[str, Sequence[Demonstration]] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    parts: Parts | None = None
+    """How the rows are split, where the data bring that with them."""
+
+    def problems(self, *, every: bool = False) -> list[str]:
+        """All that keeps the data from being used, one line each; `every` row is named."""
+        errors = [failure.error(every=every) for failure in self.failures]
+        return [line for error in errors if error for line in error.lines]
+
+    def warnings(self, *, every: bool = False, repeats: bool = True) -> list[str]:
+        """What was not used, or was changed; `every` row is named, those that repeat another where `repeats` is set."""
+        found = (line for read in self.reads for line in read.warnings(every=every, repeats=repeats))
+        return [*found, *self.notes]
+
+
 def load(config: Config) -> Data:
-    """Read and split the data of `config`.
+    """Read and split the data of `config`; what is not used is logged.
 
     Raises:
         InputError: everything that is wrong with the data and the suites' files, at once.
     """
-    if lab.is_lab(config.data.path):
-        train, dev, suites = lab.data(config.data.path, config.data.limit, config.data.dev, config.evaluate.questions)
-        return Data(train, dev, suites)
-    problems: list[str] = []
-    rows = _loaded(lambda: _read(config.data.path, config), problems)
-    suites = {
-        name: _loaded(lambda path=path, part=part: _read(path, config, part), problems) or []
-        for part, (name, path) in enumerate(config.evaluate.suites.items(), start=1)
-    }
-    if problems:
+    sources = read(config)
+    for line in sources.warnings():
+        logger.warning("%s", printable(line))
+    if problems := sources.problems():
         raise InputError("the data cannot be used", problems)
-    return _split(config, rows or [], suites)
+    return divided(config, sources)
 
 
-def _loaded(read: Callable[[], Sequence[Demonstration]], problems: list[str]) -> Sequence[Demonstration] | None:
-    try:
-        return read()
-    except InputError as error:
-        problems += error.lines
-        return None
-
-
-def _read(path: str, config: Config, part: int = 0) -> Sequence[Demonstration]:
-    """Rows of the data (part 0) or of a suite, each with its gold answer.
+def divided(config: Config, sources: Sources) -> Data:
+    """The rows that train, choose and test.
 
     Raises:
-        InputError: everything that is wrong with them.
+        InputError: there are too few rows.
     """
-    if path.startswith(GYM):
-        return gym.rows(path, part, to_learn=part == 0)
-    task = TASKS[config.data.task]
-    rows, problems = load_demonstrations(path, split=config.data.split, columns=config.data.columns), Problems()
+    parts = sources.parts or split(config.data, sources.rows, sources.suites)
+    return Data(parts.train, parts.dev, parts.suites, parts.notes)
+
+
+def read(config: Config) -> Sources:
+    """Read the data and the suites; what is wrong with them is in the result.
+
+    Raises:
+        InputError: an address of the lab that it does not have.
+    """
+    sources = Sources()
+    if lab.is_lab(config.data.path):
+        train, dev, suites = lab.data(config.data.path, config.data.limit, config.data.dev, config.evaluate.questions)
+        sources.rows, sources.suites, sources.parts = [*train, *dev], suites, Parts(train, dev, suites)
+        return sources
+    sources.rows = _read(config.data.path, config, 0, sources)
+    for part, (name, path) in enumerate(config.evaluate.suites.items(), start=1):
+        sources.suites[name] = _read(path, config, part, sources)
+    return sources
+
+
+def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[Demonstration]:
+    """The good rows of the data (part 0) or of a suite, each with its gold answer; the rest goes to `sources`."""
+    task, data = TASKS[config.data.task], config.data
+    try:
+        if path.startswith(GYM):
+            return gym.rows(path, part, to_learn=part == 0)
+        settings = {"thinking": config.target.thinking, "task": task.name, "tested": part > 0}
+        found = read_demonstrations(path, split=data.split, columns=data.columns, **settings)
+    except InputError as error:
+        sources.failures.append(Refused(error))
+        return []
+    sources.reads.append(found)
+    sources.failures.append(found)
+    problems = RowProblems()
+    above = 0
     with Spool() as spool:
-        for row in rows:
+        for row in found.rows:
             if trouble := task.trouble(row):
-                problems.add(f"{path}: row {row.id}: {trouble}")
-            else:
-                spool.add(asdict(replace(row, answer=task.gold(row), task=task.name)))
-        if problems.count:
-            raise InputError(
-                f"{path}: {problems.count} of {len(rows)} rows are no data.task: {task.name}",
-                problems.lines,
-                problems.count,
+                problems.add(label(row), trouble)
+                continue
+            question = _below_system(row, config.target.system_prompt)
+            above += question != row.question
+            spool.add(asdict(replace(row, question=question, answer=task.gold(row), task=task.name)))
+        sources.failures.append(Unfit(path, task.name, len(found.rows), problems))
+        if above:
+            sources.notes.append(
+                f"{path}: {counted(above, 'row has', 'rows have')} a system message, which is put above the question "
+                "(unless it is target.system_prompt)"
             )
         return spool.rows(demonstration)
 
 
-def _split(config: Config, rows: Sequence[Demonstration], suites: dict[str, Sequence[Demonstration]]) -> Data:
-    """Dev and test rows are drawn at random, each question once.
-
-    Rows that ask a tested question neither choose nor are trained on; nor are rows trained on that ask a dev row's.
-    """
-    order, asks = array("q", range(len(rows))), _questions(rows)
-    random.Random(SPLIT_SEED).shuffle(order)
-    distinct = _different(asks)
-    share = max(1, int(HELD_OUT_SHARE * distinct))
-    test = _drawn(order, asks, min(config.data.test, share), set())
-    in_suites = {int(one) for part in suites.values() for one in _questions(part)}
-    tested = in_suites | {int(asks[i]) for i in test}
-    dev = _drawn(order, asks, min(config.data.dev, share), tested)
-    held_out = tested | {int(asks[i]) for i in dev}
-    kept = np.flatnonzero(np.fromiter((int(one) not in held_out for one in asks), bool, len(rows)))
-    repeats = len(rows) - len(kept) - len(test) - len(dev)
-    train, dev, test = taken(rows, kept[: config.data.limit or None]), [rows[i] for i in dev], [rows[i] for i in test]
-    suites = {**({"in_distribution": test} if test else {}), **suites}
-    if not train or not dev or not suites:
-        raise InputError(_too_few(asks, in_suites))
-    asked = sum(map(len, suites.values()))
-    notes = [f"{len(train)} rows to adapt and train on, {len(dev)} to choose the learning rate, {asked} to test."]
-    if repeats and not config.data.limit:
-        notes.append(f"{repeats} rows repeat a held-out question and are left out of training.")
-    unchecked = sum(row.answer is None for row in train)
-    if unchecked:
-        notes.append(f"{unchecked} of {len(train)} training rows have no checkable answer.")
-    if all(row.answer is None for row in dev):
-        notes.append("No dev row has a checkable answer, so every arm takes the smallest learning rate.")
-    return Data(train, dev, suites, notes)
-
-
-def _too_few(asks: np.ndarray, in_suites: set[int]) -> str:
-    rows, distinct = len(asks), _different(asks)
-    shared = sum(int(one) in in_suites for one in asks)
-    if rows and shared == rows:
-        return (
-            f"every one of the {rows} rows asks a question of a suite (evaluate.suites), so that none is left to train "
-            "on and to choose a learning rate: take the suites' questions from other data, or leave the suites out"
-        )
-    asked = "" if distinct == rows else f" with {distinct} distinct questions"
-    tested = f", {shared} of which ask a question of a suite," if shared else ""
-    return (
-        f"{rows} rows{asked}{tested} are too few to train, choose a learning rate and test on: give at least 3 "
-        f"{'questions' if asked else 'rows'}{' that no suite asks' if shared else ''}, and set data.dev and data.test "
-        "to 1 or more (or evaluate.suites to test files of your own)"
-    )
-
-
-def _drawn(order: Iterable[int], asks: np.ndarray, count: int, besides: set[int]) -> list[int]:
-    """The first `count` rows of an order that ask what neither an earlier one of them nor `besides` asks, sorted."""
-    chosen: dict[int, int] = {}
-    for index in order:
-        if len(chosen) == count:
-            break
-        if asks[index] not in besides:
-            chosen.setdefault(int(asks[index]), index)
-    return sorted(chosen.values())
-
-
-def _questions(rows: Sequence[Demonstration]) -> np.ndarray:
-    """What each row asks, (rows,) int64: equal where the questions are."""
-    digests = (hashlib.blake2b(row.question.encode(), digest_size=8).digest() for row in rows)
-    return np.fromiter((int.from_bytes(one, "little", signed=True) for one in digests), np.int64, len(rows))
-
-
-def _different(values: np.ndarray) -> int:
-    """How many different values there are; unlike by `np.unique`, which hashes, in no more memory than a copy."""
-    ordered = np.sort(values)
-    return len(values) and 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+def _below_system(row: Demonstration, system_prompt: str | None) -> str:
+    """The question below the row's own system text, where the target's prompt is another."""
+    system = row.meta.get("system")
+    if not system or system.strip() == (system_prompt or "").strip():
+        return row.question
+    return f"{system}\n\n{row.question}"
 
 
 def model_path(address: str) -> str:

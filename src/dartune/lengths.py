@@ -9,12 +9,12 @@ from functools import partial
 
 from dartune.arms import ARMS, adaptations
 from dartune.config import Config
+from dartune.data.findings import Tally, label
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
+from dartune.errors import counted
 from dartune.inputs import Data
 from dartune.train.mapper import mapper_prompt
-
-SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,20 @@ class Use:
     """Tokens that are left for a response; None: the row's own solution."""
 
 
-def too_long(config: Config, data: Data, renderer: Renderer, target: int, mapper: int) -> list[str]:
+def too_long(
+    config: Config, data: Data, renderer: Renderer, target: int, mapper: int, *, every: bool = False
+) -> list[str]:
     """One line for each use that some rows are too long for.
 
     Args:
         target, mapper: tokens that either reads at once.
+        every: all rows are named, not only the first ones.
     """
-    found = [_over(use, renderer, target) for use in _of_target(config, data)]
+    found = [_over(use, renderer, target, every) for use in _of_target(config, data)]
     if adaptations(config.arms):
         limit, asked = config.mapper.max_new_tokens, partial(mapper_prompt, config.mapper.prompt)
         use = Use("the mapper's prompt", "mapper.max_new_tokens", data.train, asked, limit)
-        found.append(_over(use, renderer, min(target, mapper)))
+        found.append(_over(use, renderer, min(target, mapper), every))
     return [line for line in found if line]
 
 
@@ -58,11 +61,11 @@ def _of_target(config: Config, data: Data) -> list[Use]:
     return uses
 
 
-def _over(use: Use, renderer: Renderer, context: int) -> str | None:
+def _over(use: Use, renderer: Renderer, context: int, every: bool) -> str | None:
     if context == sys.maxsize:
         return None
     frame = len(renderer.prompt_ids("")) + len(renderer.response_ids(""))
-    longest, ids = 0, []
+    longest, found = 0, Tally()
     for row in use.rows:
         prompt, reply = use.prompt(row), row.solution if use.room is None else ""
         # A token takes a byte at least, so most rows need not be cut into tokens.
@@ -72,13 +75,12 @@ def _over(use: Use, renderer: Renderer, context: int) -> str | None:
         needed += len(renderer.response_ids(reply)) if use.room is None else use.room
         if needed > context:
             longest = max(longest, needed)
-            ids.append(row.id)
-    if not ids:
+            found.add(use.what, label(row))
+    if not found.total:
         return None
-    shown = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
     with_room = f" with {use.key} ({use.room})" if use.key else ""
     remedy = f"lower {use.key}, or leave them out" if use.key else "shorten them, or leave them out"
     return (
         f"{use.what}{with_room}: up to {longest} tokens, and the model reads {context} at once; "
-        f"{len(ids)} rows are too long ({shown}): {remedy}"
+        f"{counted(found.total, 'row is', 'rows are')} too long ({found.places(use.what, every=every)}): {remedy}"
     )

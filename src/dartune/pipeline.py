@@ -8,29 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 
-from dartune import adapt, processes, train_arms
+from dartune import adapt, checked, processes, train_arms
 from dartune.arms import ARMS, adaptations, in_order
 from dartune.compare import compare
 from dartune.config import Config, load_config, missing_paths
-from dartune.data.quality import check_report, show_rows
+from dartune.data.quality import show_rows
 from dartune.data.rows import Rows, demonstration, open_rows, write_rows
 from dartune.errors import InputError
 from dartune.job import Job
 from dartune.matrix import cells
 from dartune.measured import measured
-from dartune.models.memory import memory_lines
-from dartune.models.shared_prefix import device_of
 from dartune.recipe import Recipe
 from dartune.report.gather import shown_rewrites
 from dartune.report.page import write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
 from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.solved import contradicting
-from dartune.roster import prepared, sampling_lines
+from dartune.roster import prepared
 from dartune.run import END_IT, Run
 from dartune.tracking import tracking
 
@@ -107,26 +103,18 @@ def written_report(job: Job) -> str:
     return summarise(results, write_report(job.run.folder / "report", results))
 
 
-def check(config: Config) -> str:
+def check(config: Config, *, every: bool = False) -> str:
     """What `dartune check` says: data and models are read, nothing is written.
 
+    Args:
+        every: findings name all their rows, not only the first ones.
+
     Raises:
-        InputError: everything that keeps `config` from running, at once.
+        InputError: everything that keeps `config` from running, at once; its notes are what else was found.
     """
     if config.matrix:
-        return "\n".join(f"{name}\n{check(cell)}\n" for name, cell in cells(config))
-    data, models = prepared(config)
-    with AnswerChecker() as checker:
-        wrong = contradicting(chain(data.train, data.dev), checker)
-    report = check_report(
-        chain(data.train, data.dev),
-        models.renderer,
-        has_answer=lambda row: row.answer is not None,
-        wrong=wrong,
-    )
-    memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
-    lines = [*data.notes, *report.lines(), *sampling_lines(models), "Memory of training, estimated:", *memory]
-    return "\n".join(lines)
+        return "\n".join(f"{name}\n{check(cell, every=every)}\n" for name, cell in cells(config))
+    return checked.check(config, every=every)
 
 
 def show(subject: Config | Path, what: str) -> str:

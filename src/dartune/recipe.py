@@ -34,6 +34,9 @@ SAID = {
 """What pydantic says in terms of Python."""
 UNREADABLE = (ValueError, LookupError, AttributeError, TypeError)
 """What PyYAML raises for such as the date 2026-99-99, `!!int ""` and `!!bool perhaps`."""
+DATA_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz)?$")
+"""Files that are data where a recipe is expected."""
+DATA_ADDRESSES = ("hub:", "gym:", "lab:")
 LONGEST_VALUE = 80
 """Characters of a value that a message shows."""
 
@@ -104,6 +107,10 @@ def located(path: Path) -> Path:
     return shipped if len(path.parts) == 1 and not path.exists() and shipped.is_file() else path
 
 
+def _is_data(path: Path) -> bool:
+    return DATA_NAME.search(path.name.lower()) is not None or path.as_posix().startswith(DATA_ADDRESSES)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file, or the shipped one of that name.
 
@@ -111,9 +118,11 @@ def read_recipe(path: Path) -> Recipe:
         InputError: there is no such file, or it is not a YAML mapping.
     """
     path = located(path)
+    if _is_data(path):
+        raise InputError(f"{path} is data, not a recipe: give it as --data {path}, and a model as --target MODEL")
     if path.is_dir():
         hint = path / "config.resolved.yaml"
-        more = f"; to repeat that run, give {hint}" if hint.exists() else ""
+        more = f"; to repeat that run, give {hint}" if hint.exists() else f"; if it holds data, give --data {path}"
         raise InputError(f"{path} is a folder, not a recipe{more}")
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Secrets, which no file and no message of a run may show: those of the environment, and what looks like one."""
+"""What messages must not show: secrets (of the environment, or what looks like one), and control characters."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def redacted(text: str) -> str:
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     return LOOKS.sub(HIDDEN, text)
+
+
+def printable(text: str) -> str:
+    """Text from outside must not steer the terminal: control characters are spelled out, \\n and \\t stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -33,8 +35,11 @@ from dartune.models.parallel_engine import LocalEngine, engine_on, shared
 from dartune.models.precision import compute_in, rounded
 from dartune.models.served_engine import ServedEngine
 from dartune.models.vllm_engine import VLLMEngine
+from dartune.redaction import printable
 from dartune.rewards.reward import reward_parts
 from dartune.run import Cost
+
+logger = logging.getLogger(__name__)
 
 API_KEY = "DARTUNE_VLLM_API_KEY"
 """Environment variable with the server's key, if it wants one."""
@@ -261,25 +266,33 @@ def sampling_lines(models: Roster) -> list[str]:
     ]
 
 
-def prepared(config: Config) -> tuple[inputs.Data, Roster]:
-    """Data and models, checked together so that everything wrong is told at once."""
+@dataclass
+class Examined:
+    """Data and models as far as they can be used, and everything that keeps a run from starting.
+
+    `rows` are the data's good rows where they cannot be split, too; `data` and `models` are None where unusable.
+    """
+
+    config: Config
+    sources: inputs.Sources
+    data: inputs.Data | None = None
+    models: Roster | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def examined(config: Config, *, every: bool = False) -> Examined:
+    """Data and models, checked together; nothing that is wrong hides anything else.
+
+    Args:
+        every: messages name every row, not only the first of those with the same problem.
+    """
     if "wrong_target" in config.arms and not config.target.other:
         other = lab.other_target(config.target.path)
         config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
     problems = arm_settings.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
     problems += tracking.problems(config.trackers) + processes.problems(config)
-    data = models = None
-    try:
-        data = inputs.load(config)
-    except InputError as error:
-        problems += error.problems or [error.message]
-    if data and any(ARMS[arm].budget for arm in config.arms) and all(row.answer is None for row in data.train):
-        problems.append("arms: direct RL is paid for right answers, and no training row has one; take its arms out")
-    if data and all(row.answer is None for rows in data.suites.values() for row in rows):
-        problems.append(
-            "no test question has an answer to compare with: give some rows an `answer` (or one stated in the "
-            "solution), or evaluate.suites a file of questions with answers"
-        )
+    found = Examined(config, inputs.Sources(), problems=problems)
+    _examine_data(found, every)
     try:
         reward_parts(config.reward)
     except InputError as error:
@@ -287,12 +300,49 @@ def prepared(config: Config) -> tuple[inputs.Data, Roster]:
     try:
         models = Roster(config)
         models.check()
+        found.models = models
     except InputError as error:
         problems += error.problems or [error.message]
-    if data and models and not problems:
+    if found.models and found.sources.rows:
+        data = found.data or inputs.Data(found.sources.rows, [], found.sources.suites)
         contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
-        problems += too_long(models.config, data, models.renderer, *contexts)
-    if problems or data is None or models is None:
-        # A file given twice, as data and as a suite, say, is wrong in the same way twice.
-        raise InputError("this run cannot start", dict.fromkeys(problems))
-    return data, models
+        problems += too_long(models.config, data, models.renderer, *contexts, every=every)
+    # A file given twice, as data and as a suite, say, is wrong in the same way twice.
+    found.problems = list(dict.fromkeys(problems))
+    return found
+
+
+def _examine_data(found: Examined, every: bool) -> None:
+    """Read and split the data."""
+    problems = found.problems
+    try:
+        found.sources = inputs.read(found.config)
+        unusable = found.sources.problems(every=every)
+        problems += unusable
+        if not unusable:
+            found.data = inputs.divided(found.config, found.sources)
+    except InputError as error:
+        problems += error.problems or [error.message]
+    data, rows = found.data, found.sources.rows
+    trained = data.train if data else rows
+    if len(rows) and any(ARMS[arm].budget for arm in found.config.arms) and all(row.answer is None for row in trained):
+        problems.append("arms: direct RL is paid for right answers, and no training row has one; take its arms out")
+    if data and all(row.answer is None for suite in data.suites.values() for row in suite):
+        problems.append(
+            "no test question has an answer to compare with: give some rows an `answer` (or one stated in the "
+            "solution), or evaluate.suites a file of questions with answers"
+        )
+
+
+def prepared(config: Config) -> tuple[inputs.Data, Roster]:
+    """Data and models; what of the data is not used is logged.
+
+    Raises:
+        InputError: everything that keeps a run from starting, at once.
+    """
+    found = examined(config)
+    for line in found.sources.warnings() if processes.is_first() else ():
+        logger.warning("%s", printable(line))
+    if found.problems or found.data is None or found.models is None:
+        raise InputError("this run cannot start", found.problems)
+    return found.data, found.models

@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dartune.data.conversations import messages_of
+
 Row = dict[str, Any]
 
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 _THOUGHT = re.compile(r"<\|begin_of_thought\|>(.*?)<\|end_of_thought\|>\s*", re.DOTALL)
 _SOLUTION = re.compile(r"<\|begin_of_solution\|>\s*|\s*<\|end_of_solution\|>")
+_SETUP = ("test_imports", "test_setup_code")
 _NO_ANSWER = ("proof", "notfound", "nan", "none", "n/a")
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class PublicLayout:
         fields: our field -> their column; those that are there say that a data set has this layout.
         optional: fields whose columns may be missing.
         tidy: their row -> the same row, tidied.
+        also: columns that `tidy` reads besides.
         fits: what its columns alone do not show.
     """
 
@@ -38,6 +41,7 @@ class PublicLayout:
     fields: Mapping[str, str]
     tidy: Callable[[Row], Row] = lambda row: row
     optional: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     fits: Callable[[Row], bool] = lambda row: True
 
 
@@ -70,27 +74,20 @@ def _without(column: str) -> Callable[[Row], Row]:
 
 
 def _conversation(row: Row) -> Row:
-    """Turns with role and content, a column `system` in front; a thought in a block of its own as `<think>`."""
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+    """A thought in a block of its own as `<think>`."""
+    turns = messages_of(row["conversations"])
+    if turns is None:
         return row
-    said = [{"role": _role(turn.get("from", turn.get("role"))), "content": _thinking(turn)} for turn in turns]
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and not any(turn["role"] == "system" for turn in said):
-        said = [{"role": "system", "content": system}, *said]
-    return {**row, "conversations": said}
+    return {**row, "conversations": [_thinking(turn) for turn in turns]}
 
 
-def _role(name: Any) -> Any:
-    return _ROLES.get(name, name) if isinstance(name, str) else name
-
-
-def _thinking(turn: Mapping[str, Any]) -> Any:
-    text = turn.get("value", turn.get("content"))
+def _thinking(turn: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = "value" if "value" in turn else "content"
+    text = turn.get(name)
     if not isinstance(text, str) or "<|begin_of_thought|>" not in text:
-        return text
+        return turn
     text = _THOUGHT.sub(lambda match: f"<think>\n{match[1].strip()}\n</think>\n\n", text)
-    return _SOLUTION.sub("", text).strip()
+    return {**turn, name: _SOLUTION.sub("", text).strip()}
 
 
 def _alpaca(row: Row) -> Row:
@@ -148,9 +145,11 @@ PUBLIC = {
         "question/solution", _solved("problem", "solution", "answer"), _without("answer"), optional=("answer",)
     ),
     "OpenThoughts": PublicLayout("messages", {"messages": "conversations"}, _conversation),
-    "MBPP": PublicLayout("question/solution", _solved("text", "code", "test_list"), _mbpp("text")),
-    "MBPP sanitized": PublicLayout("question/solution", _solved("prompt", "code", "test_list"), _mbpp("prompt")),
+    "MBPP": PublicLayout("question/solution", _solved("text", "code", "test_list"), _mbpp("text"), also=_SETUP),
+    "MBPP sanitized": PublicLayout(
+        "question/solution", _solved("prompt", "code", "test_list"), _mbpp("prompt"), also=_SETUP
+    ),
     "OpenCodeInstruct": PublicLayout("question/solution", _solved("input", "output", "unit_tests"), _listed_tests),
-    "Alpaca": PublicLayout("question/solution", _solved("instruction", "output"), _alpaca),
+    "Alpaca": PublicLayout("question/solution", _solved("instruction", "output"), _alpaca, also=("input",)),
 }
 """Data set -> its layout; the first that fits counts."""

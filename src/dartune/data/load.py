@@ -4,37 +4,79 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
+import re
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
-from decimal import Decimal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
+from dartune.data.columns import Field, choose_layout, column_names, fitting, named
+from dartune.data.findings import RowProblems, Tally
 from dartune.data.layouts import PublicLayout, recognised
-from dartune.data.readers import RawRow, read_rows
+from dartune.data.opened import RawRow
+from dartune.data.parse import Shape, parse_row
+from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
 from dartune.data.rows import Rows, Spool, demonstration
-from dartune.errors import InputError, Problems
+from dartune.errors import InputError, counted
+from dartune.redaction import printable
 
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 100
 """So many readable rows are looked at for one that fits a layout."""
-FIELDS = ("question", "solution", "answer", "id", "prompt", "completion", "messages")
-LAYOUTS = {
-    "question/solution": ("question", "solution"),
-    "prompt/completion": ("prompt", "completion"),
-    "messages": ("messages",),
-}
-# Names seen in public data sets, only used to propose a column map.
-USUAL_NAMES = {
-    "question": ("question", "problem", "instruction", "query", "prompt", "input"),
-    "solution": ("solution", "reasoning", "rationale", "response", "output", "completion", "answer"),
-    "answer": ("final_answer", "result", "expected_answer", "target", "answer"),
-}
+NUMBERED = re.compile(r" (?:line|row) \d+$")
+"""The place of a row, not of a whole file."""
+REPEATED, RENAMED = "repeated", "renamed"
+
+
+@dataclass
+class Read:
+    """A data set as it was read: its good rows, what is wrong with the others, and what is worth knowing.
+
+    Args:
+        notes: what was not read, one line each.
+        repeats: rows that repeat an earlier one, and rows whose id another one has.
+        facts: how rows were read, where that is no matter of course.
+    """
+
+    path: str | Path
+    rows: Rows[Demonstration]
+    problems: RowProblems
+    notes: list[str] = field(default_factory=list)
+    repeats: Tally = field(default_factory=Tally)
+    facts: list[str] = field(default_factory=list)
+
+    def error(self, *, every: bool = False) -> InputError | None:
+        """What is wrong with rows, all at once; None where nothing is.
+
+        Args:
+            every: all rows are named, not only the first of those with the same problem.
+        """
+        count, good = self.problems.count, len(self.rows)
+        if not count:
+            return None
+        kept = f"; {counted(good, 'other is', 'others are')} good" if good else ""
+        remedy = "; correct or remove these rows" if count > 1 else "; correct or remove this row"
+        of_rows = any(
+            NUMBERED.search(place) for kind in self.problems.rows.kinds for place in self.problems.rows.first(kind)
+        )
+        message = f"{self.path}: {counted(count, 'problem')} in the data{kept}{remedy if of_rows else ''}"
+        return InputError(message, self.problems.lines(every=every))
+
+    def warnings(self, *, every: bool = False, repeats: bool = True) -> list[str]:
+        """What was not read or was changed, one line each; `repeats` names rows that repeat another."""
+        lines = list(self.notes)
+        if repeats and (count := self.repeats.count(REPEATED)):
+            shown = self.repeats.places(REPEATED, every=every)
+            lines.append(f"{self.path}: {counted(count, 'row repeats', 'rows repeat')} an earlier one (kept): {shown}")
+        if count := self.repeats.count(RENAMED):
+            shown = self.repeats.places(RENAMED, every=every)
+            have = counted(count, "row has", "rows have")
+            lines.append(f"{self.path}: {have} the id of an earlier row; a suffix (-2, -3, ...) was added: {shown}")
+        return lines
 
 
 def load_demonstrations(
@@ -43,103 +85,105 @@ def load_demonstrations(
     split: str = "train",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    thinking: bool = False,
+    task: str = "math",
 ) -> Rows[Demonstration]:
     """Reads and checks a data set, row by row into a temporary file: its size is no matter of memory.
 
+    What is not used (columns, keys of messages, files of a folder) is logged as a warning.
+
     Args:
-        path: a .jsonl, .json, .csv or .parquet file; a folder of such files or one written by
-            `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the only form
-            that uses the network.
+        path: a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, a text also as .gz; a folder of such files or one
+            written by `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the only
+            form that uses the network.
         split: which split of a folder, or of a Hub data set whose address names none.
-        columns: our field -> their column, for any of `FIELDS`.
+        columns: our field -> their column or a template of columns, for any of `columns.FIELDS`.
         limit: read the first so many rows only.
+        thinking: reasoning in a key or column of its own is joined as a `<think>` block; else it is refused.
+        task: the family of the answers, by which an option's number becomes its label (`choice`) or its text.
 
     Raises:
-        InputError: with one line per bad row in `.problems` (of the first 1000; the last line counts the others); no
-            row is ever left out silently.
+        InputError: with one line per bad row in `.problems`, or per problem that many rows have; no row is ever left
+            out silently.
     """
-    rows = read_rows(path, split)
+    read = read_demonstrations(path, split=split, columns=columns, limit=limit, thinking=thinking, task=task)
+    for line in read.warnings():
+        logger.warning("%s", printable(line))
+    if error := read.error():
+        raise error
+    return read.rows
+
+
+def read_demonstrations(
+    path: str | Path,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    thinking: bool = False,
+    task: str = "math",
+    tested: bool = False,
+) -> Read:
+    """As `load_demonstrations`, with what is wrong with rows beside the good ones.
+
+    Args:
+        tested: the rows are only tested on: those of questions and answers need no solution.
+
+    Raises:
+        InputError: there are no rows, or they fit no layout.
+    """
+    notes: list[str] = []
+    rows = read_rows(path, split, notes)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
-    rows, example = _telling(chain([first], rows), dict(columns or {}))
-    public = recognised(example) if example is not None and not columns and not _fitting(set(example)) else None
+    columns = dict(columns or {})
+    rows, samples, struct = _telling(chain([first], rows), columns)
+    if struct:
+        notes.append(f"{path}: question and solution are read from the column {struct!r}")
+        rows = (row._replace(content=_unwrapped(row.content, struct)) for row in rows)
+        samples = [_unwrapped(row, struct) for row in samples]
+    shape = Shape("", {}, thinking=thinking, task=task)
+    public = recognised(samples[0]) if samples and not columns and not fitting(samples[0]) else None
     if public:
         rows = (row._replace(content=_tidied(row.content, public)) for row in rows)
-        return _collect(rows, public.base, {"id": "id", **public.fields}, limit, path)
-    layout, fields = choose_layout(example, dict(columns or {}), path) if example is not None else (None, {})
-    return _collect(rows, layout, fields, limit, path)
+        fields = {"id": "id", **public.fields}
+        shape = replace(shape, layout=public.base, fields=_fields(fields, ()), also=public.also)
+    elif samples:
+        layout, fields = choose_layout(samples, columns, path, tested=tested)
+        fields = _fields(fields, column_names(samples[0]))
+        shape = replace(shape, layout=layout, fields=fields)
+    read = _collect(rows, shape, limit, path)
+    unused, joined = shape.unused.line("not used"), shape.joined.line("joined with question and solution")
+    read.notes += [*notes, *([f"{path}: {unused}"] if unused else [])]
+    read.facts += [f"{path}: {joined}"] if joined else []
+    return read
+
+
+def _fields(fields: Mapping[str, str], names: Sequence[str]) -> dict[str, Field]:
+    return {name: Field(text, names) for name, text in fields.items()}
 
 
 def _tidied(content: dict[str, Any] | str, public: PublicLayout) -> dict[str, Any] | str:
-    complete = not isinstance(content, str) and all(column in content for column in public.fields.values())
+    needed = [column for name, column in public.fields.items() if name not in public.optional]
+    complete = not isinstance(content, str) and all(column in content for column in needed)
     return public.tidy(content) if complete else content
 
 
-def _fitting(fields: Iterable[str]) -> list[str]:
-    return [layout for layout, needed in LAYOUTS.items() if set(needed) <= set(fields)]
+def _unwrapped(content: dict[str, Any] | str, struct: str) -> dict[str, Any] | str:
+    """A row with the columns of one of its structs as its own."""
+    if isinstance(content, str) or not isinstance(content.get(struct), Mapping):
+        return content
+    return {**{name: value for name, value in content.items() if name != struct}, **content[struct]}
 
 
-def _named(names: Collection[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our field -> their column."""
-    # A column given to one field is not read again for the field that happens to have its name.
-    given = set(columns.values())
-    # Rows may lack the answer or the id, so one row's columns do not decide about these two.
-    fields = {name: name for name in FIELDS if name in (*names, "answer", "id") and name not in given}
-    return fields | dict(columns)
+def _telling(
+    rows: Iterator[RawRow], columns: Mapping[str, str]
+) -> tuple[Iterator[RawRow], list[dict[str, Any]], str | None]:
+    """All rows, some contents of which the first shows the layout, and the struct that it is in, if it is in one.
 
-
-def choose_layout(names: Iterable[str], columns: Mapping[str, str], path: str | Path) -> tuple[str, dict[str, str]]:
-    """Returns the name of the layout and our field -> their column.
-
-    Raises:
-        InputError: no layout or several fit, or `columns` names what does not exist.
-    """
-    names = list(names)
-    found = f"columns found: {', '.join(map(repr, names)) or 'none'}"
-    problems = [
-        f"data.columns.{ours} is no field; the fields are {', '.join(FIELDS)}" for ours in columns if ours not in FIELDS
-    ]
-    problems += [
-        f"data.columns.{ours} names the column {theirs!r}, which does not exist"
-        for ours, theirs in columns.items()
-        if ours in FIELDS and theirs not in names
-    ]
-    if problems:
-        raise InputError(f"{path}: data.columns does not fit; {found}", problems)
-    fields = _named(names, columns)
-    fitting = _fitting(fields)
-    asked = [layout for layout in fitting if any(name in columns for name in LAYOUTS[layout])]
-    if len(asked or fitting) == 1:
-        return (asked or fitting)[0], fields
-    if fitting:
-        example = LAYOUTS[fitting[0]][0]
-        raise InputError(
-            f"{path} fits several layouts ({', '.join(fitting)}); {found}; say which by naming one of its "
-            f"columns, for example data.columns: {{{example}: {fields[example]}}}"
-        )
-    raise InputError(
-        f"{path} fits no layout ({', '.join(LAYOUTS)}); {found}; "
-        f"name them with data.columns, for example data.columns: {_proposal(names)}"
-    )
-
-
-def _proposal(names: list[str]) -> str:
-    lower = {name.lower(): name for name in names}
-    proposal: dict[str, str] = {}
-    for ours, usual in USUAL_NAMES.items():
-        free = [lower[name] for name in usual if name in lower and lower[name] not in proposal.values()]
-        if free:
-            proposal[ours] = free[0]
-        elif ours != "answer":
-            proposal[ours] = "<their column>"
-    return "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in proposal.items()) + "}"
-
-
-def _telling(rows: Iterator[RawRow], columns: Mapping[str, str]) -> tuple[Iterator[RawRow], dict[str, Any] | None]:
-    """All rows, and the content of the one the layout shows in: the first that fits one, else the first readable.
-
-    A bad first row is then told like any other.
+    The layout shows in the first row that fits one, else in the first readable one, so a bad first row is then told
+    like any other.
     """
     passed, readable = [], []
     for row in rows:
@@ -147,55 +191,53 @@ def _telling(rows: Iterator[RawRow], columns: Mapping[str, str]) -> tuple[Iterat
         if isinstance(row.content, str):
             continue
         if _fits(row.content, columns):
-            return chain(passed, rows), row.content
+            return chain(passed, rows), [row.content], None
         readable.append(row.content)
         if len(readable) == LOOKED_AT:
             break
-    return chain(passed, rows), readable[0] if readable else None
+    for content in () if columns else readable:
+        structs = [name for name, value in content.items() if isinstance(value, Mapping) and _fits(value, {})]
+        if len(structs) == 1:
+            return chain(passed, rows), [content], structs[0]
+    return chain(passed, rows), readable, None
 
 
-def _fits(row: dict[str, Any], columns: Mapping[str, str]) -> bool:
-    if columns:
-        return set(columns.values()) <= set(row) and bool(_fitting(_named(row, columns)))
-    return bool(_fitting(row)) or recognised(row) is not None
+def _fits(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    if not columns:
+        return bool(fitting(row)) or recognised(dict(row)) is not None
+    names = column_names(row)
+    try:
+        needed = {name for text in columns.values() for name in Field(text, names).columns}
+    except ValueError:
+        return False
+    return needed <= set(names) and bool(fitting(named(names, columns)))
 
 
-def _collect(
-    rows: Iterator[RawRow], layout: str | None, fields: dict[str, str], limit: int | None, path: str | Path
-) -> Rows[Demonstration]:
-    problems, repeated = Problems(), Problems()
+def _collect(rows: Iterator[RawRow], shape: Shape, limit: int | None, path: str | Path) -> Read:
+    problems, repeats = RowProblems(), Tally()
     with Spool() as spool, _Names() as names:
         for row in islice(rows, limit):
             if isinstance(row.content, str):
-                problems.add(f"{row.place}: {row.content}")
+                problems.add(row.place, row.content)
                 continue
-            found, complaints = parse_row(row.content, layout or "", fields)
+            found, complaints = parse_row(row.content, shape)
             for complaint in complaints:
-                problems.add(f"{row.place}: {complaint}")
+                problems.add(row.place, complaint)
             if found is None:
                 continue
             text = _text_hash(found)
             name = found.id or text[:16]
+            row_place = f"{row.place} ({found.id!r})" if found.id else row.place
             if known := names.get(name):
                 place, earlier = known
-                if earlier != text:
-                    problems.add(f"{row.place}: id: {name!r} is already used in {place}; ids must be unique")
-                    continue
-                repeated.add(f"{row.place} repeats {place}")
+                if earlier == text:
+                    repeats.add(REPEATED, f"{row.place} repeats {place}")
+                else:
+                    repeats.add(RENAMED, f"{row.place} ({name!r} as in {place})")
                 name = names.next_free(name)
             names.add(name, row.place, text)
-            spool.add(asdict(replace(found, id=name)))
-        if problems.count:
-            kept = f"; {len(spool)} others are good" if len(spool) else ""
-            raise InputError(
-                f"{path}: {problems.count} problems in the data{kept}; correct or remove these rows",
-                problems.lines,
-                problems.count,
-            )
-        if repeated.count:
-            shown = "; ".join(repeated.first[:3])
-            logger.warning("%s: %d rows repeat an earlier one (kept): %s", path, repeated.count, shown)
-        return spool.rows(demonstration)
+            spool.add(asdict(replace(found, id=name, place=row_place)))
+        return Read(path, spool.rows(demonstration), problems, [], repeats)
 
 
 class _Names:
@@ -225,97 +267,6 @@ class _Names:
             number += 1
         self._rows.execute("UPDATE names SET next = ? WHERE name = ?", (number + 1, name))
         return f"{name}-{number}"
-
-
-def parse_row(row: Mapping[str, Any], layout: str, fields: Mapping[str, str]) -> tuple[Demonstration | None, list[str]]:
-    """One row to a demonstration (id "" where the data has none), or None and what is wrong with it."""
-    complaints: list[str] = []
-
-    def get(name: str) -> Any:
-        column = fields[name]
-        if column not in row:
-            complaints.append(f"{column}: the field is missing")
-            return None
-        return row[column]
-
-    meta: dict[str, Any] = {}
-    if layout == "question/solution":
-        texts = {fields[name]: get(name) for name in ("question", "solution")}
-    elif layout == "prompt/completion":
-        prompt, completion = get("prompt"), get("completion")
-        if isinstance(prompt, list) and isinstance(completion, list):
-            texts = _turns([*prompt, *completion], f"{fields['prompt']}/{fields['completion']}", meta, complaints)
-        else:
-            texts = {fields["prompt"]: prompt, fields["completion"]: completion}
-    else:
-        texts = _turns(get("messages"), fields["messages"], meta, complaints) if not complaints else {}
-    already = {complaint.partition(":")[0] for complaint in complaints}
-    for column, value in [*texts.items(), *meta.items()]:
-        rule = _text_rule(value)
-        if rule and column not in already:
-            complaints.append(f"{column}: {rule}")
-    answer, name = _short_text("answer", row, fields, complaints), _short_text("id", row, fields, complaints)
-    if complaints:
-        return None, complaints
-    question, solution = texts.values()
-    return Demonstration(id=name or "", question=question, solution=solution, answer=answer, meta=meta), []
-
-
-def _turns(messages: Any, column: str, meta: dict[str, Any], complaints: list[str]) -> dict[str, Any]:
-    """The user's and the assistant's text of a one-turn conversation; a system text goes to `meta`."""
-    if messages is None and complaints:
-        return {}
-    if not isinstance(messages, list) or not all(
-        isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages
-    ):
-        complaints.append(f"{column}: must be a list of messages, each with role and content")
-        return {}
-    roles = [message["role"] for message in messages]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        shown = ", ".join(map(str, roles)) or "none"
-        complaints.append(f"{column}: the roles must be user, assistant (a system message may come first), not {shown}")
-        return {}
-    if len(messages) == 3:
-        meta["system"] = messages[0]["content"]
-    return {f"{column}[{message['role']}]": message["content"] for message in messages[-2:]}
-
-
-def _text_rule(value: Any) -> str | None:
-    if value is None:
-        return "is empty (null)"
-    if not isinstance(value, str):
-        return f"must be text, not {type(value).__name__}"
-    if not value.strip():
-        return "is empty"
-    return _character_rule(value)
-
-
-def _character_rule(value: str) -> str | None:
-    if "\0" in value:
-        return f"has a NUL character at position {value.index(chr(0))}"
-    broken = next((index for index, char in enumerate(value) if "\ud800" <= char <= "\udfff"), None)
-    return None if broken is None else f"has half of a surrogate pair at position {broken}, which is no valid Unicode"
-
-
-def _short_text(name: str, row: Mapping[str, Any], fields: Mapping[str, str], complaints: list[str]) -> str | None:
-    """An answer or id: text or a number, which becomes text; None where there is none."""
-    if name not in fields:
-        return None
-    value = row.get(fields[name])
-    if isinstance(value, float | Decimal):
-        if math.isnan(value):
-            return None
-        # Tables store whole numbers as floats as soon as one value is missing.
-        value = int(value) if math.isfinite(value) and value == int(value) else value
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        complaints.append(f"{fields[name]}: must be text or a number, not {type(value).__name__}")
-        return None
-    rule = _character_rule(value) if isinstance(value, str) else None
-    if rule:
-        complaints.append(f"{fields[name]}: {rule}")
-    return str(value)
 
 
 def _text_hash(row: Demonstration) -> str:

@@ -17,6 +17,7 @@ class Demonstration:
         answer: the final answer as text where the data states one; None: it must be read from the solution.
         task: the family its answer is of: `rewards.tasks.TASKS`.
         meta: whatever else must travel with the row, such as a `system` message.
+        place: file and line that it was read from, and its id there; empty for rows that a program made.
     """
 
     id: str
@@ -25,3 +26,4 @@ class Demonstration:
     answer: str | None = None
     task: str = "math"
     meta: dict[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)

@@ -1,0 +1,99 @@
+"""Tables: CSV with commas, semicolons, tabs or bars, and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dartune.data.opened import RawRow, opened, text_rows
+
+LONGEST_FIELD = 2**31 - 1
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What may stand between the fields of a line; of those that the header has most often, the first counts."""
+
+
+@text_rows
+def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
+    """Rows of a `.csv` or `.tsv` file; its header says what stands between fields."""
+    csv.field_size_limit(LONGEST_FIELD)
+    with io.TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        skipped, delimiter = _dialect(file)
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
+        try:
+            header = next(reader, None)
+        except csv.Error as error:
+            yield RawRow(path.name, f"the header is invalid CSV: {error}")
+            return
+        if header is None:
+            return
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            yield RawRow(path.name, f"the header names these columns twice: {', '.join(twice)}")
+            return
+        while True:
+            place = f"{path.name} line {reader.line_num + 1 + skipped}"
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield RawRow(place, f"invalid CSV: {error}")
+                continue
+            if values:
+                yield RawRow(place, _named_values(header, values, DELIMITERS.get(delimiter, delimiter)))
+
+
+def _dialect(file: io.TextIOWrapper) -> tuple[int, str]:
+    """Lines before the header (Excel's `sep=;`), and what stands between fields; the file is left at the header."""
+    start = file.tell()
+    first = file.readline()
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:
+        return 1, first.strip()[4]
+    if first.rstrip("\r\n").lower() == "sep=\t":
+        return 1, "\t"
+    file.seek(start)
+
+    def fields(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader([first], delimiter=delimiter), []))
+        except csv.Error:
+            return 0
+
+    return 0, max(DELIMITERS, key=fields)
+
+
+def _named_values(header: list[str], values: list[str], delimiter: str) -> dict[str, Any] | str:
+    if len(values) != len(header):
+        return f"has {len(values)} fields, the header has {len(header)}; quote fields that contain {delimiter}"
+    for name, value in zip(header, values, strict=True):
+        # `surrogateescape` stands in for a byte that is no UTF-8.
+        if any("\udc80" <= char <= "\udcff" for char in value):
+            return f"{name}: invalid UTF-8; save the file as UTF-8"
+    return dict(zip(header, values, strict=True))
+
+
+def parquet_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
+    """Rows of a Parquet file, by number; structs are objects."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for index in range(batch.num_rows):
+                number += 1
+                yield RawRow(f"{path.name} row {number}", _arrow_row(batch, index))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a column name may be no Unicode
+        yield RawRow(path.name, f"cannot be read as Parquet: {error}")
+
+
+def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
+    try:
+        return batch.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return f"invalid UTF-8 at byte {error.start + 1} of a field"
+    except (ValueError, ArithmeticError) as error:  # such as a date in the year 300 000
+        return f"has a value that Python cannot hold: {error}"

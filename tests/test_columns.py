@@ -1,0 +1,239 @@
+"""Columns: every one is used, joined, refused or named; a column map says where a field is, also by a template."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dartune.data.load import load_demonstrations, read_demonstrations
+from dartune.errors import InputError
+
+
+def jsonl(folder: Path, rows) -> Path:
+    path = folder / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def one(folder, row, **settings):
+    (found,) = load_demonstrations(jsonl(folder, [row]), **settings)
+    return found
+
+
+def refused(folder, rows, **settings):
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(jsonl(folder, rows), **settings)
+    return caught.value
+
+
+QS = {"question": "How many?", "solution": "It is 4."}
+LAYOUTS = {
+    "question/solution": QS,
+    "prompt/completion": {"prompt": "How many?", "completion": "It is 4."},
+    "messages": {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "It is 4."}]},
+    "NuminaMath": {"problem": "How many?", "solution": "It is 4."},
+    "OpenThoughts": {"conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "It is 4."}]},
+}
+every_layout = pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+@every_layout
+@pytest.mark.parametrize("name", ["context", "Body", "passage", "article"])
+def test_a_context_stands_above_the_question(row, name, tmp_path):
+    read = read_demonstrations(jsonl(tmp_path, [{**row, name: "Lena has 4 cards."}]))
+    assert read.rows[0].question == "Lena has 4 cards.\n\nHow many?" and not read.warnings()
+    assert f"joined with question and solution: column {name!r} (1 row)" in read.facts[0]
+    assert one(tmp_path, {**row, name: None}).question == one(tmp_path, {**row, name: " "}).question == "How many?"
+
+
+def test_a_context_is_not_repeated_and_may_be_a_list(tmp_path):
+    assert one(tmp_path, {**QS, "context": "How many?"}).question == "How many?"
+    assert one(tmp_path, {**QS, "context": ["One.", "Two."]}).question == "One.\n\nTwo.\n\nHow many?"
+    assert "context: must be text" in refused(tmp_path, [{**QS, "context": {"a": 1}}]).problems[0]
+
+
+SHOWN = "How many?\nA) 3\nB) 4.5\nC) 2"
+OPTIONS = {
+    "list": {"choices": ["3", "4.5", "2"]},
+    "numbers": {"options": [3, 4.5, 2]},
+    "labelled": {"options": ["A) 3", "B) 4.5", "C) 2"]},
+    "by label": {"options": {"A": "3", "B": "4.5", "C": "2", "D": None}},
+    "labels and texts": {"choices": {"label": ["A", "B", "C"], "text": ["3", "4.5", "2"]}},
+    "objects": {"choices": [{"label": "A", "text": "3"}, {"label": "B", "text": "4.5"}, {"label": "C", "text": "2"}]},
+    "json": {"options": '["3", "4.5", "2"]'},
+    "columns": {"A": "3", "B": "4.5", "C": "2"},
+    "named columns": {"option_a": "3", "option_b": "4.5", "option_c": "2"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_options_stand_below_the_question(options, tmp_path):
+    assert one(tmp_path, {**QS, **options}).question == SHOWN
+    assert one(tmp_path, {**QS, **options, "question": SHOWN}).question == SHOWN
+    assert one(tmp_path, {**QS, **options, "answer": 1}, task="choice").answer == "B"
+    assert one(tmp_path, {**QS, **options, "answer": "4.5"}, task="choice").answer == "B"
+    assert one(tmp_path, {**QS, **options, "answer": "b"}, task="choice").answer == "b"
+    assert one(tmp_path, {**QS, **options, "answer": 1}).answer == "4.5"
+    assert one(tmp_path, {**QS, **options, "answer": "4.5"}).answer == "4.5"
+
+
+def test_options_that_are_no_texts_are_refused(tmp_path):
+    assert "choices: must be a list of texts" in refused(tmp_path, [{**QS, "choices": [["a"], ["b"]]}]).problems[0]
+
+
+@every_layout
+def test_a_system_column_is_kept_in_every_layout(row, tmp_path):
+    assert one(tmp_path, {**row, "system": "Be brief."}).meta == {"system": "Be brief."}
+    assert one(tmp_path, {**row, "system": ""}).meta == {}
+
+
+@every_layout
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"history": [["Hi", "Hello"]]}, "history: holds earlier turns"),
+        ({"tools": [{"name": "f"}]}, "tools: the row has tools"),
+        ({"tools": '[{"name": "f"}]'}, "tools: the row has tools"),
+        ({"images": ["a.png"]}, "images: only text is read"),
+        ({"image": {"bytes": "x"}}, "image: only text is read"),
+        ({"reasoning": "4, as 2 + 2."}, "the reasoning is in 'reasoning': set target.thinking: true"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(row, extra, said, tmp_path):
+    assert said in refused(tmp_path, [{**row, **extra}]).problems[0]
+    empty = {name: [] for name in extra}
+    assert one(tmp_path, {**row, **empty}).solution == "It is 4."
+
+
+@every_layout
+def test_reasoning_in_a_column_is_joined_for_a_thinking_target(row, tmp_path):
+    found = one(tmp_path, {**row, "thinking": "2 + 2"}, thinking=True)
+    assert found.solution == "<think>\n2 + 2\n</think>\n\nIt is 4."
+
+
+def test_every_column_that_is_not_used_is_named_with_its_count(tmp_path, caplog):
+    rows = [{**QS, "id": n, "source": "x", "level": n % 2 or None, "extra": {"a": None}} for n in range(4)]
+    path = jsonl(tmp_path, rows)
+    assert read_demonstrations(path).notes == [f"{path}: not used: columns 'source' (4 rows), 'level' (2 rows)"]
+    load_demonstrations(path)
+    assert "not used: columns 'source' (4 rows), 'level' (2 rows)" in caplog.text
+    mapped = read_demonstrations(path, columns={"question": "source", "solution": "solution"})
+    assert "not used: columns 'question' (4 rows), 'level' (2 rows)" in mapped.notes[0]
+
+
+def test_a_template_joins_columns(tmp_path):
+    row = {"Body": "Lena has 4.", "Question": "How many?", "Working": "Four.", "Answer": 4.0, "Tags": ["a", "b"]}
+    found = one(tmp_path, row, columns={"question": "{Body} {Question}", "solution": "{Working} So {Answer} {{x}}"})
+    assert (found.question, found.solution) == ("Lena has 4. How many?", "Four. So 4 {x}")
+    columns = {"question": "{Tags}:\n{Question}", "solution": "Working", "answer": "Answer"}
+    found = one(tmp_path, row, columns=columns)
+    assert (found.question, found.answer) == ("a\nb:\nHow many?", "4")
+
+
+def test_a_template_of_columns_that_are_not_there_is_told(tmp_path):
+    row = {"Body": "b", "Question": "q", "Working": "w"}
+    error = refused(tmp_path, [row], columns={"question": "{Body} {Q}", "solution": "{Working"})
+    assert "data.columns.question names the column 'Q', which does not exist" in error.problems[0]
+    assert "data.columns.solution is no template" in error.problems[1]
+    columns = {"question": "{Body} {Question}", "solution": "Working"}
+    rows = [row, {"Body": "b", "Working": "w"}, {**row, "Body": None}, {**row, "Body": {"a": 1}}]
+    error = refused(tmp_path, rows, columns=columns)
+    assert error.problems == (
+        "d.jsonl line 2: Question: the field is missing",
+        "d.jsonl line 4: Body: must be text or a number, not dict",
+    )
+
+
+def test_columns_within_structs(tmp_path):
+    row = {"extra_info": {"question": "q", "answer": "a b", "index": 3}, "data_source": "x"}
+    columns = {"question": "extra_info.question", "solution": "{extra_info.answer}"}
+    read = read_demonstrations(jsonl(tmp_path, [row]), columns=columns)
+    assert (read.rows[0].question, read.rows[0].solution) == ("q", "a b")
+    assert "not used: columns 'data_source' (1 row), 'extra_info.index' (1 row)" in read.notes[0]
+    assert "extra_info.question" in refused(tmp_path, [row]).message
+    read = read_demonstrations(jsonl(tmp_path, [{"row": {**QS, "level": 1}, "source": "x"}] * 2))
+    assert read.rows[0].question == "How many?"
+    assert "are read from the column 'row'" in read.notes[0] and "'source' (2 rows), 'level' (2 rows)" in read.notes[1]
+
+
+SVAMP = {
+    "ID": "chal-1",
+    "Body": "There are 87 oranges and 290 bananas in the collection.",
+    "Question": "How big is each group of bananas?",
+    "Equation": "( 290.0 / 2.0 )",
+    "Answer": 145.0,
+    "Type": "Common-Division",
+}
+
+
+def test_a_proposed_map_leaves_no_text_column_out_in_silence(tmp_path):
+    message = refused(tmp_path, [SVAMP]).message
+    assert 'data.columns: {question: "{Body}\\n\\n{Question}", solution: Equation, answer: Answer}' in message
+    assert "Not used in this example: 'ID', 'Type'" in message
+    rows = [{"frage": f"Wie viel ist das hier {n}?", "weg": f"Das sind genau {n} davon."} for n in range(5)]
+    message = refused(tmp_path, rows).message
+    assert "{question: frage, solution: weg}" in message and "Not used in this example" not in message
+
+
+def test_options_without_a_solution_are_no_solution(tmp_path):
+    rows = [{"question": "What is 1 + 1?", "choices": ["1", "2"], "answer": 1, "subject": "sums"}]
+    message = refused(tmp_path, rows).message
+    assert "{question: question, solution: <their column>, answer: answer}" in message
+    assert "No column looks like a worked solution" in message and "'subject'" in message
+
+
+def test_every_text_that_reads_like_prose_is_in_the_proposed_map(tmp_path):
+    row = {"Problem": "What is it {}?", "Setting": "There are {} cards here.", "Rationale": "It is {} as I count them."}
+    row |= {"Response": "So {} it is.", "level": "easy"}
+    rows = [{name: text.format(n) for name, text in row.items()} for n in range(4)]
+    message = refused(tmp_path, rows).message
+    assert 'question: "{Problem}\\n\\n{Setting}", solution: "{Rationale}\\n\\n{Response}"' in message
+    assert "Not used in this example: 'level'" in message
+    columns = {"question": "{Problem}\n\n{Setting}", "solution": "{Rationale} {Response}"}
+    assert one(tmp_path, rows[0], columns=columns).question == "What is it 0?\n\nThere are 0 cards here."
+    message = refused(tmp_path, [{"Instruction": "Add them.", "Input": "2, 3", "Response": "5"}]).message
+    assert 'question: "{Instruction}\\n\\n{Input}", solution: Response' in message
+
+
+def test_a_column_map_joins_what_it_does_not_name_and_a_template_says_all(tmp_path):
+    row = {"q": "How many?", "s": "It is 4.", "context": "Lena has 4.", "choices": ["3", "4"], "reasoning": "As I see."}
+    found = one(tmp_path, row, columns={"question": "q", "solution": "s"}, thinking=True)
+    assert found.question == "Lena has 4.\n\nHow many?\nA) 3\nB) 4"
+    assert found.solution == "<think>\nAs I see.\n</think>\n\nIt is 4."
+    read = read_demonstrations(jsonl(tmp_path, [row]), columns={"question": "{q}", "solution": "{s}"})
+    assert (read.rows[0].question, read.rows[0].solution) == ("How many?", "It is 4.")
+    assert "not used: columns 'context' (1 row), 'choices' (1 row), 'reasoning' (1 row)" in read.notes[0]
+    assert "gives 'q' to several fields" in str(refused(tmp_path, [row], columns={"question": "q", "solution": "q"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "label", "text"),
+    [
+        (["1", "3", "4"], 1, "B", "3"),
+        ([1, 3, 4], 1, "A", "1"),
+        (["1", "3", "4"], "1", "A", "1"),
+        (["x", "y"], "1", "B", "y"),
+        (["10", "20"], 20, "B", "20"),
+        (["x", "y"], 1.0, "B", "y"),
+        (["x", "y"], "x", "A", "x"),
+        (["x", "y"], "(B) y", "(B) y", "(B) y"),
+        (["x", "None"], None, None, None),
+        (["x", "y"], "²", "²", "²"),
+    ],
+)
+def test_an_answer_among_options(options, answer, label, text, tmp_path):
+    row = {**QS, "options": options, "answer": answer}
+    assert one(tmp_path, row, task="choice").answer == label
+    assert one(tmp_path, row).answer == text
+
+
+def test_an_answer_that_is_no_option_is_told(tmp_path):
+    error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": 2}])
+    assert error.problems[0].endswith("answer: 2 is not one of the 2 options (numbered from 0)")
+    error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": "C"}], task="choice")
+    assert error.problems[0].endswith("answer: 'C' is not one of the 2 options (A, B)")
+
+
+def test_columns_that_are_no_texts_are_told_or_named(tmp_path):
+    assert "system: must be text, not list" in refused(tmp_path, [{**QS, "system": ["a"]}]).problems[0]
+    assert "'reasoning' (1 row)" in read_demonstrations(jsonl(tmp_path, [{**QS, "reasoning": True}])).notes[0]

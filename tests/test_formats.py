@@ -1,0 +1,223 @@
+"""Files of many kinds: what they hold is the same wherever it stands, and what is not read is named."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from dartune.data import json_files
+from dartune.data.load import load_demonstrations, read_demonstrations
+from dartune.data.records import Demonstration
+from dartune.errors import InputError
+from dartune.recipe import read_recipe
+
+ROWS = [
+    {"id": "a", "question": "2 + 2, or 3?", "solution": "It is 4.\nSo 4", "answer": "4"},
+    {"id": "b", "question": "Wie heißt\ter?", "solution": 'Er "heißt" Jürgen; gut', "answer": "Jürgen"},
+    {"id": "c", "question": "{[x]}", "solution": "a, b: [c] {d}", "answer": "e"},
+]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+HEADER = list(ROWS[0])
+
+
+def table(delimiter):
+    lines = [HEADER, *(list(row.values()) for row in ROWS)]
+    quoted = [['"' + cell.replace('"', '""') + '"' for cell in line] for line in lines]
+    return "".join(delimiter.join(line) + "\n" for line in quoted)
+
+
+CONTENTS = {
+    "d.ndjson": LINES,
+    "d.JSONL": LINES,
+    "list.jsonl": json.dumps(ROWS),
+    "pretty.jsonl": json.dumps(ROWS, indent=2),
+    "framed.json": json.dumps({"data": ROWS}),
+    "framed pretty.json": json.dumps({"examples": ROWS}, indent=4),
+    "framed.jsonl": json.dumps({"version": 1, "rows": ROWS, "empty": []}),
+    "one a paragraph.json": "\n".join(json.dumps(row, indent=1) for row in ROWS),
+    "commas.jsonl": LINES.replace("\n", ",\n"),
+    "comma.json": json.dumps(ROWS)[:-1] + ",\n]",
+    "d.tsv": table("\t"),
+    "semicolon.csv": table(";"),
+    "bar.csv": table("|"),
+    "excel.csv": "\ufeffsep=;\r\n" + table(";").replace("\n", "\r\n").replace("4.\r\n", "4.\n"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+def test_every_kind_of_file_gives_the_same_rows(name, packed, tmp_path):
+    content = CONTENTS[name].encode()
+    path = tmp_path / (name + ".gz" * packed)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert load_demonstrations(path) == [Demonstration(**row) for row in ROWS]
+
+
+@pytest.mark.parametrize("head", [1, 7, 64, 200])
+@pytest.mark.parametrize("name", [name for name in CONTENTS if "json" in name.lower()])
+def test_json_is_read_piece_by_piece(name, head, monkeypatch):
+    monkeypatch.setattr(json_files, "HEAD", head)
+    content = json.dumps(json.loads(CONTENTS[name]), ensure_ascii=False) if name[0] in "lpf" else CONTENTS[name]
+    stream = json_files._Stream(io.BytesIO(content.encode()))
+    assert [row.content for row in json_files._values(stream, name, [])] == ROWS
+
+
+def test_a_long_list_is_not_held_in_memory(tmp_path):
+    import tracemalloc
+
+    rows = [{"question": f"q{n}", "solution": "s" * 1000} for n in range(20_000)]
+    (tmp_path / "d.json").write_text(json.dumps({"data": rows}))
+    del rows
+    tracemalloc.start()
+    assert sum(1 for _ in json_files.json_rows(tmp_path / "d.json", [])) == 20_000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 12e6  # of 20 MB
+
+
+def test_keys_beside_the_list_of_rows_are_named(tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps({"licence": "mit", "data": ROWS, "test": [{"name": "x"}], "n": None}))
+    read = read_demonstrations(tmp_path / "d.json")
+    assert read.rows == [Demonstration(**row) for row in ROWS]
+    assert read.notes == ["d.json: the rows are the list 'data'; not read beside it: 'licence', 'test'"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (json.dumps(ROWS) + "\n" + json.dumps(ROWS), "d.jsonl line 1: must be a JSON object, not a list"),
+        (json.dumps(ROWS, indent=1) + "{}", "d.jsonl line 20: invalid JSON: more text follows the list of rows"),
+        (
+            '{"data": [\n{"question": "q", "solution": "s"},\n{"question" 3}]}',
+            "line 3, row 2: invalid JSON at column 13",
+        ),
+        ('{"data": [\n{"question": "q", "solution": "s"}\n', "line 3, row 1: invalid JSON: a comma or ] must follow"),
+        ('{\n"a": 1,\n"a": 2}', "d.jsonl line 1: names 'a' twice"),
+    ],
+)
+def test_broken_json_has_a_line(content, problem, tmp_path):
+    (tmp_path / "d.jsonl").write_text(content)
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(tmp_path / "d.jsonl")
+    assert problem in str(caught.value)
+
+
+def test_one_object_alone_is_one_row(tmp_path):
+    for row in (ROWS[0], {**ROWS[0], "tests": [{"in": 1}]}):
+        for indent in (None, 1):
+            (tmp_path / "d.json").write_text(json.dumps(row, indent=indent))
+            assert load_demonstrations(tmp_path / "d.json") == [Demonstration(**ROWS[0])]
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.tsv"])
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("utf-32", "UTF-32")],
+)
+def test_other_encodings_are_named_once(name, encoding, said, tmp_path):
+    (tmp_path / name).write_bytes((LINES if "json" in name else table(",")).encode(encoding))
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(tmp_path / name)
+    (problem,) = caught.value.problems
+    assert said in problem and f"`iconv -f {said} -t UTF-8 {name}`" in problem
+
+
+def test_one_wrong_encoding_is_one_message(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(
+        (LINES.replace("\\u00e4", "") * 20 + '{"question": "ä", "solution": "ü"}\n' * 30).encode("latin-1")
+    )
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(tmp_path / "d.jsonl")
+    (problem,) = caught.value.problems
+    assert "invalid UTF-8" in problem and ": 30 rows (d.jsonl line 61, 62" in problem
+
+
+def test_several_lists_of_rows_are_not_mixed_up(tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps({"test": ROWS[:1], "train": ROWS[1:]}))
+    with pytest.raises(InputError, match="holds several lists of rows .'test', 'train'.; put each into a file of its"):
+        load_demonstrations(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(("start", "said"), [(b"PAR1", "a Parquet file"), (b"PK\x03\x04", "an Excel file")])
+def test_a_file_of_another_kind_is_named(start, said, tmp_path):
+    (tmp_path / "d.csv").write_bytes(start + bytes(range(256)))
+    with pytest.raises(InputError, match=said):
+        load_demonstrations(tmp_path / "d.csv")
+
+
+def test_a_compressed_file_without_the_ending_is_read(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(gzip.compress(LINES.encode()))
+    assert len(load_demonstrations(tmp_path / "d.jsonl")) == 3
+
+
+def test_a_damaged_gzip_file_is_told(tmp_path):
+    packed = gzip.compress(LINES.encode() * 1000)
+    for content in (packed[:-20], b"no gzip at all"):
+        (tmp_path / "d.jsonl.gz").write_bytes(content)
+        with pytest.raises(InputError, match="damaged gzip file"):
+            load_demonstrations(tmp_path / "d.jsonl.gz")
+
+
+def test_a_layout_error_is_one_message(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": str(n)}] * 2} for n in range(500)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError) as caught:
+        load_demonstrations(tmp_path / "d.jsonl")
+    (problem,) = caught.value.problems
+    assert problem.endswith(": 500 rows (d.jsonl line 1, 2, 3, 4, 5 and 495 more)")
+
+
+def files(folder: Path, contents: dict) -> Path:
+    for name, rows in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def row(n):
+    return {"question": f"q{n}", "solution": f"s{n}"}
+
+
+def test_every_shard_is_read_or_named(tmp_path):
+    folder = files(
+        tmp_path / "a", {"part1.jsonl": [row(1)], "b/part2.json": [row(2)], "part3.csv": "question,solution\nq3,s3\n"}
+    )
+    assert sorted(found.question for found in load_demonstrations(folder)) == ["q1", "q2", "q3"]
+    folder = files(tmp_path / "c", {"train-questions.jsonl": [row(1)], "part2.jsonl": [row(2)], "Test.jsonl": [row(3)]})
+    read = read_demonstrations(folder)
+    assert [found.question for found in read.rows] == ["q1"]
+    assert len(read.notes) == 2
+    assert "the file Test.jsonl is not read: data.split is 'train', and its name says 'test'" in read.notes[0]
+    assert "the file part2.jsonl is not read: names of other files say 'train'" in read.notes[1]
+    assert [found.question for found in load_demonstrations(folder, split="test")] == ["q3"]
+
+
+def test_a_description_beside_the_rows_is_no_error(tmp_path):
+    folder = files(
+        tmp_path, {"meta.json": '{"name": "x",\n "size": 2}', "part1.jsonl": [row(1)], "part2.jsonl": [row(2)]}
+    )
+    read = read_demonstrations(folder)
+    assert len(read.rows) == 2 and len(read.notes) == 1 and "the file meta.json is not read" in read.notes[0]
+
+
+def test_a_folder_of_one_object_a_file_is_read(tmp_path):
+    folder = files(tmp_path, {f"{n}.json": json.dumps(row(n), indent=1) for n in range(4)} | {"meta.json": '{"a": 1}'})
+    read = read_demonstrations(folder)
+    assert len(read.rows) == 4 and len(read.notes) == 1
+
+
+def test_an_id_of_another_row_is_replaced_with_a_warning(tmp_path):
+    rows = [{**row(n), "id": "x"} for n in range(3)]
+    read = read_demonstrations(files(tmp_path, {"d.jsonl": rows}) / "d.jsonl")
+    assert [found.id for found in read.rows] == ["x", "x-2", "x-3"] and not read.problems.count
+    (warning,) = read.warnings()
+    assert "2 rows have the id of an earlier row" in warning
+    assert warning.endswith(": d.jsonl line 2 ('x' as in d.jsonl line 1), 3 ('x' as in d.jsonl line 1)")
+
+
+@pytest.mark.parametrize("name", ["my.jsonl", "my.json", "my.csv.gz", "my.parquet", "hub:a/b"])
+def test_data_in_the_place_of_a_recipe_suggest_the_flag(name):
+    with pytest.raises(InputError, match=f"is data, not a recipe: give it as --data {name}"):
+        read_recipe(Path(name))
