@@ -25,7 +25,7 @@ import lab_styles
 import numpy as np
 import torch
 from pages import fill, table
-from scipy.stats import bootstrap, spearmanr
+from scipy.stats import rankdata, spearmanr
 from style_measure import own_style
 from style_scores import SCORES, page_parts, read
 from style_texts import STYLES, Problem, all_problems, chain_problems, gsm8k_problems, one_step_problems
@@ -59,6 +59,7 @@ TRAINED = (
 RATES = (1e-5, 4e-5)
 STEPS, BATCH, ROWS, HELD_OUT = 10, 4, 40, 20
 TEST, GENERATED = 24, 56
+RESAMPLES = 5000
 UNRELATED = (
     "What is the capital of France?",
     "Write two sentences about a dog who likes rain.",
@@ -234,15 +235,13 @@ def correlated(scores: dict[str, dict[str, float]], outcomes: dict[str, dict[str
 def _correlation(values: Sequence[float], outcomes: Sequence[float]) -> list[float]:
     """Spearman's rank correlation and its 95% bootstrap interval over the styles."""
 
-    def rank(x, y):
-        return spearmanr(x, y).statistic
-
-    rng = np.random.default_rng(0)
-    found = bootstrap(
-        (values, outcomes), rank, paired=True, vectorized=False, n_resamples=2000, method="percentile", rng=rng
-    )
-    low, high = found.confidence_interval
-    return [float(rank(values, outcomes)), float(np.nan_to_num(low, nan=-1)), float(np.nan_to_num(high, nan=1))]
+    picked = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    x, y = rankdata(np.asarray(values)[picked], axis=1), rankdata(np.asarray(outcomes)[picked], axis=1)
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    spread = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    resampled = (x * y).sum(1)[spread > 0] / spread[spread > 0]  # a resample of one style alone has no ranks
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return [float(spearmanr(values, outcomes).statistic), float(low), float(high)]
 
 
 def parts(measured: dict[str, Any]) -> dict[str, str]:
