@@ -26,7 +26,7 @@ UNIT_WORDS = 4
 
 TELLING = 13
 """Spelled numbers from here on are told by their value; smaller ones are everyday words (`the two of them`)."""
-_ALTERNATIVES = re.compile(r"\d[^\s.!?]*\s+or\s+[$£€]?\d")
+_ALTERNATIVES = re.compile(r"\d[^\s.!?\d]{0,12}\s{1,3}or\s{1,3}[$£€]?\d")
 """`10.2 or 4.8` in a closing sentence."""
 _EQUALS_BEFORE = re.compile(r"=[\s$£€{*(-]*(?:\\[a-z]{2,9}\s?\{[\s$*-]*)?$")
 

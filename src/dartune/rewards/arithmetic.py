@@ -50,7 +50,9 @@ _SIGNS = _rules(
     (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
     (r"\\div(?![a-z])|÷", "/"),
     (r"[−–]", "-"),
-    (r"(\d+(?:\.\d+)?)\s?\\?%(?=\s{0,3}(?:[+\-*/)]|\\cdot|\\times|=))", r"(\1/100)"),
+    (r"(?<![\d.])(\d{1,20}(?:\.\d{1,20})?)\s?\\?%\s+of\s+(?=[$£€]?\d)", r"(\1/100) * "),
+    (r"(?<![\d.])(\d{1,20}(?:\.\d{1,20})?)\s?\\?%(?=\s{0,3}(?:[+\-*/)]|\\cdot|\\times|=))", r"(\1/100)"),
+    (r"(?<=\d)(?=\(\d{1,20}(?:\.\d{1,20})?\))", "*"),
     (r"\\?[$£€]|\*\*(?![\d(]|(?<=[\d)]\s\*\*)\s[\d(])", ""),
     (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
 )
@@ -61,9 +63,10 @@ _LINES = _rules(
     (r"\n[ \t]{0,40}(?:\n[ \t]{0,40}){0,2}(?==(?!=))", " "),
     (r"(?<=[\d)\s]=)[ \t]{0,40}\n\s{0,40}(?=-?[\d,.]{0,30}\d[ \t.]{0,9}(?:\n|$))", " "),
 )
-_RUN = r"(?:sqrt\(|\d*\.?\d+|\*\*|[+\-*/()]|\s)"
-_LEFT = re.compile(rf"{_RUN}+$")
-_RIGHT = re.compile(rf"{_RUN}+")
+# Possessive: numbers that may be split up in several ways would be tried in all of them.
+_RUN = r"(?>sqrt\(|\d++(?:\.\d++)?+|\.\d++|\*\*|[+\-*/()]|\s)"
+_LEFT = re.compile(rf"{_RUN}++$")
+_RIGHT = re.compile(rf"{_RUN}++")
 _TOUCHES = re.compile(r"[\w%\\^_{}.]$|\d:$")
 _OF_ANOTHER_KIND = re.compile(r"[\s(\\]{0,8}(?:[pb]?mod\b|%|(?:text\s?\{)?\s?(?:R\b|r\b|(?:with )?(?:an? )?remainder))")
 _CONTINUES = re.compile(r"\b(?:of|x|times|plus|minus|squared|modulo|mod|(?:divided|multiplied) by)\s*$", re.IGNORECASE)
@@ -78,6 +81,7 @@ LONGEST = 120
 SHORT_OF = 0.01
 """Results of two decimals and more may be rounded from longer ones: money, for instance."""
 LARGEST_POWER = 12
+LARGEST_BITS = 1024
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -93,7 +97,7 @@ def false_sums(text: str) -> frozenset[str]:
         sides = line.split("=")
         for before, after in pairwise(sides):
             left, right = _left(before), _right(after)
-            if left and right and _judged(left, right) and not _holds(left, right):
+            if left and right and _judged(left, right) and not _known_to_hold(left, right):
                 found.add(re.sub(r"\s", "", f"{left}={right}"))
     return frozenset(found)
 
@@ -158,6 +162,14 @@ def _judged(left: str, right: str) -> bool:
     return any(re.search(r"[\d)]\s*[+\-*/]|sqrt", side) for side in (left, right)) and left[0] not in "+*/)"
 
 
+def _known_to_hold(left: str, right: str) -> bool:
+    """Whether an equation holds, or has numbers that are too large to tell."""
+    try:
+        return _holds(left, right)
+    except OverflowError:
+        return True
+
+
 def _holds(left: str, right: str) -> bool:
     values = _value(left), _value(right)
     if None in values:
@@ -195,7 +207,8 @@ def _evaluate(node: ast.AST) -> Fraction | float:
     if isinstance(node, ast.BinOp):
         left, right = _evaluate(node.left), _evaluate(node.right)
         if isinstance(node.op, ast.Pow):
-            if right != int(right) or not 0 <= right <= LARGEST_POWER:
+            size = max(Fraction(left).numerator.bit_length(), Fraction(left).denominator.bit_length())
+            if right != int(right) or not 0 <= right <= LARGEST_POWER or size * right > LARGEST_BITS:
                 raise ValueError("a power that is not worked out")
             return left ** int(right)
         if type(node.op) in _OPERATIONS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
 from dartune.rewards.items import GateInput
@@ -53,9 +52,12 @@ _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=[。！？])")
 _EQUALS_BEFORE = re.compile(r"[=≈][\s$]*\Z")
 _EXPONENT = re.compile(r"\^\s?\{?-?\d+\}?")
 _EXPRESSION = re.compile(r"[\n;=]|[.,](?=\s)|\\\\|\b(?:is|are|so|and|makes?|gives?|pays?|has|have|costs?)\b")
-_FRACTION = re.compile(r"(?<![\w.])(?:(\d+)\s+)?(?:(\d+)\s?/\s?(\d+)|\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\})(?![\w.]*\d)")
-_PERCENT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(?:\\?%|percent\b)")
-_AND_A_PART = re.compile(r"(?<![\w.])(\d+) and (?:a (half|quarter)|(three) quarters)\b", re.IGNORECASE)
+_FRACTION = re.compile(
+    r"(?<![\w.])(?:(\d{1,20})\s+)?(?:(\d{1,20})\s?/\s?(\d{1,20})|"
+    r"\\[dt]?frac\s?\{(\d{1,20})\}\s?\{(\d{1,20})\})(?![\w.]*\d)"
+)
+_PERCENT = re.compile(r"(?<![\w.])(\d{1,20}(?:\.\d{1,20})?)\s?(?:\\?%|percent\b)")
+_AND_A_PART = re.compile(r"(?<![\w.])(\d{1,20}) and (?:a (half|quarter)|(three) quarters)\b", re.IGNORECASE)
 _PARTS = {"half": Fraction(1, 2), "quarter": Fraction(1, 4), "three": Fraction(3, 4)}
 
 
@@ -169,10 +171,9 @@ def _place(number: str, steps: list[set[Fraction]]) -> int | None:
 
 def _rounded(value: Fraction, values: set[Fraction]) -> bool:
     """Whether a value with more decimals than `values` have stands among them rounded (8.142857 as 8.14)."""
-    decimal = Decimal(value.numerator) / Decimal(value.denominator)
-    for digits in range(1, 4):
-        short = decimal.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-        if short != decimal and Fraction(short) in values:
+    for scale in (10, 100, 1000):
+        short = Fraction((value * scale + Fraction(1, 2)).__floor__(), scale)
+        if short != value and short in values:
             return True
     return False
 

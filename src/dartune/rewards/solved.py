@@ -18,8 +18,11 @@ CHUNK = 1024
 
 
 _NEXT_QUESTION = re.compile(
-    r"\n[#*\s]*(?:question|problem|exercise|instruction|q)\s?\d{0,3}\s?[*_]{0,2}[:.)]", re.IGNORECASE
+    r"\n[#* \t]{0,9}(?:question|problem|exercise|instruction|q)\s?\d{0,3}\s?[*_]{0,2}[:.)]", re.IGNORECASE
 )
+
+
+_CORRECTION = re.compile(r"\b(?:wait|actually|mistake|correction|no,|should (?:be|have been)|is wrong)", re.IGNORECASE)
 
 
 def solution_part(text: str) -> str:
@@ -33,7 +36,11 @@ def stated_answer(text: str, task: Task) -> str:
     """The last final answer of a solution; without any, what ends the text as answers do."""
     text = solution_part(text)
     stated = task.stated(text)
-    return stated[-1].text if stated else task.unannounced(text)
+    if not stated:
+        return task.unannounced(text)
+    behind = text[stated[-1].stop :]
+    corrected = task.unannounced(behind) if task.of_numbers and _CORRECTION.search(behind) else ""
+    return corrected or stated[-1].text
 
 
 def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list[Demonstration]:

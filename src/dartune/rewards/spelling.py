@@ -21,29 +21,34 @@ TENS = {
     for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
 }
 SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_NUMBER_WORD = rf"(?:{'|'.join([*UNITS, *TENS, *SCALES])})"
-_NUMBER_WORDS = re.compile(rf"\b{_NUMBER_WORD}(?:(?:-|\s+|\s+and\s+){_NUMBER_WORD})*\b", re.IGNORECASE)
-COMPOUND = re.compile(
-    rf"\b(?:an?\s+)?(?:{_NUMBER_WORD}(?:-|\s+|\s+and\s+))*(?:{'|'.join(SCALES)})(?:(?:-|\s+|\s+and\s+){_NUMBER_WORD})*\b",
-    re.IGNORECASE,
-)
+_SMALL = rf"(?:(?:{'|'.join(TENS)})(?:[\s-](?:{'|'.join(list(UNITS)[1:10])}))?|(?:{'|'.join(UNITS)}))"
+_AND = r"(?:\s+and\s+|[\s-])"
+_SCALE = rf"(?:{'|'.join(SCALES)})"
+_COMPOUND = rf"(?:(?:an?|{_SMALL})[\s-])?{_SCALE}(?:{_AND}(?:{_SMALL}[\s-])?{_SCALE}){{0,5}}(?:{_AND}{_SMALL})?"
+_NUMBER_WORDS = re.compile(rf"\b(?:{_COMPOUND}|{_SMALL})\b", re.IGNORECASE)
+COMPOUND = re.compile(rf"\b{_COMPOUND}\b", re.IGNORECASE)
 """A number in words with a scale among them: `six dozen`, `a hundred`, `two thousand and six`."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
+LONGEST = 256
+"""Longer answers stay as they are."""
 _THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?![\w/]|[.,]\d)")
 _SCALED = re.compile(rf"(?<![\w.,])(\d[\d,]*(?:\.\d+)?)\s+({'|'.join(SCALES)})\b", re.IGNORECASE)
 _MIXED = re.compile(r"(?<![\w/.,])(\d+)\s+(\d+)\s?/\s?(\d+)(?![\w/.]|,\d)")
 _MIXED_LATEX = re.compile(r"(?<![\w/.,])(\d+)\s?\\frac\s?\{(\d+)\}\s?\{(\d+)\}(?=\s*(?:$|[^\W\d_]))")
-_IN_WORDS = re.compile(r"\s*\([^()\d=+*/\\]{2,}\)$")
-_REMARK = re.compile(r"(?<=\d)(\s+[^\W\d_]{2,}(?:\s+[^\W\d_]+)*)\s+\([^()]*\)$")
+_HEDGE = r"(?!\s*(?:or|wait|not|no|maybe|perhaps|correct\w*)\b)"
+_IN_WORDS = re.compile(rf"\s?\({_HEDGE}[^()\d=+*/\\]{{2,}}\)$")
+_REMARK = re.compile(rf"(?<=\d)(\s+[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)\s+\({_HEDGE}[^()]*\)$")
 _CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IGNORECASE)
-_COUNTER = re.compile(r"(?<=\d)\s?[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
+_COUNTER = re.compile(r"(?<=\d)\s?(?!.*[十百千万萬億亿兆半以未])[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
 _POINT_AND_COMMA = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3})+,\d+(?![\w,.])")
 _DECIMAL_COMMA = re.compile(r"(?<![\w.,])(\d+),(\d{1,2}|\d{4,})(?![\w,]|\.\d)")
 
 
 def ordinary(answer: str) -> str:
     """The answer with its number, if it has one, in digits and without marks, remarks and separators around it."""
+    if len(answer) > LONGEST:
+        return answer
     text = _EMPHASIS.sub("", answer.translate(_FULL_WIDTH)).strip()
     text = _CLOCK.sub(lambda time: f"{int(time[1])}:{time[2] or '00'} {time[3].lower()}m", text)
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)

@@ -6,6 +6,7 @@ Everything here is a pure function of text that works on natural English and on 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})")
 _NUMBER = re.compile(
     r"(?:(?<!\w)|(?<=\d[xX]))(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)(?!\d|st\b|nd\b|rd\b|th\b)"
 )
+LONGEST_NUMBER = 100
+"""Longer runs of digits are loops, not numbers."""
 _CAPITALISED = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _RESULT = re.compile(
     r"=\s*\\?[$£€]?\s*(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+))"
@@ -113,6 +116,8 @@ def numbers_at(text: str) -> Iterator[tuple[int, str]]:
     """Where each number of a text `without_notes` starts, and its one spelling."""
     for match in _NUMBER.finditer(text):
         plain = match[0].replace(",", "")
+        if len(plain) > LONGEST_NUMBER:
+            continue
         whole, _, fraction = plain.partition(".")
         fraction = fraction.rstrip("0")
         value = (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
@@ -143,7 +148,7 @@ def results(text: str) -> list[str]:
     Not the first term of a longer expression (`= 60 - 9`), nor a coefficient (`= 3x`).
     """
     text = _BOXED.sub(r"\1", _LATEX_COMMA.sub(",", _CALCULATOR_NOTE.sub(" ", text).replace("−", "-")))
-    return [numbers(match[1])[0] for match in _RESULT.finditer(text)]
+    return [number for match in _RESULT.finditer(text) for number in numbers(match[1])]
 
 
 def borrowed(text: str, number: str) -> bool:
@@ -343,6 +348,7 @@ def stated_answers(text: str) -> tuple[StatedAnswer, ...]:
     """
     boxes = list(_boxes(text))
     marked = boxes + [mark for mark in _hashes(text) if not _overlaps(mark, boxes)]
+    marked.sort(key=lambda answer: answer.cue)
     told = [StatedAnswer(text[one.start : one.end], *one) for one in phrases(text)]
     told = [phrase for phrase in told if not _overlaps(phrase, marked) and not _only_remarks(phrase, marked)]
     return tuple(sorted(marked + told, key=lambda answer: answer.start))
@@ -355,7 +361,9 @@ def _only_remarks(phrase: StatedAnswer, marked: Sequence[StatedAnswer]) -> bool:
 
 
 def _overlaps(one: StatedAnswer, others: Sequence[StatedAnswer]) -> bool:
-    return any(one.cue <= other.stop and other.cue <= one.stop for other in others)
+    """Whether an answer stands in one of others, which are in order."""
+    place = bisect_right(others, one.stop, key=lambda other: other.cue)
+    return any(one.cue <= other.stop for other in others[max(0, place - 2) : place])
 
 
 def _boxes(text: str) -> Iterator[StatedAnswer]:

@@ -19,7 +19,7 @@ MAX_ANSWER_CHARS = 256
 
 # ---------------------------------------------------------------- answers in a text
 
-_CLOSING_REMARK = re.compile(r"\s*\([^()]*\)[\s.]*\Z")
+_CLOSING_REMARK = re.compile(r"\s?\([^()]{0,300}\)[\s.]{0,9}\Z")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
@@ -69,7 +69,7 @@ def closing_number(text: str) -> str:
     That is the last result (`48 + 24 = 72`) where the closing sentence states it, else the number in bold there, else
     the text's last number, as it is written there. A remark in parentheses behind the last sentence is passed over.
     """
-    shorter = _CLOSING_REMARK.sub("", text)
+    shorter = _CLOSING_REMARK.sub("", text.rstrip())
     text = shorter if numbers(shorter) else text
     sentences = [sentence for sentence in _SENTENCE.split(text) if numbers(sentence)]
     if not sentences:
@@ -91,6 +91,8 @@ class Number:
     value: Fraction
     percent: bool
     unit: str
+    named: frozenset[str] = frozenset()
+    """Words in front of it that tell it apart: `May` of `May 5`."""
 
     @property
     def of(self) -> str:
@@ -108,8 +110,14 @@ _VALUE = re.compile(
 _WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|(?:k|c|m)m\^[23]")
 _CHANGES_VALUE = frozenset(
     """hundred thousand million billion trillion dozen half halves third thirds quarter quarters
-    or over plus minus negative times squared cubed root sqrt pi not than about roughly approximately
-    between to cent least most""".split()
+    fifths tenths hundredths thousandths tens twice double triple square factorial log ln sin cos tan binary
+    remainder point lakh crore mil bn below under above zero never no or over plus minus negative times squared cubed
+    root sqrt pi not than about roughly approximately between to cent least most""".split()
+)
+_SAY_LITTLE = frozenset(
+    """the that this there she her his they them their its has have had are was were will would gets got makes equals
+    total answer result value number sum final altogether exactly only just then thus hence therefore for with
+    from""".split()
 )
 _AND_MORE = re.compile(r"(?<=\d)\s+and\b|\band\s+(?=\d)")
 """`26 and a half`, `x and 5`; between words, as in `sold 72 clips in April and May`, it changes nothing."""
@@ -120,7 +128,7 @@ _BETWEEN_NUMBERS = re.compile(r"(?<=[\d}%]),(?!\d{3}(?!\d))\s?(?=[-+.\d\\])")
 _READ_PAST = tuple(
     re.compile(mark)
     for mark in (
-        r"\\(?:to|gets|implies|iff|(?:long)?mapsto|[a-z]{0,12}arrow)(?![a-z])|[→⇒↔]",
+        r"\\equiv(?![a-z])|[-=]>|(?<=\d)_|\\(?:to|gets|implies|iff|(?:long)?mapsto|[a-z]{0,12}arrow)(?![a-z])|[→⇒↔]",
         r"(?<!^)(?:\\(?:approx|sim)(?![a-z])|≈)",
         r"\\(?:max|min)(?![a-z])",
         r"\\(?:choose|mod|neg|lnot)(?![a-z])|\\&",
@@ -193,7 +201,8 @@ def parse_number(answer: str) -> Number | None:
         return None
     value = _fraction(match)
     unit = " ".join(word.rstrip("s") for word in [match["glued"] or "", *after.split()] if word)
-    return None if value is None else Number(value, bool(match["percent"]), unit)
+    named = frozenset(re.findall(r"[^\W\d_]{3,}", before)) - _SAY_LITTLE
+    return None if value is None else Number(value, bool(match["percent"]), unit, named)
 
 
 def _fraction(match: re.Match[str]) -> Fraction | None:
@@ -232,7 +241,8 @@ def same_plain(predicted: str, gold: str) -> bool | None:
         return False
     a, b = parse_number(predicted), parse_number(gold)
     if a and b:
-        return a.value == b.value and (not a.of or not b.of or a.of == b.of)
+        named = not a.named or not b.named or not a.named.isdisjoint(b.named)
+        return a.value == b.value and (not a.of or not b.of or a.of == b.of) and named
     if b and (point := decimal_point(predicted)) != predicted:
         return same_plain(point, gold)
     if b and (_SUM.fullmatch(left) or _SEVERAL.search(left)):
