@@ -12,6 +12,7 @@ from dartune.rewards.spans import trimmed
 _PHRASE = re.compile(
     r"\banswers?\b(?: to (?:the|this) \w+)?[*_]{0,3}\s{0,3}"
     r"(?:(?:is|are|would be|will be|must be|should be)\b\s{0,3}:?|[:：]|=|equals\b)[*_]{0,3}\s*"
+    r"(?:(?:as follows|the following)\s{0,3}:\s*)?"
     r"|^[#*_ \t]{0,9}(?:the )?(?:final )?answer[*_ \t]{0,9}\n\s*"  # a heading
     r"|\b(?:antwort|réponse|respuesta)\b(?: (?:ist|est|es)\b|\s?:)[*_]{0,3}\s*"
     r"|(?:答案|答)(?:是|为|[:：])\s*",

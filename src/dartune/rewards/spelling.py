@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 UNITS = {
@@ -29,6 +30,7 @@ _NUMBER_WORDS = re.compile(rf"\b(?:{_COMPOUND}|{_SMALL})\b", re.IGNORECASE)
 COMPOUND = re.compile(rf"\b{_COMPOUND}\b", re.IGNORECASE)
 """A number in words with a scale among them: `six dozen`, `a hundred`, `two thousand and six`."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
 LONGEST = 256
 """Longer answers stay as they are."""
@@ -50,6 +52,9 @@ def ordinary(answer: str) -> str:
     if len(answer) > LONGEST:
         return answer
     text = _EMPHASIS.sub("", answer.translate(_FULL_WIDTH)).strip()
+    text = _VULGAR.sub(
+        lambda part: f" {unicodedata.normalize('NFKC', part[0]).replace(chr(0x2044), '/')}", text
+    ).strip()
     text = _CLOCK.sub(lambda time: f"{int(time[1])}:{time[2] or '00'} {time[3].lower()}m", text)
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)

@@ -23,7 +23,7 @@ _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 _LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[*#]+[ \t]*)?(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+(?=\S)")
 _LATEX_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})")
 _NUMBER = re.compile(
-    r"(?:(?<!\w)|(?<=\d[xX]))(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)(?!\d|st\b|nd\b|rd\b|th\b)"
+    r"(?:(?<![^\W\u3040-\u30ff\u4e00-\u9fff])|(?<=\d[xX]))(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)(?!\d|st\b|nd\b|rd\b|th\b)"
 )
 LONGEST_NUMBER = 100
 """Longer runs of digits are loops, not numbers."""

@@ -21,6 +21,16 @@ MAX_ANSWER_CHARS = 256
 
 _CLOSING_REMARK = re.compile(r"\s?\([^()]{0,300}\)[\s.]{0,9}\Z")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
+_OPEN = re.compile(
+    r"(?:\b(?:is|can|could|must)(?:n['’]t| not|not)\b(?: be)?|\bbetween)\s+[$£€]?\d"
+    r"|(?:\\sqrt\s?\{?|√)\s?\d[\d.,]*\}?[$.\s]*\Z|\d\s?(?:\\pi|π)[$.\s]*\Z|[\w)}]\s?\^\s?\{?-?\d+\}?[$.\s]*\Z"
+    r"|\d\s(?:or|to)\s[$£€]?\d[^.]{0,60}[.\s]*\Z"
+)
+"""A sentence that ends on a formula, a range or a denial states no number."""
+_SCALED_NUMBER = re.compile(
+    r"(?<![\d,.])[$£€]?\d[\d,]{0,20}(?:\.\d{1,9})?\s(?:thousand|million|billion|trillion)\b", re.IGNORECASE
+)
+_COMMA_NUMBER = re.compile(r"(?<![\w.,(])(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}(?![\w,]|[.]\d)(?!\s*[,)])")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 
@@ -77,6 +87,12 @@ def closing_number(text: str) -> str:
     told, bold = numbers(sentences[-1]), numbers(" ".join(_BOLD.findall(sentences[-1])))
     worked_out = results(text.replace("**", ""))[-1:]
     number = (worked_out if worked_out and worked_out[0] in told else bold or told)[-1]
+    if _OPEN.search(sentences[-1]):
+        return ""
+    if scaled := _SCALED_NUMBER.search(sentences[-1]):
+        return scaled[0] if number in numbers(scaled[0]) else number
+    if comma := _COMMA_NUMBER.findall(sentences[-1]):
+        return comma[-1] if number in numbers(comma[-1]) else number
     written = last_number(text) or ""
     return written if number in numbers(written) else number
 
@@ -102,7 +118,7 @@ class Number:
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)"
 _VALUE = re.compile(
-    rf"(?<![\w.^])(?P<sign>[-+]?)(?P<currency>[$€£¥]?)(?P<inner>-?)"
+    rf"(?<![\w.^])(?P<sign>[-+]?)(?P<currency>[$€£¥₹]?)(?P<inner>-?)"
     rf"(?:(?P<top>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,3}}))?(?:\s?/\s?(?P<bottom>{_DECIMAL}))?"
     r"|\\frac\{?(?P<num>-?\d+)\}?\{?(?P<den>\d+)\}?)(?!\d)"
     r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥])?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
@@ -111,9 +127,11 @@ _WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|(?:k|c|m)m\^[23]")
 _CHANGES_VALUE = frozenset(
     """hundred thousand million billion trillion dozen half halves third thirds quarter quarters
     fifths tenths hundredths thousandths tens twice double triple square factorial log ln sin cos tan binary
-    remainder point lakh crore mil bn below under above zero never no or over plus minus negative times squared cubed
-    root sqrt pi not than about roughly approximately between to cent least most""".split()
+    remainder point lakh crore mil bn below under above zero never no or plus minus negative times squared cubed
+    root sqrt pi not about roughly approximately between cent least most""".split()
 )
+_CHANGES_BESIDE = frozenset(("to", "over", "than"))
+"""Words that change a value next to the number only: `over 5`, but `she needs to pay 5`."""
 _SAY_LITTLE = frozenset(
     """the that this there she her his they them their its has have had are was were will would gets got makes equals
     total answer result value number sum final altogether exactly only just then thus hence therefore for with
@@ -152,7 +170,11 @@ _REWRITES = tuple(
         (r"\\(?=[$%])", ""),
         (r"\\[dt]frac", r"\\frac"),
         (r"−", "-"),
+        (r"^(?:–|minus\b|negative\b)\s?(?=[$£€]?\d)", "-"),
         (r"^-\s+(?=\d)", "-"),
+        (r"(?:US\s?|^)(?=\$\s?\d)", ""),
+        (r"(?<=[$£€₹])\s(?=\d)", ""),
+        (r"^([*_]{1,2})([^*_]+)\1$", r"\2"),
         (r"(?<=[A-Za-z])\s{0,4}/\s{0,4}(?=[A-Za-z])", "/"),
         (r"\b([kcm]m|KM|CM|MM)\s?\^\s?\{?([23])\}?", r"\1^\2"),
     )
@@ -198,6 +220,9 @@ def parse_number(answer: str) -> Number | None:
     if after[:1].isalnum() or _AND_MORE.search(text):
         return None
     if any(not _WORD.fullmatch(word) or word in _CHANGES_VALUE for word in around):
+        return None
+    beside = {*re.split(r"[\s,]+", before.strip())[-1:], *re.split(r"[\s,]+", after.strip())[:1]}
+    if not beside.isdisjoint(_CHANGES_BESIDE):
         return None
     value = _fraction(match)
     unit = " ".join(word.rstrip("s") for word in [match["glued"] or "", *after.split()] if word)
