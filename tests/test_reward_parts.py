@@ -164,7 +164,9 @@ def test_a_part_that_does_not_exist_is_an_input_error(reward, said):
 def test_a_gate_of_ones_own_has_its_functions_name_and_is_tried(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_gates.py").write_text(
         "def no_commas(item, thresholds):\n    return ',' not in item.rewrite\n\n\n"
-        "def finished(item, thresholds):\n    return True\n"
+        "def finished(item, thresholds):\n    return True\n\n\n"
+        "def broken(item, thresholds):\n    raise ValueError('oops')\n\n\n"
+        "def chatty(item, thresholds):\n    return 'yes'\n"
     )
     monkeypatch.chdir(tmp_path)
     row = {"question": "Ann has 2 pens and buys 3. How many has she?", "solution": "2 + 3 = 5. The answer is 5."}
@@ -177,7 +179,12 @@ def test_a_gate_of_ones_own_has_its_functions_name_and_is_tried(tmp_path, monkey
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if line.startswith("commas"))
     assert line.split()[-2:] == ["no_commas", "1"] and "1 of 1" in said
-    for gates, reason in (("[my_gates:finished]", "rename the function"), ("[all, nothing]", "'nothing'")):
+    for gates, reason in (
+        ("[my_gates:finished]", "rename the function"),
+        ("[all, nothing]", "'nothing'"),
+        ("[all, my_gates:broken]", "broken fails with ValueError: oops"),
+        ("[all, my_gates:chatty]", "must return True or False, not 'yes'"),
+    ):
         assert main(["check-reward", "f.jsonl", "--reward.gates", gates]) == 2
         assert reason in capsys.readouterr().err
 

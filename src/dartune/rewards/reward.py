@@ -178,13 +178,30 @@ class GatedReward:
         ]
         inputs = [self._gate_input(row) for row in rows]
         gates = [
-            known | {name: bool(gate(item, self.thresholds)) for name, gate in self.own_gates.items()}
+            known | {name: self._asked(name, gate, item) for name, gate in self.own_gates.items()}
             for item, known in zip(inputs, run_gates(inputs, self.thresholds, self.checker), strict=True)
         ]
         failed = unjudged(inputs, self.checker)
         deducted = self._penalties(rows)
         flat = iter(map(self._scored, rows, stats, inputs, gates, failed, deducted))
         return [[next(flat) for _ in group] for group in samples]
+
+    def _asked(self, name: str, gate: Gate, item: GateInput) -> bool:
+        """The verdict of a user's gate.
+
+        Raises:
+            InputError: the gate fails, or says something else than yes or no.
+        """
+        try:
+            verdict = gate(item, self.thresholds)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"reward.gates: {name} fails with {what}; the question is {item.question[:80]!r}"
+            ) from error
+        if not isinstance(verdict, bool | np.bool_):
+            raise InputError(f"reward.gates: {name} must return True or False, not {verdict!r}")
+        return bool(verdict)
 
     def _with_content(self, row: Demonstration, sample: Sample, text: str, tokens: TokenStats) -> TokenStats:
         return with_content(tokens, sample.ids, text, self.renderer, row.task)

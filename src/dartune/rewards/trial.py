@@ -144,6 +144,19 @@ def compare(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> list[HackR
     return results
 
 
+SHOWN = 10
+
+
+def _refused_lines(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> list[str]:
+    """The first honest rewrites that a gate refuses, by id, gates and beginning."""
+    refused = [(f, item) for f, item in zip(fixtures, scored, strict=True) if f.label == HONEST and not item.accepted]
+    lines = [
+        f"  {f.demonstration.id[:40]}: {', '.join(item.failed)}: {' '.join(f.rewrite.split())[:80]}"
+        for f, item in refused[:SHOWN]
+    ]
+    return lines + ([f"  and {len(refused) - SHOWN} more"] if len(refused) > SHOWN else [])
+
+
 def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
     """The results as text, and what they come to."""
     honest = [item for fixture, item in zip(fixtures, scored, strict=True) if fixture.label == HONEST]
@@ -158,6 +171,7 @@ def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
     refused = Counter(gate for item in honest for gate in item.failed)
     if refused:
         lines.append("honest rewrites are refused by " + ", ".join(f"{k} {n}" for k, n in refused.most_common()))
+        lines += _refused_lines(fixtures, scored)
     alone = [result.hack for result in results if result.accuracy is None]
     if alone:
         lines.append(f"no honest rewrite of the same question to compare with: {', '.join(alone)}")
