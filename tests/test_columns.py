@@ -237,3 +237,22 @@ def test_an_answer_that_is_no_option_is_told(tmp_path):
 def test_columns_that_are_no_texts_are_told_or_named(tmp_path):
     assert "system: must be text, not list" in refused(tmp_path, [{**QS, "system": ["a"]}]).problems[0]
     assert "'reasoning' (1 row)" in read_demonstrations(jsonl(tmp_path, [{**QS, "reasoning": True}])).notes[0]
+
+
+@every_layout
+def test_a_column_called_as_another_layouts_field_is_named(row, tmp_path):
+    others = {name: "Answer in Roman numerals." for name in ("solution", "completion") if name not in row}
+    others = others if "solution" in row or "messages" in row else {"completion2": "x"}
+    notes = read_demonstrations(jsonl(tmp_path, [{**row, **others}])).notes
+    assert all(f"{name!r} (1 row)" in notes[0] for name in others)
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"a": "b"}])
+def test_reasoning_in_a_column_must_be_text(value, tmp_path):
+    assert "reasoning: the reasoning in" in refused(tmp_path, [{**QS, "reasoning": value}]).problems[0]
+
+
+def test_a_column_beside_the_struct_that_has_it_too_is_named(tmp_path):
+    row = {"answer": "5", "id": "a", "row": {**QS, "answer": "4", "id": "a"}}
+    read = read_demonstrations(jsonl(tmp_path, [row]))
+    assert read.rows[0].answer == "4" and read.notes[1].endswith("not used: column 'answer (beside row)' (1 row)")

@@ -221,3 +221,67 @@ def test_an_id_of_another_row_is_replaced_with_a_warning(tmp_path):
 def test_data_in_the_place_of_a_recipe_suggest_the_flag(name):
     with pytest.raises(InputError, match=f"is data, not a recipe: give it as --data {name}"):
         read_recipe(Path(name))
+
+
+def told(path) -> str:
+    try:
+        read = read_demonstrations(path)
+    except InputError as error:
+        return str(error)
+    return "\n".join([*read.problems.lines(), *read.warnings()])
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json.gz", "d.parquet"])
+def test_a_file_without_permission_is_told(name, tmp_path, monkeypatch):
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    folder = files(tmp_path, {name: LINES, "more.jsonl": [row(1)]})
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    for path in (folder, folder / name):
+        assert f"{name}: cannot be read: Permission denied; give yourself the right to read it" in told(path)
+
+
+def test_a_path_without_permission_is_told(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    assert "cannot be read: Permission denied" in told(tmp_path / "d.jsonl")
+    monkeypatch.undo()
+    assert "File name too long" in told("a" * 5000 + ".jsonl")
+
+
+def test_a_damaged_file_of_one_object_in_a_folder_is_told(tmp_path):
+    files(tmp_path, {"a.jsonl": [row(1)]})
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(row(2)).encode())[:-10])
+    assert "b.json.gz: is a damaged gzip file" in told(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"donn\xe9es.jsonl", b"a\nerror: forged\x1b.jsonl"])
+def test_a_file_name_stands_in_one_line(name, tmp_path):
+    import os
+
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_text(json.dumps({**row(1), "x": 1}) + "\n{bad\n" + json.dumps(row(2)))
+    for one in (path, tmp_path):
+        assert len(told(one).encode().splitlines()) == 2
+
+
+def test_a_row_nested_too_deeply_is_told(tmp_path):
+    for depth in (200, 480, 900):
+        nested = json.dumps(row(1))[:-1] + ', "meta": ' + "[" * depth + "]" * depth + "}"
+        files(tmp_path, {"d.jsonl": json.dumps(row(2)) + "\n" + nested})
+        assert told(tmp_path / "d.jsonl") == "d.jsonl line 2: is nested too deeply"
+
+
+@pytest.mark.parametrize(("name", "content"), [("dataset_dict.json", "{}"), ("state.json", "[]")])
+def test_a_folder_that_only_looks_saved_is_told(name, content, tmp_path):
+    files(tmp_path, {name: content, "a.jsonl": [row(1)], "dataset_info.json": content})
+    assert "cannot be read as a saved `datasets` folder" in told(tmp_path)
+
+
+def test_a_long_id_is_shortened(tmp_path):
+    files(tmp_path, {"d.jsonl": [{**row(n), "id": "x" * 10_000} for n in range(2)]})
+    assert len(told(tmp_path / "d.jsonl")) < 600

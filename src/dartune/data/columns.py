@@ -71,7 +71,7 @@ class Field:
             return at(row, self.text)
         pieces = []
         for before, name in self.parts:
-            value = "" if name is None else _as_text(at(row, name), name)
+            value = "" if name is None else as_text(at(row, name), name)
             if isinstance(value, Trouble):
                 return value
             pieces += [before, value]
@@ -91,7 +91,7 @@ def at(row: Mapping[str, Any], column: str) -> Any:
     return Trouble(column, "the field is missing")
 
 
-def _as_text(value: Any, name: str) -> Any:
+def as_text(value: Any, name: str) -> Any:
     """A value within a template: text, a number, a list of texts; nothing for null."""
     if value is None or isinstance(value, str | Trouble):
         return value or ""
@@ -153,9 +153,9 @@ def choose_layout(
     fits = fitting(fields)
     asked = [layout for layout in fits if any(name in columns for name in LAYOUTS[layout])]
     if len(asked or fits) == 1:
-        return (asked or fits)[0], fields
+        return _of_layout((asked or fits)[0], fields)
     if tested and not fits and "question" in fields and ("answer" in names or "answer" in columns):
-        return "question/answer", fields
+        return _of_layout("question/answer", fields)
     if fits:
         example = LAYOUTS[fits[0]][0]
         raise InputError(
@@ -163,6 +163,12 @@ def choose_layout(
             f"columns, for example data.columns: {{{example}: {fields[example]}}}"
         )
     raise InputError(f"{path} fits no layout ({', '.join(LAYOUTS)}); {found}; {_advice(names, rows)}")
+
+
+def _of_layout(layout: str, fields: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """A layout with the fields that it reads: what is called as another layout's field is a column like any other."""
+    read = (*{**LAYOUTS, **TESTED}[layout], "answer", "id")
+    return layout, {name: text for name, text in fields.items() if name in read}
 
 
 def _map_problems(names: Collection[str], columns: Mapping[str, str]) -> list[str]:

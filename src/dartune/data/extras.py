@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dartune.data.columns import CONTEXT
-from dartune.data.conversations import CALLS, MEDIA, ONE_EACH, REASONING, decoded, filled, thoughtful
+from dartune.data.conversations import CALLS, MEDIA, ONE_EACH, REASONING, decoded, filled, thought_rule, thoughtful
 
 OPTIONS = ("options", "choices")
 SYSTEM = ("system", "system_prompt", "system_message")
@@ -79,6 +79,10 @@ class Extras:
         there = self.there if self._to_solution else {}
         thought = {name: value for name, value in there.items() if name.lower() in REASONING and isinstance(value, str)}
         self.read.update(thought)
+        for name, value in there.items():
+            if name.lower() in REASONING and isinstance(value, list | tuple | Mapping):
+                self.read.add(name)
+                return solution, [f"{name}: {thought_rule(name, value)}"]
         return thoughtful(solution, thought, thinking, "solution") if thought else (solution, [])
 
     def answer(self, answer: Any, task: str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dartune.data.opened import BYTE_ORDER_MARK, RawRow, opened, text_rows
+from dartune.data.opened import BYTE_ORDER_MARK, DAMAGED, RawRow, opened, text_rows
 
 HEAD = 1 << 20
 """Bytes that are looked at to tell the forms of JSON apart, and that are read at once."""
@@ -61,8 +61,11 @@ def _form(path: Path) -> str:
 
 def single_object(path: Path) -> frozenset[str] | None:
     """The keys of the one object that a file holds, without a list of rows in it; None where it holds anything else."""
-    with opened(path) as file:
-        text = file.read(HEAD)
+    try:
+        with opened(path) as file:
+            text = file.read(HEAD)
+    except (*DAMAGED, OSError):  # reading its rows tells why
+        return None
     whole = _parsed(text.removeprefix(BYTE_ORDER_MARK)) if len(text) < HEAD else None
     frame = isinstance(whole, dict) and any(map(_is_rows, whole.values()))
     return frozenset(whole) if isinstance(whole, dict) and not frame else None

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dartune.data.json_files import json_rows, single_object
-from dartune.data.opened import RawRow, Reader, kind_of
+from dartune.data.opened import RawRow, Reader, kind_of, too_deep, unreadable
 from dartune.data.tables import csv_rows, parquet_rows
 from dartune.errors import InputError, MachineError
+from dartune.redaction import shown
 
 SPLIT_NAMES = ("train", "validation", "valid", "dev", "test", "eval")
 HUB = re.compile(
@@ -39,18 +40,36 @@ def read_rows(path: str | Path, split: str, notes: list[str] | None = None) -> I
         MachineError: the Hub cannot be reached.
     """
     notes = [] if notes is None else notes
+    try:
+        rows = _rows_of(path, split, notes)
+    except OSError as error:
+        raise InputError(f"{shown(path)} {unreadable(error)}") from error
+    return map(_sound, rows)
+
+
+def _sound(row: RawRow) -> RawRow:
+    """The row with a place that stands in one line; a row that is nested too deeply is told as such."""
+    deep = not isinstance(row.content, str) and too_deep(row.content)
+    return RawRow(shown(row.place), "is nested too deeply" if deep else row.content)
+
+
+def _rows_of(path: str | Path, split: str, notes: list[str]) -> Iterator[RawRow]:
     if str(path).startswith("hub:"):
         return _hub_rows(str(path), split)
-    path = Path(path).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(path).expanduser()
+        is_folder = path.is_dir()
+    except (ValueError, RuntimeError) as error:  # a NUL in the path; no home folder of that name
+        raise InputError(f"{shown(path)} is no path: {error}") from error
+    if is_folder:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _saved_rows(path, split)
         files = _files_of_split(path, split, notes)
         return (row for file in files for row in _rows_within(path, file, notes))
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a file, a folder, or hub:<owner>/<name>")
+        raise InputError(f"{shown(path)} does not exist; give a file, a folder, or hub:<owner>/<name>")
     if kind_of(path) not in READERS:
-        raise InputError(f"{path}: the format {path.suffix or '(no ending)'!r} is not read; use {FORMATS}")
+        raise InputError(f"{shown(path)}: the format {path.suffix or '(no ending)'!r} is not read; use {FORMATS}")
     return READERS[kind_of(path)](path, notes)
 
 
@@ -64,23 +83,23 @@ def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
     """The data files whose name or subfolder says `split`; all of them where no name says any split."""
     files = sorted(file for file in folder.rglob("*") if kind_of(file) in READERS and _is_data(file, folder))
     if not files:
-        raise InputError(f"{folder} holds no data files; expected {FORMATS} or a saved `datasets` folder")
+        raise InputError(f"{shown(folder)} holds no data files; expected {FORMATS} or a saved `datasets` folder")
     files = _without_descriptions(folder, files, notes)
     said = {file: _split_of(file.relative_to(folder), split) for file in files}
     chosen = [file for file in files if said[file] == split]
     if not chosen and any(said.values()):
         names = ", ".join(sorted({name for name in said.values() if name}))
-        raise InputError(f"{folder} has no split {split!r}, only {names}; set data.split")
+        raise InputError(f"{shown(folder)} has no split {split!r}, only {names}; set data.split")
     for file in files if chosen else ():
         if file not in chosen:
-            name = file.relative_to(folder).as_posix()
+            name = shown(file.relative_to(folder).as_posix())
             if said[file]:
                 why = f"data.split is {split!r}, and its name says {said[file]!r}"
             else:
                 why = (
                     f"names of other files say {split!r}, its name says no split; rename it, or the others, to read it"
                 )
-            notes.append(f"{folder}: the file {name} is not read: {why}")
+            notes.append(f"{shown(folder)}: the file {name} is not read: {why}")
     return chosen or files
 
 
@@ -102,8 +121,9 @@ def _without_descriptions(folder: Path, files: list[Path], notes: list[str]) -> 
     left_out = {file for file, keys in objects.items() if 2 * len(keys & columns) < len(columns)}
     for file in files:
         if file in left_out:
-            name = file.relative_to(folder).as_posix()
-            notes.append(f"{folder}: the file {name} is not read: it holds one object without the other files' columns")
+            name = shown(file.relative_to(folder).as_posix())
+            why = "it holds one object without the other files' columns"
+            notes.append(f"{shown(folder)}: the file {name} is not read: {why}")
     return [file for file in files if file not in left_out]
 
 
@@ -125,11 +145,15 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
 
     try:
         saved = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} cannot be read as a saved `datasets` folder: {error}") from error
+    except Exception as error:  # its files may hold anything, and the library does not check them
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{shown(folder)} has a dataset_dict.json or state.json, but cannot be read as a saved `datasets` folder "
+            f"({why}); if these files are yours, rename them; else save the data set again"
+        ) from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
-            raise InputError(f"{folder} has no split {split!r}, only {', '.join(saved)}; set data.split")
+            raise InputError(f"{shown(folder)} has no split {split!r}, only {', '.join(saved)}; set data.split")
         saved = saved[split]
     return _numbered(saved, folder.name)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dartune.data.opened import RawRow, opened, text_rows
+from dartune.data.opened import RawRow, opened, text_rows, unreadable
 
 LONGEST_FIELD = 2**31 - 1
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -21,10 +21,10 @@ def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         skipped, delimiter = _dialect(file)
-        reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = next(reader, None)
-        except csv.Error as error:
+        except (csv.Error, ValueError, TypeError) as error:  # the last two: a delimiter that cannot be one
             yield RawRow(path.name, f"the header is invalid CSV: {error}")
             return
         if header is None:
@@ -86,6 +86,8 @@ def parquet_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
             for index in range(batch.num_rows):
                 number += 1
                 yield RawRow(f"{path.name} row {number}", _arrow_row(batch, index))
+    except PermissionError as error:
+        yield RawRow(path.name, unreadable(error))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # a column name may be no Unicode
         yield RawRow(path.name, f"cannot be read as Parquet: {error}")
 
