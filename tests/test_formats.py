@@ -285,3 +285,36 @@ def test_a_folder_that_only_looks_saved_is_told(name, content, tmp_path):
 def test_a_long_id_is_shortened(tmp_path):
     files(tmp_path, {"d.jsonl": [{**row(n), "id": "x" * 10_000} for n in range(2)]})
     assert len(told(tmp_path / "d.jsonl")) < 600
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path):
+    import os
+
+    names = ["b.jsonl.zst", "c.xlsx", "d.jsonl.bz2", "e.txt", "_extra.jsonl", ".hidden.jsonl", ".git/a.jsonl"]
+    files(tmp_path / "out", {"x.jsonl": [row(5)]})
+    folder = files(tmp_path / "in", {"a.jsonl": [row(1)], "README.md": "x", "dataset_info.json": "{}"})
+    files(folder, {name: [row(2)] for name in names})
+    (folder / "linkdir").symlink_to(tmp_path / "out")
+    read = read_demonstrations(folder)
+    assert len(read.rows) == 1 and len(read.notes) == 1
+    for name in (*names[:4], "linkdir/ (a link)", "_extra.jsonl (hidden)", ".hidden.jsonl", ".git/ (hidden)"):
+        assert name in read.notes[0]
+    assert "README" not in read.notes[0] and "dataset_info" not in read.notes[0]
+    os.remove(folder / "a.jsonl")
+    assert "holds no data files" in told(folder) and "c.xlsx (format)" in told(folder)
+    (folder / "gone.jsonl").symlink_to("nowhere")
+    assert "gone.jsonl is a link to a file that is not there" in told(folder)
+
+
+def test_a_subfolder_without_permission_is_told(tmp_path, monkeypatch):
+    import os
+
+    folder, scandir = files(tmp_path, {"a.jsonl": [row(1)], "sub/b.jsonl": [row(2)]}), os.scandir
+
+    def denied(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "sub cannot be read: Permission denied" in told(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ READERS: dict[str, Reader] = {
     ".ndjson": json_rows,
     ".tsv": csv_rows,
 }
+DESCRIPTION = "dataset_info.json"
+MOST_NAMED = 50
+"""Files of a folder that one message names."""
 FORMATS = f"{', '.join(READERS)} (texts also as .gz)"
 
 
@@ -81,9 +85,15 @@ def _rows_within(folder: Path, file: Path, notes: list[str]) -> Iterator[RawRow]
 
 def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
     """The data files whose name or subfolder says `split`; all of them where no name says any split."""
-    files = sorted(file for file in folder.rglob("*") if kind_of(file) in READERS and _is_data(file, folder))
+    files, others = _contents(folder)
+    unread = [f"{shown(name)} ({why})" for name, why in others.items()]
+    more = f" and {len(unread) - MOST_NAMED} more" if len(unread) > MOST_NAMED else ""
+    named = f"{', '.join(unread[:MOST_NAMED])}{more}"
     if not files:
-        raise InputError(f"{shown(folder)} holds no data files; expected {FORMATS} or a saved `datasets` folder")
+        found = f"; not read: {named}" if unread else ""
+        raise InputError(f"{shown(folder)} holds no data files; expected {FORMATS} or a saved `datasets` folder{found}")
+    if unread:
+        notes.append(f"{shown(folder)}: not read: {named}")
     files = _without_descriptions(folder, files, notes)
     said = {file: _split_of(file.relative_to(folder), split) for file in files}
     chosen = [file for file in files if said[file] == split]
@@ -103,10 +113,49 @@ def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
     return chosen or files
 
 
-def _is_data(file: Path, folder: Path) -> bool:
-    parts = file.relative_to(folder).parts
-    hidden = any(part.startswith((".", "_")) for part in parts)
-    return file.is_file() and not hidden and file.name != "dataset_info.json"
+def _contents(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The data files in a folder and its subfolders, and what else there is, with why it is not read.
+
+    Raises:
+        InputError: a subfolder cannot be read, or a link leads nowhere.
+    """
+    files, others, wrong = [], {}, []
+
+    def failed(error: OSError) -> None:
+        wrong.append(f"{shown(error.filename)} {unreadable(error)}")
+
+    for where, folders, names in os.walk(folder, onerror=failed):
+        for name in sorted(folders):
+            path = Path(where, name)
+            if path.is_symlink() or _is_hidden(name):
+                others[f"{path.relative_to(folder).as_posix()}/"] = "a link" if path.is_symlink() else "hidden"
+                folders.remove(name)
+        for name in names:
+            path = Path(where, name)
+            if path.is_symlink() and not path.exists():
+                wrong.append(f"{shown(path)} is a link to a file that is not there; correct or remove it")
+            elif why := _not_data(path):
+                others[path.relative_to(folder).as_posix()] = why
+            elif kind_of(path) in READERS and name != DESCRIPTION:
+                files.append(path)
+    if wrong:
+        raise InputError(f"{shown(folder)} cannot be read completely", sorted(wrong))
+    return sorted(files), dict(sorted(others.items()))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _not_data(path: Path) -> str | None:
+    """Why a file is not read; None for data, and for what describes data by custom."""
+    if path.name == DESCRIPTION or path.name.startswith("README"):
+        return None
+    if _is_hidden(path.name):
+        return "hidden"
+    if not path.is_file():
+        return "no plain file"
+    return None if kind_of(path) in READERS else "format"
 
 
 def _without_descriptions(folder: Path, files: list[Path], notes: list[str]) -> list[Path]:
