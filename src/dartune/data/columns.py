@@ -57,9 +57,13 @@ class Field:
         """
         self.text = text
         self.parts: list[tuple[str, str | None]] = [("", text)]
+        self.formats: list[str] = []
+        """What a template says about the form of a column: `:.2f`, `!r`."""
         self.is_template = text not in names and "{" in text
         if self.is_template:
-            self.parts = [(before, name) for before, name, *_ in string.Formatter().parse(text)]
+            parsed = list(string.Formatter().parse(text))
+            self.parts = [(before, name) for before, name, *_ in parsed]
+            self.formats = [f"!{how}" if how else f":{form}" for *_, form, how in parsed if form or how]
 
     @property
     def columns(self) -> list[str]:
@@ -178,11 +182,18 @@ def _map_problems(names: Collection[str], columns: Mapping[str, str]) -> list[st
             problems.append(f"data.columns.{ours} is no field; the fields are {', '.join(FIELDS)}")
             continue
         try:
-            missing = [name for name in Field(theirs, names).columns if name not in names]
+            field = Field(theirs, names)
         except ValueError as error:
             problems.append(f"data.columns.{ours} is no template: {error}; write a brace of the text twice: {{{{")
             continue
+        missing = [name for name in field.columns if name not in names]
         problems += [f"data.columns.{ours} names the column {name!r}, which does not exist" for name in missing]
+        problems += [f"data.columns.{ours} has the format {form!r}, which is not applied" for form in field.formats]
+        if not field.columns:
+            problems.append(
+                f"data.columns.{ours} names no column, so {theirs!r} is the same text in every row; write {{column}} "
+                "with one brace"
+            )
     twice = [theirs for theirs in set(columns.values()) if list(columns.values()).count(theirs) > 1]
     return problems + [f"data.columns gives {theirs!r} to several fields" for theirs in twice]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import re
+import tokenize
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +30,10 @@ SPEAKER, TEXT = ("role", "from"), ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")
 THOUGHT_PARTS = ("thinking", "reasoning")
 EXPECTED = "must be a list of messages, each with role and content"
+_BROKEN_ESCAPE = re.compile(
+    r"(?<!\\)(?:\\\\)*\\(?:[abfv]|r(?!\\n)|t(?:imes|heta|ext|riangle)\b|n(?:eq|abla|otin)\b|[^abfvrtnxuUN0-7\\'\"\n])"
+)
+"""A backslash of LaTeX or of no escape: `\\frac`, `\\times`, `\\(`; `\\n` and `\\t` are line breaks and tabs."""
 ONE_EACH = "a row is one question and one answer: split the conversation up, or leave the row out"
 
 
@@ -53,8 +60,31 @@ def decoded(value: Any) -> Any:
         with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = read(value.strip())
-            return found if isinstance(found, list | dict) and not too_deep(found) else value
+            usable = isinstance(found, list | dict) and not too_deep(found)
+            return found if usable and not (read is ast.literal_eval and python_trouble(value)) else value
     return value
+
+
+def python_trouble(text: str) -> str | None:
+    """Why a text that looks like Python's list must not be read as one: what it says is lost or changed already."""
+    remedy = "save the column as JSON, or the table as Parquet"
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    with suppress(ValueError, RecursionError):
+        json.loads(text)
+        return None
+    if "array(" in text:
+        return f"is text of numpy's arrays, which is not read; {remedy}"
+    before = None
+    with suppress(SyntaxError, tokenize.TokenError):
+        for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+            if token.type == tokenize.STRING:
+                if before == tokenize.STRING:
+                    return f"is a list without commas between its texts, as numpy prints it; {remedy}"
+                if _BROKEN_ESCAPE.search(token.string) and "r" not in token.string[:2].lower():
+                    return f"has a backslash that Python would read as another character; {remedy}"
+            before = before if token.type in (tokenize.NL, tokenize.NEWLINE) else token.type
+    return None
 
 
 def with_thought(thought: str, text: str) -> str:

@@ -81,6 +81,9 @@ def parquet_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
 
     try:
         file = parquet.ParquetFile(path)
+        if twice := _named_twice(file.schema_arrow):
+            yield RawRow(path.name, f"has several columns of these names: {', '.join(twice)}")
+            return
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             for index in range(batch.num_rows):
@@ -90,6 +93,18 @@ def parquet_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
         yield RawRow(path.name, unreadable(error))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # a column name may be no Unicode
         yield RawRow(path.name, f"cannot be read as Parquet: {error}")
+
+
+def _named_twice(fields: Any) -> list[str]:
+    """Names that a schema, or a struct in it, gives to several columns: only the last of them would be read."""
+    fields = list(fields)
+    names = [field.name for field in fields]
+    found = {name for name in names if names.count(name) > 1}
+    for field in fields:
+        kind = field.type
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+        found.update(f"{field.name}.{name}" for name in (_named_twice(inner) if inner else ()))
+    return sorted(found)
 
 
 def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
