@@ -337,3 +337,12 @@ def test_a_table_that_names_a_column_twice_is_refused(tmp_path):
     parquet.write_table(good.append_column("solution", text), tmp_path / "d.parquet")
     with pytest.raises(InputError, match="d.parquet: has several columns of these names: solution"):
         load_demonstrations(tmp_path / "d.parquet")
+
+
+def test_a_proposed_map_asks_once_and_quotes_odd_names(tmp_path):
+    rows = [{"query": f"How many are {n} and 2?", "response": f"It is {n + 2} then.", "type": "x"} for n in range(4)]
+    rows = [{**row, "original_question": row["query"]} for row in rows]
+    message = refused(tmp_path, rows).message
+    assert "{question: query, solution: response}" in message and "'original_question'" in message
+    message = refused(tmp_path, [{"question": "How many?", " solution": "It is 4."}]).message
+    assert '{question: question, solution: " solution"}' in message

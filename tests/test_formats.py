@@ -318,3 +318,30 @@ def test_a_subfolder_without_permission_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", denied)
     assert "sub cannot be read: Permission denied" in told(folder)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_in_front_of_the_question_is_no_list_of_rows(indent, tmp_path):
+    rows = [{"tests": [{"label": "A", "text": "five"}, {"label": "B", "text": "six"}], **row(n)} for n in range(3)]
+    files(tmp_path, {"d.json": "\n".join(json.dumps(one, indent=indent) for one in rows)})
+    read = read_demonstrations(tmp_path / "d.json")
+    assert [found.question for found in read.rows] == ["q0", "q1", "q2"]
+
+
+def test_an_error_of_the_layout_hides_no_broken_line(tmp_path):
+    files(tmp_path, {"d.jsonl": '{"q": "a"}\n{bad\n[1]\n', "e.txt": "x"})
+    with pytest.raises(InputError) as caught:
+        read_demonstrations(tmp_path)
+    first, second = caught.value.problems
+    assert "fits no layout" in caught.value.message and "e.txt (format)" in caught.value.__notes__[0]
+    assert first.startswith("d.jsonl line 2: invalid JSON") and second.startswith("d.jsonl line 3: must be")
+
+
+def test_a_message_that_names_a_key_twice_is_told(tmp_path):
+    files(tmp_path, {"d.jsonl": '{"messages": [{"role": "user", "role": "user", "content": "a"}]}\n'})
+    assert "names 'role' twice" in told(tmp_path / "d.jsonl")
+
+
+def test_a_packed_file_without_a_format_in_its_name_is_told(tmp_path):
+    (tmp_path / "data.gz").write_bytes(gzip.compress(LINES.encode()))
+    assert "put the format into the name, such as data.jsonl.gz" in told(tmp_path / "data.gz")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import string
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -200,7 +202,7 @@ def _map_problems(names: Collection[str], columns: Mapping[str, str]) -> list[st
 
 def _advice(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     proposal, left_out = proposed(names, rows)
-    shown = "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in proposal.items()) + "}"
+    shown = "{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in proposal.items()) + "}"
     advice = f"name them with data.columns, for example data.columns: {shown}"
     if proposal.get("solution") == UNKNOWN:
         advice += ". No column looks like a worked solution, which every row needs"
@@ -210,12 +212,18 @@ def _advice(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return advice
 
 
+def _quoted(name: str) -> str:
+    """A column's name as YAML reads it within braces: in quotes where it would be read as something else."""
+    plain = name.startswith('"') or re.fullmatch(r"\w[\w.-]*", name) or name == UNKNOWN
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
 UNKNOWN = "<their column>"
 
 
 def proposed(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
     """A column map for columns of unknown names, and the text columns that it leaves out."""
-    lower = {name.rpartition(".")[2].lower(): name for name in reversed(names)}
+    lower = {name.rpartition(".")[2].strip().lower(): name for name in reversed(names)}
     samples = {name: [value for row in rows if isinstance(value := at(row, name), str)] for name in names}
     proposal: dict[str, str] = {}
     for usual in USUAL_NAMES["messages"]:
@@ -247,14 +255,21 @@ def _with_the_others(ours: str, chosen: str, free: Sequence[str], samples: Mappi
     """The column of a field and the free ones that belong to it: context above, prose below."""
     if chosen == UNKNOWN:
         return []
-    last = {name: name.rpartition(".")[2].lower() for name in free}
+    last = {name: name.rpartition(".")[2].strip().lower() for name in free}
     explains = [name for name in free if last[name] in USUAL_NAMES["solution"] and _is_prose(samples[name])]
     if ours == "solution":
         return sorted([chosen, *explains], key=lambda name: name.rpartition(".")[2].lower() not in REASONS)
     above = [name for name in free if last[name] in CONTEXT]
-    prose = [name for name in free if name not in (*above, *explains) and _is_prose(samples[name])]
+    others = [name for name in free if name not in (*above, *explains) and _is_prose(samples[name])]
+    prose = [name for name in others if not _another_wording(chosen, name)]
     below = [name for name in free if last[name] == "input" and samples[name] and name not in prose]
     return [*above, chosen, *prose, *below]
+
+
+def _another_wording(question: str, name: str) -> bool:
+    """Whether a column is called as another wording of the question, such as `original_question`."""
+    *before, last = name.lower().split("_")
+    return bool(before) and last in (*USUAL_NAMES["question"], question.lower())
 
 
 def _bare_answer(name: str, lower: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dartune.data.json_files import json_rows, single_object
-from dartune.data.opened import RawRow, Reader, kind_of, too_deep, unreadable
+from dartune.data.opened import GZIP, RawRow, Reader, kind_of, too_deep, unreadable
 from dartune.data.tables import csv_rows, parquet_rows
 from dartune.errors import InputError, MachineError
 from dartune.redaction import shown
@@ -73,7 +73,9 @@ def _rows_of(path: str | Path, split: str, notes: list[str]) -> Iterator[RawRow]
     if not path.exists():
         raise InputError(f"{shown(path)} does not exist; give a file, a folder, or hub:<owner>/<name>")
     if kind_of(path) not in READERS:
-        raise InputError(f"{shown(path)}: the format {path.suffix or '(no ending)'!r} is not read; use {FORMATS}")
+        ending = "".join(path.suffixes[-2:]) if path.suffix.lower() == GZIP else path.suffix
+        hint = "; put the format into the name, such as data.jsonl.gz" if kind_of(path) == "" else ""
+        raise InputError(f"{shown(path)}: the format {ending or '(no ending)'!r} is not read; use {FORMATS}{hint}")
     return READERS[kind_of(path)](path, notes)
 
 
