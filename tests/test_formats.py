@@ -345,3 +345,12 @@ def test_a_message_that_names_a_key_twice_is_told(tmp_path):
 def test_a_packed_file_without_a_format_in_its_name_is_told(tmp_path):
     (tmp_path / "data.gz").write_bytes(gzip.compress(LINES.encode()))
     assert "put the format into the name, such as data.jsonl.gz" in told(tmp_path / "data.gz")
+
+
+def test_a_time_zone_that_nobody_knows_is_told(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    when = pyarrow.array([0], pyarrow.timestamp("us", "Mars/Phobos"))
+    parquet.write_table(pyarrow.table({"question": ["q"], "solution": ["s"], "when": when}), tmp_path / "d.parquet")
+    assert "d.parquet row 1: has a value that Python cannot hold" in told(tmp_path / "d.parquet")

@@ -112,5 +112,5 @@ def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
         return batch.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1} of a field"
-    except (ValueError, ArithmeticError) as error:  # such as a date in the year 300 000
+    except (ValueError, ArithmeticError, LookupError) as error:  # a date in the year 300 000, an unknown time zone
         return f"has a value that Python cannot hold: {error}"
