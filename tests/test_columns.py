@@ -237,3 +237,112 @@ def test_an_answer_that_is_no_option_is_told(tmp_path):
 def test_columns_that_are_no_texts_are_told_or_named(tmp_path):
     assert "system: must be text, not list" in refused(tmp_path, [{**QS, "system": ["a"]}]).problems[0]
     assert "'reasoning' (1 row)" in read_demonstrations(jsonl(tmp_path, [{**QS, "reasoning": True}])).notes[0]
+
+
+@every_layout
+def test_a_column_called_as_another_layouts_field_is_named(row, tmp_path):
+    others = {name: "Answer in Roman numerals." for name in ("solution", "completion") if name not in row}
+    others = others if "solution" in row or "messages" in row else {"completion2": "x"}
+    notes = read_demonstrations(jsonl(tmp_path, [{**row, **others}])).notes
+    assert all(f"{name!r} (1 row)" in notes[0] for name in others)
+
+
+@pytest.mark.parametrize("value", [["a", "b"], {"a": "b"}])
+def test_reasoning_in_a_column_must_be_text(value, tmp_path):
+    assert "reasoning: the reasoning in" in refused(tmp_path, [{**QS, "reasoning": value}]).problems[0]
+
+
+def test_a_column_beside_the_struct_that_has_it_too_is_named(tmp_path):
+    row = {"answer": "5", "id": "a", "row": {**QS, "answer": "4", "id": "a"}}
+    read = read_demonstrations(jsonl(tmp_path, [row]))
+    assert read.rows[0].answer == "4" and read.notes[1].endswith("not used: column 'answer (beside row)' (1 row)")
+
+
+@pytest.mark.parametrize(
+    "texts", [["a.m.", "p.m."], ["Homo sapiens", "E. coli", "C. elegans"], ["I. Newton", "B. Pascal"], ["B) x", "A) y"]]
+)
+def test_labels_are_read_from_texts_only_where_all_have_one(texts, tmp_path):
+    shown = "".join(f"\n{label}) {text}" for label, text in zip("ABC", texts, strict=False))
+    found = one(tmp_path, {**QS, "choices": texts, "answer": 1})
+    assert found.question == "How many?" + shown and found.answer == texts[1]
+    assert one(tmp_path, {**QS, "choices": texts, "answer": 1}, task="choice").answer == "B"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"choices": {"label": ["A", "B"], "text": ["5", "6", "7"]}}, "as many labels as texts"),
+        ({"options": ["a", "b"], "choices": ["c", "d"]}, "stands beside 'choices', with other options"),
+        ({"A": "", "B": "b", "C": "c"}, "A: is an empty option before others"),
+        ({"option_a": "a", "option_b": None, "option_c": "c"}, "option_b: is an empty option before others"),
+        ({"options": {"A": None, "B": "b"}}, "options: must be a list of texts"),
+        ({"options": "['5' '6'\n '7']"}, "options: is a list without commas between its texts, as numpy prints it"),
+        ({"options": r"['\frac{1}{2}', 'x']"}, "options: has a backslash that Python would read as another"),
+        ({"options": r"['\times 3', 'x']"}, "options: has a backslash that Python would read as another"),
+        ({"options": r"['\(x\)', 'x']"}, "options: has a backslash that Python would read as another"),
+        ({"options": "{'text': array(['a'], dtype=object)}"}, "options: is text of numpy's arrays"),
+    ],
+)
+def test_options_that_would_be_lost_are_refused(options, said, tmp_path):
+    assert said in refused(tmp_path, [{**QS, **options}]).problems[0]
+
+
+@pytest.mark.parametrize(
+    "text", [r"['a\nb\tc', 'd']", r"['\\frac{1}{2}', 'x']", "['a', \"it's\"]", '["\\\\frac 1", "x"]']
+)
+def test_options_as_python_prints_them_are_read(text, tmp_path):
+    import ast
+
+    first, second = ast.literal_eval(text)
+    assert one(tmp_path, {**QS, "options": text}).question == f"How many?\nA) {first}\nB) {second}"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"solution": "{{solution}}"}, "data.columns.solution names no column"),
+        ({"answer": "{question:.2f}"}, "data.columns.answer has the format ':.2f', which is not applied"),
+        ({"question": "{question!r}"}, "data.columns.question has the format '!r', which is not applied"),
+    ],
+)
+def test_a_template_that_would_be_misread_is_told(columns, said, tmp_path):
+    assert said in refused(tmp_path, [QS], columns=columns).problems[0]
+
+
+def test_a_short_context_is_joined_although_the_question_has_its_letters(tmp_path):
+    for context, question in (("0", "Are there 10?"), ("pie", "Is there apple pie?")):
+        read = read_demonstrations(jsonl(tmp_path, [{**QS, "question": question, "context": context}]))
+        assert read.rows[0].question == f"{context}\n\n{question}" and "'context'" in read.facts[0]
+    read = read_demonstrations(jsonl(tmp_path, [{**QS, "context": "How many?"}]))
+    assert read.rows[0].question == "How many?" and not read.facts and not read.notes
+
+
+def test_a_system_message_that_is_no_text_is_refused_beside_a_column(tmp_path):
+    row = {"messages": [{"role": "system", "content": ["a", 5]}, *LAYOUTS["messages"]["messages"]]}
+    assert "system: must be text, not list" in refused(tmp_path, [{**row, "system": "Be brief."}]).problems[0]
+
+
+def test_a_table_that_names_a_column_twice_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    lists, maps = (
+        pyarrow.array([[{"a": 1}]]),
+        pyarrow.array([[("a", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64())),
+    )
+    text = pyarrow.array(["q"])
+    good = pyarrow.table({"question": text, "solution": text, "lists": lists, "maps": maps})
+    parquet.write_table(good, tmp_path / "d.parquet")
+    assert len(load_demonstrations(tmp_path / "d.parquet")) == 1
+    parquet.write_table(good.append_column("solution", text), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match="d.parquet: has several columns of these names: solution"):
+        load_demonstrations(tmp_path / "d.parquet")
+
+
+def test_a_proposed_map_asks_once_and_quotes_odd_names(tmp_path):
+    rows = [{"query": f"How many are {n} and 2?", "response": f"It is {n + 2} then.", "type": "x"} for n in range(4)]
+    rows = [{**row, "original_question": row["query"]} for row in rows]
+    message = refused(tmp_path, rows).message
+    assert "{question: query, solution: response}" in message and "'original_question'" in message
+    message = refused(tmp_path, [{"question": "How many?", " solution": "It is 4."}]).message
+    assert '{question: question, solution: " solution"}' in message

@@ -130,3 +130,35 @@ def test_keys_that_are_not_read_are_named(tmp_path):
 def test_a_prompt_may_be_messages_and_its_completion_text(tmp_path):
     (found,) = load_demonstrations(written(tmp_path, [{"prompt": [USER], "completion": "s"}]))
     assert (found.question, found.solution) == ("q", "s")
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"reasoning_content": ["a", "b"]},
+        {"reasoning": {"text": "a"}},
+        {"content": [{"type": "reasoning", "summary": [{"text": "a"}]}, {"type": "text", "text": "s"}]},
+    ],
+)
+def test_reasoning_that_is_no_text_is_refused(changed, thinking, tmp_path):
+    assert "the reasoning" in (said := problem(tmp_path, USER, {**ASSISTANT, **changed}, thinking=thinking)) or (
+        "'reasoning', whose text cannot be read" in said
+    )
+
+
+def test_a_user_has_no_reasoning(tmp_path):
+    parts = [{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "q"}]
+    assert "only an assistant has one" in problem(tmp_path, {**USER, "content": parts}, ASSISTANT, thinking=True)
+
+
+def test_several_thoughts_are_one(tmp_path):
+    parts = [{"type": "thinking", "thinking": one} for one in "ab"] + [{"type": "text", "text": "s"}]
+    found = one(tmp_path, [USER, {**ASSISTANT, "content": parts}], thinking=True)
+    assert found.solution == "<think>\na\n\nb\n</think>\n\ns"
+
+
+@pytest.mark.parametrize("text", ["{{1, 2}, {3, 4}}", "[" * 5000, "[" * 300 + "1" + "]" * 300, r"['\d', 1](3)"])
+def test_a_text_that_only_looks_like_a_list_is_a_text(text, tmp_path):
+    (found,) = load_demonstrations(written(tmp_path, [{"prompt": "q", "completion": text}]))
+    assert found.solution == text

@@ -149,6 +149,15 @@ def test_lengths_are_counted_with_the_end_token():
         ("Total: $5.00", "total $5.00."),
         ("小明有20张卡片,一共多少张?", "小明有 20 张卡片,一共多少张?"),
         ("It costs 1,000 cents", "it costs 1,000 cents…"),
+        ("\u5c0f\u660e\u67093\u4e2a\uff0c\u591a\u5c11\uff1f", "\u5c0f\u660e\u67093\u4e2a,\u591a\u5c11?"),
+        ("Add \uff13\uff1b\uff14\uff01", "add 3; 4"),
+        ("hello\u200b wor\u00adld", "hello world"),
+        ("It pays $1,000,000 now", "It pays $1000000 now"),
+        ("At 3 p.m. in the U.S. today", "at 3 pm in the US today"),
+        ("A 5-year-old boy", "a 5 year old boy"),
+        ("A [red] car (here)", "a red car here"),
+        ("Is *b* or **c d** or _e_ it?", "is b or c d or e it"),
+        ("What is $x + 1$ if $x = 2$?", "What is x + 1 if x = 2?"),
     ],
 )
 def test_questions_that_differ_only_in_form_are_one(one, other):
@@ -169,6 +178,15 @@ def test_questions_that_differ_only_in_form_are_one(one, other):
         ("at 2:30", "at 230"),
         ("कि", "की"),
         ("x_1", "x1"),
+        ("x\u00b2", "x2"),
+        ("x\u2081", "x1"),
+        ("What is 2-3?", "What is 23?"),
+        ("What is 1,5?", "What is 15?"),
+        ("at 5-sin(x)", "at 5 sin(x)"),
+        ("2*b*3", "2b3"),
+        ("pays $5 and $6", "pays 5 and 6"),
+        ("f[2]", "f 2"),
+        ("a.b", "ab"),
     ],
 )
 def test_questions_that_differ_in_a_sign_are_two(one, other):

@@ -221,3 +221,136 @@ def test_an_id_of_another_row_is_replaced_with_a_warning(tmp_path):
 def test_data_in_the_place_of_a_recipe_suggest_the_flag(name):
     with pytest.raises(InputError, match=f"is data, not a recipe: give it as --data {name}"):
         read_recipe(Path(name))
+
+
+def told(path) -> str:
+    try:
+        read = read_demonstrations(path)
+    except InputError as error:
+        return str(error)
+    return "\n".join([*read.problems.lines(), *read.warnings()])
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json.gz", "d.parquet"])
+def test_a_file_without_permission_is_told(name, tmp_path, monkeypatch):
+    def denied(path, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    folder = files(tmp_path, {name: LINES, "more.jsonl": [row(1)]})
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
+    monkeypatch.setattr(Path, "open", denied)
+    for path in (folder, folder / name):
+        assert f"{name}: cannot be read: Permission denied; give yourself the right to read it" in told(path)
+
+
+def test_a_path_without_permission_is_told(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    assert "cannot be read: Permission denied" in told(tmp_path / "d.jsonl")
+    monkeypatch.undo()
+    assert "File name too long" in told("a" * 5000 + ".jsonl")
+
+
+def test_a_damaged_file_of_one_object_in_a_folder_is_told(tmp_path):
+    files(tmp_path, {"a.jsonl": [row(1)]})
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(row(2)).encode())[:-10])
+    assert "b.json.gz: is a damaged gzip file" in told(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"donn\xe9es.jsonl", b"a\nerror: forged\x1b.jsonl"])
+def test_a_file_name_stands_in_one_line(name, tmp_path):
+    import os
+
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_text(json.dumps({**row(1), "x": 1}) + "\n{bad\n" + json.dumps(row(2)))
+    for one in (path, tmp_path):
+        assert len(told(one).encode().splitlines()) == 2
+
+
+def test_a_row_nested_too_deeply_is_told(tmp_path):
+    for depth in (200, 480, 900):
+        nested = json.dumps(row(1))[:-1] + ', "meta": ' + "[" * depth + "]" * depth + "}"
+        files(tmp_path, {"d.jsonl": json.dumps(row(2)) + "\n" + nested})
+        assert told(tmp_path / "d.jsonl") == "d.jsonl line 2: is nested too deeply"
+
+
+@pytest.mark.parametrize(("name", "content"), [("dataset_dict.json", "{}"), ("state.json", "[]")])
+def test_a_folder_that_only_looks_saved_is_told(name, content, tmp_path):
+    files(tmp_path, {name: content, "a.jsonl": [row(1)], "dataset_info.json": content})
+    assert "cannot be read as a saved `datasets` folder" in told(tmp_path)
+
+
+def test_a_long_id_is_shortened(tmp_path):
+    files(tmp_path, {"d.jsonl": [{**row(n), "id": "x" * 10_000} for n in range(2)]})
+    assert len(told(tmp_path / "d.jsonl")) < 600
+
+
+def test_what_is_not_read_in_a_folder_is_named(tmp_path):
+    import os
+
+    names = ["b.jsonl.zst", "c.xlsx", "d.jsonl.bz2", "e.txt", "_extra.jsonl", ".hidden.jsonl", ".git/a.jsonl"]
+    files(tmp_path / "out", {"x.jsonl": [row(5)]})
+    folder = files(tmp_path / "in", {"a.jsonl": [row(1)], "README.md": "x", "dataset_info.json": "{}"})
+    files(folder, {name: [row(2)] for name in names})
+    (folder / "linkdir").symlink_to(tmp_path / "out")
+    read = read_demonstrations(folder)
+    assert len(read.rows) == 1 and len(read.notes) == 1
+    for name in (*names[:4], "linkdir/ (a link)", "_extra.jsonl (hidden)", ".hidden.jsonl", ".git/ (hidden)"):
+        assert name in read.notes[0]
+    assert "README" not in read.notes[0] and "dataset_info" not in read.notes[0]
+    os.remove(folder / "a.jsonl")
+    assert "holds no data files" in told(folder) and "c.xlsx (format)" in told(folder)
+    (folder / "gone.jsonl").symlink_to("nowhere")
+    assert "gone.jsonl is a link to a file that is not there" in told(folder)
+
+
+def test_a_subfolder_without_permission_is_told(tmp_path, monkeypatch):
+    import os
+
+    folder, scandir = files(tmp_path, {"a.jsonl": [row(1)], "sub/b.jsonl": [row(2)]}), os.scandir
+
+    def denied(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert "sub cannot be read: Permission denied" in told(folder)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_in_front_of_the_question_is_no_list_of_rows(indent, tmp_path):
+    rows = [{"tests": [{"label": "A", "text": "five"}, {"label": "B", "text": "six"}], **row(n)} for n in range(3)]
+    files(tmp_path, {"d.json": "\n".join(json.dumps(one, indent=indent) for one in rows)})
+    read = read_demonstrations(tmp_path / "d.json")
+    assert [found.question for found in read.rows] == ["q0", "q1", "q2"]
+
+
+def test_an_error_of_the_layout_hides_no_broken_line(tmp_path):
+    files(tmp_path, {"d.jsonl": '{"q": "a"}\n{bad\n[1]\n', "e.txt": "x"})
+    with pytest.raises(InputError) as caught:
+        read_demonstrations(tmp_path)
+    first, second = caught.value.problems
+    assert "fits no layout" in caught.value.message and "e.txt (format)" in caught.value.__notes__[0]
+    assert first.startswith("d.jsonl line 2: invalid JSON") and second.startswith("d.jsonl line 3: must be")
+
+
+def test_a_message_that_names_a_key_twice_is_told(tmp_path):
+    files(tmp_path, {"d.jsonl": '{"messages": [{"role": "user", "role": "user", "content": "a"}]}\n'})
+    assert "names 'role' twice" in told(tmp_path / "d.jsonl")
+
+
+def test_a_packed_file_without_a_format_in_its_name_is_told(tmp_path):
+    (tmp_path / "data.gz").write_bytes(gzip.compress(LINES.encode()))
+    assert "put the format into the name, such as data.jsonl.gz" in told(tmp_path / "data.gz")
+
+
+def test_a_time_zone_that_nobody_knows_is_told(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    when = pyarrow.array([0], pyarrow.timestamp("us", "Mars/Phobos"))
+    parquet.write_table(pyarrow.table({"question": ["q"], "solution": ["s"], "when": when}), tmp_path / "d.parquet")
+    assert "d.parquet row 1: has a value that Python cannot hold" in told(tmp_path / "d.parquet")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dartune.data.layouts import PUBLIC, recognised
-from dartune.data.load import load_demonstrations
+from dartune.data.load import load_demonstrations, read_demonstrations
 from dartune.errors import InputError
 from dartune.rewards.tasks import TASKS
 
@@ -171,4 +171,19 @@ def test_no_row_makes_a_layout_fail(name, data):
     columns = {column for layout in PUBLIC.values() for column in layout.fields.values()}
     columns |= {"system", "input", "test_imports", "test_setup_code"}
     row = {column: data.draw(value) for column in columns}
-    assert isinstance(PUBLIC[name].tidy(row), dict)
+    assert isinstance(PUBLIC[name].tidy(row), dict | str)
+
+
+def test_an_input_of_alpaca_that_is_no_text_is_joined_or_refused(tmp_path):
+    rows = [{"instruction": "Double it.", "input": about, "output": "s"} for about in (5, [3, 4], {"a": 1}, "", None)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_demonstrations(tmp_path / "d.jsonl")
+    assert [row.question for row in read.rows][:2] == ["Double it.\n\n5", "Double it."]
+    assert [line.partition(": ")[2] for line in read.problems.lines()] == [
+        f"input: must be text or a number, not {kind}" for kind in ("list", "dict")
+    ]
+
+
+def test_tests_nested_too_deeply_are_told(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"input": "q", "output": "s", "unit_tests": "[" * 100_000}) + "\n")
+    assert read_demonstrations(tmp_path / "d.jsonl", task="code").rows[0].question == "q"

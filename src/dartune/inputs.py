@@ -170,6 +170,7 @@ def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[De
         found = read_demonstrations(path, split=data.split, columns=data.columns, **settings)
     except InputError as error:
         sources.failures.append(Refused(error))
+        sources.notes += getattr(error, "__notes__", [])
         return []
     sources.reads.append(found)
     sources.failures.append(found)
@@ -183,11 +184,11 @@ def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[De
             question = _below_system(row, config.target.system_prompt)
             above += question != row.question
             spool.add(asdict(replace(row, question=question, answer=task.gold(row), task=task.name)))
-        sources.failures.append(Unfit(path, task.name, len(found.rows), problems))
+        sources.failures.append(Unfit(found.path, task.name, len(found.rows), problems))
         if above:
             sources.notes.append(
-                f"{path}: {counted(above, 'row has', 'rows have')} a system message, which is put above the question "
-                "(unless it is target.system_prompt)"
+                f"{found.path}: {counted(above, 'row has', 'rows have')} a system message, which is put above the "
+                "question (unless it is target.system_prompt)"
             )
         return spool.rows(demonstration)
 

@@ -24,6 +24,18 @@ def redacted(text: str) -> str:
     return LOOKS.sub(HIDDEN, text)
 
 
+def shown(name: object, longest: int | None = None) -> str:
+    """A name from outside, such as a file's or a row's, in one line: a line break in it would forge a line of its own.
+
+    Args:
+        longest: of a longer name the beginning is shown.
+    """
+    text = str(name)
+    if longest is not None and len(text) > longest:
+        text = f"{text[:longest]}... ({len(text)} characters)"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def printable(text: str) -> str:
     """Text from outside must not steer the terminal: control characters are spelled out, \\n and \\t stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import string
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -57,9 +59,13 @@ class Field:
         """
         self.text = text
         self.parts: list[tuple[str, str | None]] = [("", text)]
+        self.formats: list[str] = []
+        """What a template says about the form of a column: `:.2f`, `!r`."""
         self.is_template = text not in names and "{" in text
         if self.is_template:
-            self.parts = [(before, name) for before, name, *_ in string.Formatter().parse(text)]
+            parsed = list(string.Formatter().parse(text))
+            self.parts = [(before, name) for before, name, *_ in parsed]
+            self.formats = [f"!{how}" if how else f":{form}" for *_, form, how in parsed if form or how]
 
     @property
     def columns(self) -> list[str]:
@@ -71,7 +77,7 @@ class Field:
             return at(row, self.text)
         pieces = []
         for before, name in self.parts:
-            value = "" if name is None else _as_text(at(row, name), name)
+            value = "" if name is None else as_text(at(row, name), name)
             if isinstance(value, Trouble):
                 return value
             pieces += [before, value]
@@ -91,7 +97,7 @@ def at(row: Mapping[str, Any], column: str) -> Any:
     return Trouble(column, "the field is missing")
 
 
-def _as_text(value: Any, name: str) -> Any:
+def as_text(value: Any, name: str) -> Any:
     """A value within a template: text, a number, a list of texts; nothing for null."""
     if value is None or isinstance(value, str | Trouble):
         return value or ""
@@ -153,9 +159,9 @@ def choose_layout(
     fits = fitting(fields)
     asked = [layout for layout in fits if any(name in columns for name in LAYOUTS[layout])]
     if len(asked or fits) == 1:
-        return (asked or fits)[0], fields
+        return _of_layout((asked or fits)[0], fields)
     if tested and not fits and "question" in fields and ("answer" in names or "answer" in columns):
-        return "question/answer", fields
+        return _of_layout("question/answer", fields)
     if fits:
         example = LAYOUTS[fits[0]][0]
         raise InputError(
@@ -165,6 +171,12 @@ def choose_layout(
     raise InputError(f"{path} fits no layout ({', '.join(LAYOUTS)}); {found}; {_advice(names, rows)}")
 
 
+def _of_layout(layout: str, fields: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """A layout with the fields that it reads: what is called as another layout's field is a column like any other."""
+    read = (*{**LAYOUTS, **TESTED}[layout], "answer", "id")
+    return layout, {name: text for name, text in fields.items() if name in read}
+
+
 def _map_problems(names: Collection[str], columns: Mapping[str, str]) -> list[str]:
     problems = []
     for ours, theirs in columns.items():
@@ -172,18 +184,25 @@ def _map_problems(names: Collection[str], columns: Mapping[str, str]) -> list[st
             problems.append(f"data.columns.{ours} is no field; the fields are {', '.join(FIELDS)}")
             continue
         try:
-            missing = [name for name in Field(theirs, names).columns if name not in names]
+            field = Field(theirs, names)
         except ValueError as error:
             problems.append(f"data.columns.{ours} is no template: {error}; write a brace of the text twice: {{{{")
             continue
+        missing = [name for name in field.columns if name not in names]
         problems += [f"data.columns.{ours} names the column {name!r}, which does not exist" for name in missing]
+        problems += [f"data.columns.{ours} has the format {form!r}, which is not applied" for form in field.formats]
+        if not field.columns:
+            problems.append(
+                f"data.columns.{ours} names no column, so {theirs!r} is the same text in every row; write {{column}} "
+                "with one brace"
+            )
     twice = [theirs for theirs in set(columns.values()) if list(columns.values()).count(theirs) > 1]
     return problems + [f"data.columns gives {theirs!r} to several fields" for theirs in twice]
 
 
 def _advice(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     proposal, left_out = proposed(names, rows)
-    shown = "{" + ", ".join(f"{ours}: {theirs}" for ours, theirs in proposal.items()) + "}"
+    shown = "{" + ", ".join(f"{ours}: {_quoted(theirs)}" for ours, theirs in proposal.items()) + "}"
     advice = f"name them with data.columns, for example data.columns: {shown}"
     if proposal.get("solution") == UNKNOWN:
         advice += ". No column looks like a worked solution, which every row needs"
@@ -193,12 +212,18 @@ def _advice(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return advice
 
 
+def _quoted(name: str) -> str:
+    """A column's name as YAML reads it within braces: in quotes where it would be read as something else."""
+    plain = name.startswith('"') or re.fullmatch(r"\w[\w.-]*", name) or name == UNKNOWN
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
 UNKNOWN = "<their column>"
 
 
 def proposed(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
     """A column map for columns of unknown names, and the text columns that it leaves out."""
-    lower = {name.rpartition(".")[2].lower(): name for name in reversed(names)}
+    lower = {name.rpartition(".")[2].strip().lower(): name for name in reversed(names)}
     samples = {name: [value for row in rows if isinstance(value := at(row, name), str)] for name in names}
     proposal: dict[str, str] = {}
     for usual in USUAL_NAMES["messages"]:
@@ -230,14 +255,21 @@ def _with_the_others(ours: str, chosen: str, free: Sequence[str], samples: Mappi
     """The column of a field and the free ones that belong to it: context above, prose below."""
     if chosen == UNKNOWN:
         return []
-    last = {name: name.rpartition(".")[2].lower() for name in free}
+    last = {name: name.rpartition(".")[2].strip().lower() for name in free}
     explains = [name for name in free if last[name] in USUAL_NAMES["solution"] and _is_prose(samples[name])]
     if ours == "solution":
         return sorted([chosen, *explains], key=lambda name: name.rpartition(".")[2].lower() not in REASONS)
     above = [name for name in free if last[name] in CONTEXT]
-    prose = [name for name in free if name not in (*above, *explains) and _is_prose(samples[name])]
+    others = [name for name in free if name not in (*above, *explains) and _is_prose(samples[name])]
+    prose = [name for name in others if not _another_wording(chosen, name)]
     below = [name for name in free if last[name] == "input" and samples[name] and name not in prose]
     return [*above, chosen, *prose, *below]
+
+
+def _another_wording(question: str, name: str) -> bool:
+    """Whether a column is called as another wording of the question, such as `original_question`."""
+    *before, last = name.lower().split("_")
+    return bool(before) and last in (*USUAL_NAMES["question"], question.lower())
 
 
 def _bare_answer(name: str, lower: Mapping[str, str]) -> bool:

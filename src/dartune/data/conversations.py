@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import re
+import tokenize
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from dartune.data.findings import Names
+from dartune.data.opened import too_deep
 from dartune.errors import counted
 
 ROLES = {
@@ -25,18 +30,25 @@ SPEAKER, TEXT = ("role", "from"), ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")
 THOUGHT_PARTS = ("thinking", "reasoning")
 EXPECTED = "must be a list of messages, each with role and content"
+_BROKEN_ESCAPE = re.compile(
+    r"(?<!\\)(?:\\\\)*\\(?:[abfv]|r(?!\\n)|t(?:imes|heta|ext|riangle)\b|n(?:eq|abla|otin)\b|[^abfvrtnxuUN0-7\\'\"\n])"
+)
+"""A backslash of LaTeX or of no escape: `\\frac`, `\\times`, `\\(`; `\\n` and `\\t` are line breaks and tabs."""
 ONE_EACH = "a row is one question and one answer: split the conversation up, or leave the row out"
 
 
 def filled(value: Any) -> bool:
     """Whether a value says anything: not null, and neither empty nor made of such values alone."""
-    if isinstance(value, str):
-        return value.strip() not in ("", "[]", "{}", "null")
-    if isinstance(value, Mapping):
-        return any(map(filled, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(filled, value))
-    return value is not None
+    left = [value]
+    while left:  # no recursion: values may be nested very deeply
+        one = left.pop()
+        if isinstance(one, Mapping):
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+        elif one is not None and not (isinstance(one, str) and one.strip() in ("", "[]", "{}", "null")):
+            return True
+    return False
 
 
 def decoded(value: Any) -> Any:
@@ -44,9 +56,35 @@ def decoded(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return read(value.strip())
+        # TypeError: Python text such as `{{1}, {2}}`, a set of sets.
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = read(value.strip())
+            usable = isinstance(found, list | dict) and not too_deep(found)
+            return found if usable and not (read is ast.literal_eval and python_trouble(value)) else value
     return value
+
+
+def python_trouble(text: str) -> str | None:
+    """Why a text that looks like Python's list must not be read as one: what it says is lost or changed already."""
+    remedy = "save the column as JSON, or the table as Parquet"
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    with suppress(ValueError, RecursionError):
+        json.loads(text)
+        return None
+    if "array(" in text:
+        return f"is text of numpy's arrays, which is not read; {remedy}"
+    before = None
+    with suppress(SyntaxError, tokenize.TokenError):
+        for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+            if token.type == tokenize.STRING:
+                if before == tokenize.STRING:
+                    return f"is a list without commas between its texts, as numpy prints it; {remedy}"
+                if _BROKEN_ESCAPE.search(token.string) and "r" not in token.string[:2].lower():
+                    return f"has a backslash that Python would read as another character; {remedy}"
+            before = before if token.type in (tokenize.NL, tokenize.NEWLINE) else token.type
+    return None
 
 
 def with_thought(thought: str, text: str) -> str:
@@ -154,13 +192,46 @@ def _refused(message: Mapping[str, Any], column: str) -> str | None:
     key = _key(message, TEXT)
     if key is None:
         return f"{column}: {EXPECTED}"
+    for name in REASONING if _role(message) == "assistant" else ():
+        if filled(message.get(name)) and not isinstance(message[name], str):
+            return f"{column}: {thought_rule(name, message[name])}"
     content = message[key]
     parts = content if isinstance(content, list) else [content] if isinstance(content, Mapping) else []
     for part in parts:
-        kind = part.get("type", part.get("content_type", "text")) if isinstance(part, Mapping) else "text"
+        kind = _kind(part)
         if kind not in (*TEXT_PARTS, *THOUGHT_PARTS):
             return f"{column}: a message has a part of type {kind!r}, and only text is read; leave the row out"
+        if kind in THOUGHT_PARTS and (_role(message) != "assistant" or _thought_of(part) is None):
+            return (
+                f"{column}: a message has a part of type {kind!r}, whose text cannot be read: only an assistant has "
+                f"one, with its text in {kind!r}; write it so, or remove the part from the data"
+            )
     return None
+
+
+def thought_rule(name: str, value: Any) -> str:
+    """What is wrong with reasoning that is no plain text, and what to do."""
+    return f"the reasoning in {name!r} must be text, not {type(value).__name__}; save it as one text, or remove it"
+
+
+def _kind(part: Any) -> Any:
+    return part.get("type", part.get("content_type", "text")) if isinstance(part, Mapping) else "text"
+
+
+def _thought_of(part: Mapping[str, Any]) -> str | None:
+    """The text of a part that holds reasoning; None where there is more than that."""
+    if any(filled(value) for value in part.values() if isinstance(value, list | tuple | Mapping)):
+        return None
+    keys = (_kind(part), "text", "content")
+    texts = [part[key] for key in keys if isinstance(part.get(key), str) and part[key].strip()]
+    unknown = [
+        key
+        for key in part
+        if key not in (*keys, "type", "content_type", "id", "signature", "status") and filled(part[key])
+    ]
+    if texts:
+        return texts[0]
+    return None if unknown else ""
 
 
 def _said(message: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
@@ -171,16 +242,19 @@ def _said(message: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
         content = [content]
     if not isinstance(content, list):
         return content, thought
-    texts = []
+    texts: list[Any] = []
+    thoughts: dict[str, list[str]] = {}
     for part in content:
-        if isinstance(part, Mapping) and part.get("type") in THOUGHT_PARTS:
-            thought[part["type"]] = part.get(part["type"]) or part.get("text") or ""
+        if (kind := _kind(part)) in THOUGHT_PARTS:
+            thoughts.setdefault(kind, []).append(_thought_of(part) or "")
             continue
         text = part.get("text", part.get("parts")) if isinstance(part, Mapping) else part
         texts += text if isinstance(text, list) else [text]
     if not all(isinstance(text, str) for text in texts):
         return content, thought
-    return "\n".join(texts), {key: text for key, text in thought.items() if isinstance(text, str) and text.strip()}
+    for kind, pieces in thoughts.items():
+        thought[f"part {kind}" if kind in thought else kind] = "\n\n".join(filter(None, pieces))
+    return "\n".join(texts), {key: text for key, text in thought.items() if text.strip()}
 
 
 def _note_unused(message: Mapping[str, Any], unused: Names) -> None:

@@ -6,14 +6,24 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dartune.data.columns import CONTEXT
-from dartune.data.conversations import CALLS, MEDIA, ONE_EACH, REASONING, decoded, filled, thoughtful
+from dartune.data.columns import CONTEXT, PROSE_WORDS
+from dartune.data.conversations import (
+    CALLS,
+    MEDIA,
+    ONE_EACH,
+    REASONING,
+    decoded,
+    filled,
+    python_trouble,
+    thought_rule,
+    thoughtful,
+)
 
 OPTIONS = ("options", "choices")
 SYSTEM = ("system", "system_prompt", "system_message")
 HISTORY = ("history", "chat_history", "conversation_history")
 LETTERS = "ABCDEFGHIJ"
-_OPTION_COLUMN = re.compile(r"(?:option|choice|op|ans)[ _]?([a-e1-5])", re.IGNORECASE)
+_OPTION_COLUMN = re.compile(r"(?:option|choice|op|ans)[ _]?([a-j1-9])", re.IGNORECASE)
 _LABELLED = re.compile(r"\s*[(\[]?([A-Za-z0-9])(?:[)\]]|[.:](?!\d))")
 """An option that begins with its label: `(A) 3`, `B. 4`, but not `2.5`."""
 
@@ -32,7 +42,12 @@ class Extras:
         self.read: set[str] = set()
         """Columns that were joined, or refused."""
         self._to_question, self._to_solution = joins
+        self.repeats: set[str] = set()
+        """Columns whose text the question holds already."""
         self._numbers = False
+        self._row = row
+        self._bare: dict[str, str] = {}
+        """Label -> the option without its label."""
         self.options = self._options() if self._to_question else {}
 
     def refused(self) -> list[str]:
@@ -59,7 +74,9 @@ class Extras:
             if not all(isinstance(text, str) for text in texts):
                 complaints.append(f"{name}: must be text, to stand above the question, not {type(value).__name__}")
                 continue
-            above += [text for text in texts if text.strip() not in question]
+            new = [text for text in texts if not _holds(question, text.strip())]
+            above += new
+            self.repeats.update(() if new else (name,))
         if above:
             question = "\n\n".join([*above, question])
         if isinstance(self.options, str):
@@ -79,6 +96,10 @@ class Extras:
         there = self.there if self._to_solution else {}
         thought = {name: value for name, value in there.items() if name.lower() in REASONING and isinstance(value, str)}
         self.read.update(thought)
+        for name, value in there.items():
+            if name.lower() in REASONING and isinstance(value, list | tuple | Mapping):
+                self.read.add(name)
+                return solution, [f"{name}: {thought_rule(name, value)}"]
         return thoughtful(solution, thought, thinking, "solution") if thought else (solution, [])
 
     def answer(self, answer: Any, task: str) -> Any:
@@ -94,7 +115,7 @@ class Extras:
             or not isinstance(answer, str | int)
         ):
             return answer
-        labels, texts = list(self.options), [self._bare(line) for line in self.options.values()]
+        labels, texts = list(self.options), [self._bare[label] for label in self.options]
         text = str(answer).strip()
         if not isinstance(answer, int) and (text.upper() in labels or not text.isdecimal()):
             if task != "choice" or text.upper() in labels:
@@ -120,33 +141,52 @@ class Extras:
 
     def _options(self) -> dict[str, str] | str:
         """Label -> the line that shows the option, or what is wrong with the options; empty where there are none."""
-        for name in self._named(OPTIONS):
+        names = self._named(OPTIONS)
+        if any(self.there[name] != self.there[names[0]] for name in names):
+            return f"{names[0]}: stands beside {names[1]!r}, with other options; keep one of them"
+        for name in names:
             value = decoded(self.there[name])
             if isinstance(value, str):
-                return {"": value}
+                trouble = python_trouble(value)
+                return f"{name}: {trouble}" if trouble else {"": value}
             pairs = _pairs(value)
             self._numbers = isinstance(value, list) and all(isinstance(one, int | float) for one in value)
             if pairs is None:
-                return f"{name}: must be a list of texts, or labels and texts, to stand below the question"
-            return {label: _line(label, text) for label, text in pairs}
-        letters = {letter: letter for letter in LETTERS if letter in self.there}
-        columns = letters if "A" in letters and "B" in letters else {}
-        if not columns:
-            found = {name: match[1] for name in self.there if (match := _OPTION_COLUMN.fullmatch(name))}
+                return f"{name}: must be a list of texts, or as many labels as texts, to stand below the question"
+            return self._lines(pairs)
+        columns = {letter: letter for letter in LETTERS if letter in self._row}
+        if "A" not in columns or "B" not in columns or not any(name in self.there for name in columns):
+            found = {name: match[1] for name in self._row if (match := _OPTION_COLUMN.fullmatch(name))}
             columns = {label.upper(): name for name, label in found.items()} if len(found) > 1 else {}
-        if not all(isinstance(self.there[name], str | int | float) for name in columns.values()):
+        columns = dict(sorted(columns.items()))
+        given = {label: name for label, name in columns.items() if name in self.there}
+        if len(given) < 2 or not all(isinstance(self.there[name], str | int | float) for name in given.values()):
             return {}
-        self.read.update(columns.values())
-        return {label: _line(label, str(self.there[name])) for label, name in sorted(columns.items())}
+        self.read.update(given.values())
+        if empty := [name for name in list(columns.values())[: len(given)] if name not in self.there]:
+            return f"{empty[0]}: is an empty option before others; fill it, or leave the row out"
+        return self._lines([(label, str(self.there[name])) for label, name in given.items()])
+
+    def _lines(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
+        """Label -> line; texts that all begin with their labels stay as they are."""
+        matches = [_LABELLED.match(text) for _, text in pairs]
+        if all(match and match[1].upper() == label.upper() for match, (label, _) in zip(matches, pairs, strict=True)):
+            self._bare = {label: _LABELLED.sub("", text, count=1).strip() for label, text in pairs}
+            return {label: text.strip() for label, text in pairs}
+        self._bare = {label: text.strip() for label, text in pairs}
+        return {label: f"{label}) {text.strip()}" for label, text in pairs}
 
     def _shown(self, label: str, question: str) -> bool:
         """Whether the question shows the option already."""
-        text = re.escape(self._bare(self.options[label]))
+        text = re.escape(self._bare.get(label, self.options[label]))
         return bool(re.search(rf"(?<!\w)[(\[]?{re.escape(label)}[)\].:]*\s*{text}", question))
 
-    @staticmethod
-    def _bare(line: str) -> str:
-        return _LABELLED.sub("", line, count=1).strip()
+
+def _holds(question: str, text: str) -> bool:
+    """Whether a question holds a context: all of it, or a text of several words that cannot stand there by chance."""
+    if text == question.strip():
+        return True
+    return len(text.split()) >= PROSE_WORDS and bool(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", question))
 
 
 def _pairs(value: Any) -> list[tuple[str, str]] | None:
@@ -154,12 +194,16 @@ def _pairs(value: Any) -> list[tuple[str, str]] | None:
     if isinstance(value, Mapping):
         labels, texts = value.get("label", value.get("labels")), value.get("text", value.get("texts"))
         if isinstance(labels, list) and isinstance(texts, list):
-            value = dict(zip(map(str, labels), texts, strict=False))
-        pairs = [(str(label), text) for label, text in value.items() if filled(text)]
+            if len(labels) != len(texts) or len(set(map(str, labels))) < len(labels):
+                return None
+            value = dict(zip(map(str, labels), texts, strict=True))
+        pairs = [(str(label), text) for label, text in value.items()]
+        while pairs and not filled(pairs[-1][1]):
+            pairs.pop()
     elif isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
         pairs = [(str(one.get("label", one.get("key", ""))), one.get("text", one.get("value"))) for one in value]
     elif isinstance(value, list):
-        pairs = [(_label(index, text), text) for index, text in enumerate(value)]
+        pairs = list(zip(_labels(value), value, strict=True))
     else:
         return None
     usable = all(isinstance(text, str | int | float) and not isinstance(text, bool) for _, text in pairs)
@@ -167,13 +211,9 @@ def _pairs(value: Any) -> list[tuple[str, str]] | None:
     return [(label, str(text)) for label, text in pairs] if usable and distinct else None
 
 
-def _label(index: int, text: Any) -> str:
-    """The label that an option's text begins with, else a letter by its place."""
-    expected = LETTERS[index] if index < len(LETTERS) else str(index + 1)
-    match = _LABELLED.match(text) if isinstance(text, str) else None
-    return match[1].upper() if match and match[1].upper() in (expected, str(index + 1)) else expected
-
-
-def _line(label: str, text: str) -> str:
-    match = _LABELLED.match(text)
-    return text.strip() if match and match[1].upper() == label else f"{label}) {text.strip()}"
+def _labels(texts: list[Any]) -> list[str]:
+    """The labels that all options begin with, in order from the first on; else letters by their places."""
+    numbers = [str(number) for number in range(1, len(texts) + 1)]
+    matches = [_LABELLED.match(text) if isinstance(text, str) else None for text in texts]
+    found = [match[1] for match in matches if match]
+    return numbers if found == numbers else [*LETTERS[: len(texts)], *numbers[len(LETTERS) :]]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dartune.data.opened import BYTE_ORDER_MARK, RawRow, opened, text_rows
+from dartune.data.opened import BYTE_ORDER_MARK, DAMAGED, RawRow, opened, text_rows
 
 HEAD = 1 << 20
 """Bytes that are looked at to tell the forms of JSON apart, and that are read at once."""
@@ -61,8 +61,11 @@ def _form(path: Path) -> str:
 
 def single_object(path: Path) -> frozenset[str] | None:
     """The keys of the one object that a file holds, without a list of rows in it; None where it holds anything else."""
-    with opened(path) as file:
-        text = file.read(HEAD)
+    try:
+        with opened(path) as file:
+            text = file.read(HEAD)
+    except (*DAMAGED, OSError):  # reading its rows tells why
+        return None
     whole = _parsed(text.removeprefix(BYTE_ORDER_MARK)) if len(text) < HEAD else None
     frame = isinstance(whole, dict) and any(map(_is_rows, whole.values()))
     return frozenset(whole) if isinstance(whole, dict) and not frame else None
@@ -128,6 +131,10 @@ class Doubled:
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Doubled:
     content = dict(pairs)
+    for value in content.values():  # a message that names `role` twice is a row's trouble
+        held = value if isinstance(value, list) else (value,)
+        if inner := next((one for one in held if isinstance(one, Doubled)), None):
+            return inner
     if len(content) == len(pairs):
         return content
     names = [name for name, _ in pairs]
@@ -178,6 +185,14 @@ class _Stream:
         found = self.peek() == char
         self._at += found
         return found
+
+    def ahead(self) -> Any:
+        """The next value, which is still to be read; None where the text that is held does not have all of it."""
+        self.peek()
+        try:
+            return self._json.raw_decode(self._text, self._at)[0]
+        except (ValueError, RecursionError):
+            return None
 
     def value(self) -> Any:
         """The next value.
@@ -251,17 +266,28 @@ def _listed(stream: _Stream, name: str, first: tuple[int, Any] | None = None) ->
 
 def _values(stream: _Stream, name: str, notes: list[str]) -> Iterator[RawRow]:
     """A list of rows, objects over several lines each, or one object around the list of rows."""
+    rows = stream.peek() == "{" and _starts_with_row(stream)
     if stream.peek() == "[":
         yield from _listed(stream, name)
         if stream.peek():
             raise Broken(stream.line, ": more text follows the list of rows")
     while stream.peek():
         line = stream.line
-        if stream.take("{"):
+        if not rows and stream.take("{"):
             yield from _object(stream, name, line, notes)
         else:
             yield RawRow(f"{name} line {line}", _row(stream.value(), "a JSON object"))
         stream.take(",")  # some programs write one behind every row
+
+
+def _starts_with_row(stream: _Stream) -> bool:
+    """Whether the first object is a row by any of its keys, also by one behind a list of objects.
+
+    A whole object is looked at, and its rows are read as such then; of one that does not end in what is held of the
+    text, only `_object` can tell.
+    """
+    whole = stream.ahead()
+    return isinstance(whole, dict) and any(_of_row(key, value) for key, value in whole.items())
 
 
 def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator[RawRow]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dartune.data.conversations import messages_of
+from dartune.data.columns import Trouble, as_text
+from dartune.data.conversations import filled, messages_of
 
 Row = dict[str, Any]
 
@@ -32,14 +33,14 @@ class PublicLayout:
         base: our layout that it is put into.
         fields: our field -> their column; those that are there say that a data set has this layout.
         optional: fields whose columns may be missing.
-        tidy: their row -> the same row, tidied.
+        tidy: their row -> the same row, tidied, or why it cannot be used.
         also: columns that `tidy` reads besides.
         fits: what its columns alone do not show.
     """
 
     base: str
     fields: Mapping[str, str]
-    tidy: Callable[[Row], Row] = lambda row: row
+    tidy: Callable[[Row], Row | str] = lambda row: row
     optional: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     fits: Callable[[Row], bool] = lambda row: True
@@ -90,12 +91,17 @@ def _thinking(turn: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**turn, name: _SOLUTION.sub("", text).strip()}
 
 
-def _alpaca(row: Row) -> Row:
+def _alpaca(row: Row) -> Row | str:
     """What an instruction is about stands below it."""
     about = row.get("input")
-    if isinstance(about, str) and about.strip():
-        return _edited(row, "instruction", lambda text: f"{text}\n\n{about}")
-    return row
+    if not filled(about) or about != about:  # tables have a number that is none in an empty cell
+        return row
+    if isinstance(about, list | tuple):
+        about = Trouble("input", f"must be text or a number, not {type(about).__name__}")
+    about = as_text(about, "input")
+    if isinstance(about, Trouble):
+        return f"{about.column}: {about.rule}"
+    return _edited(row, "instruction", lambda text: f"{text}\n\n{about}")
 
 
 def _texts(value: Any) -> bool:
@@ -122,7 +128,7 @@ def _listed_tests(row: Row) -> Row:
     tests = row["unit_tests"]
     try:
         tests = json.loads(tests) if isinstance(tests, str) else tests
-    except ValueError:
+    except (ValueError, RecursionError):
         return row
     return {**row, "unit_tests": "\n".join(test.strip() for test in tests)} if _texts(tests) else row
 

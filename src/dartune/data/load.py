@@ -21,7 +21,7 @@ from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
 from dartune.data.rows import Rows, Spool, demonstration
 from dartune.errors import InputError, counted
-from dartune.redaction import printable
+from dartune.redaction import printable, shown
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ LOOKED_AT = 100
 """So many readable rows are looked at for one that fits a layout."""
 NUMBERED = re.compile(r" (?:line|row) \d+$")
 """The place of a row, not of a whole file."""
+LONGEST_NAME = 80
+"""Characters of an id that messages show."""
 REPEATED, RENAMED = "repeated", "renamed"
 
 
@@ -134,6 +136,7 @@ def read_demonstrations(
     """
     notes: list[str] = []
     rows = read_rows(path, split, notes)
+    path = shown(path)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
@@ -150,7 +153,10 @@ def read_demonstrations(
         fields = {"id": "id", **public.fields}
         shape = replace(shape, layout=public.base, fields=_fields(fields, ()), also=public.also)
     elif samples:
-        layout, fields = choose_layout(samples, columns, path, tested=tested)
+        try:
+            layout, fields = choose_layout(samples, columns, path, tested=tested)
+        except InputError as error:
+            raise _with_the_rest(error, rows, limit, notes) from error
         fields = _fields(fields, column_names(samples[0]))
         shape = replace(shape, layout=layout, fields=fields)
     read = _collect(rows, shape, limit, path)
@@ -158,6 +164,18 @@ def read_demonstrations(
     read.notes += [*notes, *([f"{path}: {unused}"] if unused else [])]
     read.facts += [f"{path}: {joined}"] if joined else []
     return read
+
+
+def _with_the_rest(error: InputError, rows: Iterator[RawRow], limit: int | None, notes: list[str]) -> InputError:
+    """An error about the layout, with the rows that cannot be read at all as well; notes go with it."""
+    problems = RowProblems()
+    for row in islice(rows, limit):
+        if isinstance(row.content, str):
+            problems.add(row.place, row.content)
+    found = InputError(error.message, [*error.problems, *problems.lines()])
+    for note in notes:
+        found.add_note(note)
+    return found
 
 
 def _fields(fields: Mapping[str, str], names: Sequence[str]) -> dict[str, Field]:
@@ -174,7 +192,11 @@ def _unwrapped(content: dict[str, Any] | str, struct: str) -> dict[str, Any] | s
     """A row with the columns of one of its structs as its own."""
     if isinstance(content, str) or not isinstance(content.get(struct), Mapping):
         return content
-    return {**{name: value for name, value in content.items() if name != struct}, **content[struct]}
+    inner = content[struct]
+    # A column that is in the struct as well gets a name of its own, so that it is told as not used.
+    outer = {f"{name} (beside {struct})" if name in inner else name: value for name, value in content.items()}
+    same = {f"{name} (beside {struct})" for name, value in inner.items() if content.get(name) == value}
+    return {**{name: value for name, value in outer.items() if name != struct and name not in same}, **inner}
 
 
 def _telling(
@@ -227,13 +249,14 @@ def _collect(rows: Iterator[RawRow], shape: Shape, limit: int | None, path: str 
                 continue
             text = _text_hash(found)
             name = found.id or text[:16]
-            row_place = f"{row.place} ({found.id!r})" if found.id else row.place
+            called = shown(repr(found.id), LONGEST_NAME)
+            row_place = f"{row.place} ({called})" if found.id else row.place
             if known := names.get(name):
                 place, earlier = known
                 if earlier == text:
                     repeats.add(REPEATED, f"{row.place} repeats {place}")
                 else:
-                    repeats.add(RENAMED, f"{row.place} ({name!r} as in {place})")
+                    repeats.add(RENAMED, f"{row.place} ({called} as in {place})")
                 name = names.next_free(name)
             names.add(name, row.place, text)
             spool.add(asdict(replace(found, id=name, place=row_place)))

@@ -27,6 +27,8 @@ FOREIGN = {
 """How files begin that are no text -> what they are, and what to do."""
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 """What reading a damaged gzip file raises."""
+DEEPEST = 100
+"""Levels of lists and objects in a row; deeper ones are refused, as Python cannot walk through them safely."""
 
 
 class RawRow(NamedTuple):
@@ -49,6 +51,23 @@ def opened(path: Path) -> BinaryIO:
         return file
     file.close()
     return gzip.open(path)
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested in more than `DEEPEST` levels."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        held = [one for one in level if isinstance(one, dict | list)]
+        level = [inner for one in held for inner in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return False
+    return True
+
+
+def unreadable(error: OSError) -> str:
+    """Why a file cannot be read, and what to do."""
+    remedy = "; give yourself the right to read it (chmod u+r)" if isinstance(error, PermissionError) else ""
+    return f"cannot be read: {error.strerror or error}{remedy}"
 
 
 def kind_of(path: Path) -> str:
@@ -75,6 +94,8 @@ def text_rows(read: Reader) -> Reader:
             yield from read(path, notes)
         except DAMAGED as error:
             yield RawRow(path.name, f"is a damaged gzip file ({error}); rest unread")
+        except OSError as error:
+            yield RawRow(path.name, unreadable(error))
 
     return rows
 

@@ -59,8 +59,10 @@ def parse_row(row: Mapping[str, Any], shape: Shape) -> tuple[Demonstration | Non
     texts, complaints = _texts(row, shape, meta)
     complaints += extras.refused()
     if system := extras.system():
-        both = isinstance(system, str) and meta.get("system") not in (None, system)
-        meta["system"] = f"{system}\n\n{meta['system']}" if both else system
+        said = meta.get("system", system)
+        both = isinstance(system, str) and isinstance(said, str) and said != system
+        # One that is no text stays, and is refused.
+        meta["system"] = f"{system}\n\n{said}" if both else said if isinstance(system, str) else system
     texts = _joined(texts, extras, shape, complaints)
     if shape.layout in TESTED and texts:
         texts[shape.fields["answer"].text] = _short_text("answer", row, shape, complaints, extras)
@@ -74,7 +76,7 @@ def parse_row(row: Mapping[str, Any], shape: Shape) -> tuple[Demonstration | Non
     for column in extras.there:
         if column not in extras.read:
             shape.unused.add("column", column)
-        elif not complaints:
+        elif not complaints and column not in extras.repeats:
             shape.joined.add("column", column)
     for column in _beside(row, used):
         shape.unused.add("column", column)

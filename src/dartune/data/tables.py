@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dartune.data.opened import RawRow, opened, text_rows
+from dartune.data.opened import RawRow, opened, text_rows, unreadable
 
 LONGEST_FIELD = 2**31 - 1
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -21,10 +21,10 @@ def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         skipped, delimiter = _dialect(file)
-        reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = next(reader, None)
-        except csv.Error as error:
+        except (csv.Error, ValueError, TypeError) as error:  # the last two: a delimiter that cannot be one
             yield RawRow(path.name, f"the header is invalid CSV: {error}")
             return
         if header is None:
@@ -81,13 +81,30 @@ def parquet_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
 
     try:
         file = parquet.ParquetFile(path)
+        if twice := _named_twice(file.schema_arrow):
+            yield RawRow(path.name, f"has several columns of these names: {', '.join(twice)}")
+            return
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             for index in range(batch.num_rows):
                 number += 1
                 yield RawRow(f"{path.name} row {number}", _arrow_row(batch, index))
+    except PermissionError as error:
+        yield RawRow(path.name, unreadable(error))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # a column name may be no Unicode
         yield RawRow(path.name, f"cannot be read as Parquet: {error}")
+
+
+def _named_twice(fields: Any) -> list[str]:
+    """Names that a schema, or a struct in it, gives to several columns: only the last of them would be read."""
+    fields = list(fields)
+    names = [field.name for field in fields]
+    found = {name for name in names if names.count(name) > 1}
+    for field in fields:
+        kind = field.type
+        inner = [kind.field(index) for index in range(kind.num_fields)]
+        found.update(f"{field.name}.{name}" for name in (_named_twice(inner) if inner else ()))
+    return sorted(found)
 
 
 def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
@@ -95,5 +112,5 @@ def _arrow_row(batch: Any, index: int) -> dict[str, Any] | str:
         return batch.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1} of a field"
-    except (ValueError, ArithmeticError) as error:  # such as a date in the year 300 000
+    except (ValueError, ArithmeticError, LookupError) as error:  # a date in the year 300 000, an unknown time zone
         return f"has a value that Python cannot hold: {error}"
