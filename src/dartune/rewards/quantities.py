@@ -23,7 +23,7 @@ from dartune.rewards.text import (
 TRIVIAL = ("0", "1", "-1")
 PROSE_WORDS = 12
 """A solution of fewer words lists values."""
-CALCULATION = re.compile(r"[=+*/×÷·]|\d\s?[-−–]\s?\d|\\(?:[dt]?frac|times|cdot|div)|=")
+CALCULATION = re.compile(r"[=+*/×÷·]|\d\s?[-−–]\s?\d|\\(?:[dt]?frac|times|cdot|div)")
 FEW_RESULTS = 0.8
 """Where a source has one result at most, every number is asked for, and this share of them will do."""
 _SIGN = re.compile(r"[=≈+*×÷·]|\d\s?[-−–]\s?[\d(]|\d\s+/\s+\d|\\(?:times|cdot|div|approx|binom)(?![a-z])")
