@@ -1,4 +1,4 @@
-"""A score, a penalty and a gate of one's own, named in the config, and a short run on the lab with them.
+"""A user-defined score, penalty and gate, named in the config, and a short run on the lab with them.
 
     python examples/own_reward.py --steps 10
 

@@ -222,3 +222,12 @@ def test_check_names_solutions_that_contradict_their_answer(tmp_path, capsys):
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row | {"tests": "print(f())"}) + "\n" for row in rows))
     assert main(["check", *places, "--data.task", "code"]) == 2
     assert "no assert statement" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("So 2 * 500 = 1,000 pens.", "1,000"), ("**$1,250.50** in all.", "1,250.50"), ("It is red.", None)],
+)
+def test_an_answer_that_is_not_announced_is_found_as_it_is_written(text, answer):
+    span = TASKS["math"].closing_span(text)
+    assert (text[slice(*span)] if span else None) == answer

@@ -76,7 +76,7 @@ class DataConfig(Section):
         description="ours -> theirs, where columns have other names, or a template of several: "
         '{question: "{Body} {Question}", answer: Result}',
     )
-    limit: Positive | None = Field(None, description="train on so many rows only, drawn at random, for a quick try")
+    limit: Positive | None = Field(None, description="number of training rows, drawn at random; null uses all")
     dev: Count = Field(64, description="questions held out to choose the learning rate (at most a tenth of yours)")
     test: Count = Field(128, description="questions held out as a test suite (at most a tenth of yours)")
 

@@ -1,4 +1,4 @@
-"""Conversations of the usual forms as a question, a solution and a system text; what they hold besides is told."""
+"""Parses conversations into question, solution and system text; reports keys and roles that are not used."""
 
 from __future__ import annotations
 

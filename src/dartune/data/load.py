@@ -100,7 +100,7 @@ def load_demonstrations(
             form that uses the network.
         split: which split of a folder, or of a Hub data set whose address names none.
         columns: our field -> their column or a template of columns, for any of `columns.FIELDS`.
-        limit: read the first so many rows only.
+        limit: number of rows to read, from the first on.
         thinking: reasoning in a key or column of its own is joined as a `<think>` block; else it is refused.
         task: the family of the answers, by which an option's number becomes its label (`choice`) or its text.
 
@@ -193,7 +193,7 @@ def _unwrapped(content: dict[str, Any] | str, struct: str) -> dict[str, Any] | s
     if isinstance(content, str) or not isinstance(content.get(struct), Mapping):
         return content
     inner = content[struct]
-    # A column that is in the struct as well gets a name of its own, so that it is told as not used.
+    # An outer column with the name of a struct's column is renamed, so that it is reported as not used.
     outer = {f"{name} (beside {struct})" if name in inner else name: value for name, value in content.items()}
     same = {f"{name} (beside {struct})" for name, value in inner.items() if content.get(name) == value}
     return {**{name: value for name, value in outer.items() if name != struct and name not in same}, **inner}

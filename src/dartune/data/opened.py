@@ -43,7 +43,7 @@ Reader = Callable[[Path, list[str]], Iterator[RawRow]]
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file's bytes, decompressed where gzip compressed them, whatever the name says."""
+    """The file's bytes. Gzip is detected by content, not by the file name."""
     file = path.open("rb")
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)

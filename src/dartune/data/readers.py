@@ -52,7 +52,7 @@ def read_rows(path: str | Path, split: str, notes: list[str] | None = None) -> I
 
 
 def _sound(row: RawRow) -> RawRow:
-    """The row with a place that stands in one line; a row that is nested too deeply is told as such."""
+    """The row with a one-line place; a row that is nested too deeply becomes an error."""
     deep = not isinstance(row.content, str) and too_deep(row.content)
     return RawRow(shown(row.place), "is nested too deeply" if deep else row.content)
 

@@ -187,7 +187,7 @@ def _holds(left: str, right: str) -> bool:
 
 
 def _few_decimals(value: Fraction | float) -> bool:
-    """Whether a value can be written out in two decimals, so that nobody rounds it to fewer."""
+    """Whether a value has at most two decimals. Such a value must be written exactly."""
     return isinstance(value, Fraction) and (value * 100).denominator == 1
 
 

@@ -148,7 +148,7 @@ OPENINGS: tuple[str, ...] = (
     r"you (?:asked|wanted|requested|want|told|gave)",
     r"following the",
 )
-"""How a text begins that answers somebody who asked for a rewrite; at its start only."""
+"""Openings that answer a request for a rewrite. They are searched at the start of a text only."""
 
 
 INSTRUCTIONS: tuple[str, ...] = (

@@ -93,7 +93,7 @@ def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task 
 
 
 ALL_GATES = "all"
-"""In `reward.gates`: every gate of ours, so that gates of one's own can be added."""
+"""In `reward.gates`: all built-in gates. User-defined gates can be listed after it."""
 
 
 class Reward(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
-from dartune.rewards.text import StatedAnswer, stated_answers
+from dartune.rewards.text import StatedAnswer, numbers, numbers_at, stated_answers
 from dartune.rewards.unit_tests import parsed_tests
 from dartune.rewards.verify import (
     MAX_ANSWER_CHARS,
@@ -52,8 +52,10 @@ class Task:
     def closing_span(self, text: str) -> tuple[int, int] | None:
         """Characters `start:end` of an answer that is not announced; None where there is none."""
         number = closing_number(text) if self.of_numbers and not self.blocks else ""
-        start = text.rfind(number) if number else -1
-        return (start, start + len(number)) if start >= 0 else None
+        value = numbers(number)[-1:]
+        places = [place for place, found in numbers_at(text) if [found] == value]
+        written = re.compile(r"\d[\d.,]*(?<=\d)").search(text, places[-1]) if places else None
+        return written.span() if written else None
 
     def gold(self, row: HasAnswer) -> str | None:
         """The right answer of a row; None where it cannot be checked."""
