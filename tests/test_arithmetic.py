@@ -76,12 +76,18 @@ def test_a_true_sum_passes_and_the_next_number_does_not(a, b, sign, space):
         r"12 \div 5 = \boxed{2} \text{ R } 2",
         r"98 + 2 = \boxed{2} \pmod{7} and 98 + 2 = 2 (mod 7)",
         "12:30 + 2 = 14:30",
+        r"100 / 7 = 14.2857 ≈ 14 and 368 + 247 \approx 600",
         r"(3 + 4) \text{ apples} = \textbf{7}",
         "",
     ],
 )
 def test_true_or_not_judged(text):
     assert not false_sums(text)
+
+
+@pytest.mark.parametrize("text", ["72 × 3 ≈ 320", r"\frac{100}{7} \approx 20"])
+def test_an_estimate_may_be_a_tenth_off_and_no_more(text):
+    assert len(false_sums(text)) == 1
 
 
 FORMS = (

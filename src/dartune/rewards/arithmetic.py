@@ -12,7 +12,6 @@ import operator
 import re
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
 
 from dartune.rewards.text import REMEMBERED
 
@@ -50,6 +49,7 @@ _SIGNS = _rules(
     (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
     (r"\\div(?![a-z])|÷", "/"),
     (r"[−–]", "-"),
+    (r"\\approx(?![a-z])", "≈"),
     (r"(?<![\d.])(\d{1,20}(?:\.\d{1,20})?)\s?\\?%\s+of\s+(?=[$£€]?\d)", r"(\1/100) * "),
     (r"(?<![\d.])(\d{1,20}(?:\.\d{1,20})?)\s?\\?%(?=\s{0,3}(?:[+\-*/)]|\\cdot|\\times|=))", r"(\1/100)"),
     (r"(?<=\d)(?=\(\d{1,20}(?:\.\d{1,20})?\))", "*"),
@@ -68,6 +68,7 @@ _RUN = r"(?>sqrt\(|\d++(?:\.\d++)?+|\.\d++|\*\*|[+\-*/()]|\s)"
 _LEFT = re.compile(rf"{_RUN}++$")
 _RIGHT = re.compile(rf"{_RUN}++")
 _TOUCHES = re.compile(r"[\w%\\^_{}.]$|\d:$")
+_RELATION = re.compile("([=≈])")
 _OF_ANOTHER_KIND = re.compile(r"[\s(\\]{0,8}(?:[pb]?mod\b|%|(?:text\s?\{)?\s?(?:R\b|r\b|(?:with )?(?:an? )?remainder))")
 _CONTINUES = re.compile(r"\b(?:of|x|times|plus|minus|squared|modulo|mod|(?:divided|multiplied) by)\s*$", re.IGNORECASE)
 _OPERATIONS = {
@@ -78,6 +79,8 @@ _OPERATIONS = {
     ast.USub: operator.neg,
 }
 LONGEST = 120
+ROUGHLY = 0.1
+"""`≈` tells an estimate, such as 615 ≈ 600; what is further off is a wrong step."""
 SHORT_OF = 0.01
 """Results of two decimals and more may be rounded from longer ones: money, for instance."""
 LARGEST_POWER = 12
@@ -90,15 +93,15 @@ def false_sums(text: str) -> frozenset[str]:
 
     With decimals, quotients or roots, a result that is rounded, or cut to a whole number or to two decimals, holds
     (`100/7 = 14.3`, not `15`); what two decimals can tell (`1.5 * 7 = 10.5`), and a sum of whole numbers, is exact.
-    `25% * 28` is 7.
+    `25% * 28` is 7. What is written with `≈` may be a tenth off.
     """
     found = set()
     for line in _plain(text).split("\n"):
-        sides = line.split("=")
-        for before, after in pairwise(sides):
-            left, right = _left(before), _right(after)
-            if left and right and _judged(left, right) and not _known_to_hold(left, right):
-                found.add(re.sub(r"\s", "", f"{left}={right}"))
+        sides = _RELATION.split(line)  # side, sign, side, sign, ...
+        for i in range(1, len(sides), 2):
+            left, right = _left(sides[i - 1]), _right(sides[i + 1])
+            if left and right and _judged(left, right) and not _known_to_hold(left, right, sides[i] != "="):
+                found.add(re.sub(r"\s", "", f"{left}{sides[i]}{right}"))
     return frozenset(found)
 
 
@@ -162,10 +165,10 @@ def _judged(left: str, right: str) -> bool:
     return any(re.search(r"[\d)]\s*[+\-*/]|sqrt", side) for side in (left, right)) and left[0] not in "+*/)"
 
 
-def _known_to_hold(left: str, right: str) -> bool:
-    """Whether an equation holds, or has numbers that are too large to tell."""
+def _known_to_hold(left: str, right: str, roughly: bool) -> bool:
+    """Whether an equation holds, `roughly` or exactly, or has numbers that are too large to tell."""
     try:
-        return _holds(left, right)
+        return _holds_roughly(left, right) if roughly else _holds(left, right)
     except OverflowError:
         return True
 
@@ -184,6 +187,11 @@ def _holds(left: str, right: str) -> bool:
         return abs(values[0] - values[1]) < (unit if unit <= SHORT_OF else 1e-9)
     cut = unit != 0.1 and abs(values[1]) < abs(values[0]) < abs(values[1]) + unit
     return cut or abs(values[1] - values[0]) <= unit / 2
+
+
+def _holds_roughly(left: str, right: str) -> bool:
+    values = _value(left), _value(right)
+    return None in values or abs(values[0] - values[1]) <= max(ROUGHLY * abs(values[0]), 0.5)
 
 
 def _few_decimals(value: Fraction | float) -> bool:

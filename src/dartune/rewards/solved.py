@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.tasks import MATH, TASKS, Task
-from dartune.rewards.text import aloud
+from dartune.rewards.text import StatedAnswer, aloud
 
 CHUNK = 1024
 """Rows whose answers are checked at once."""
@@ -23,6 +23,9 @@ _NEXT_QUESTION = re.compile(
 
 
 _CORRECTION = re.compile(r"\b(?:wait|actually|mistake|correction|no,|should (?:be|have been)|is wrong)", re.IGNORECASE)
+
+
+_JOINT = re.compile(r"[\s$*\\)]*(,|\bor\b|\band\b)[\s$*\\(]*", re.IGNORECASE)
 
 
 def solution_part(text: str) -> str:
@@ -38,9 +41,22 @@ def stated_answer(text: str, task: Task) -> str:
     stated = task.stated(text)
     if not stated:
         return task.unannounced(text)
+    if task.of_numbers and (joined := _joined(text, stated)):
+        return joined
     behind = text[stated[-1].stop :]
     corrected = task.unannounced(behind) if task.of_numbers and _CORRECTION.search(behind) else ""
     return corrected or stated[-1].text
+
+
+def _joined(text: str, stated: Sequence[StatedAnswer]) -> str:
+    """The last answers as one where nothing but `or`, `and` or a comma stands between them (two boxes); else empty."""
+    parts = [stated[-1].text]
+    for one, other in reversed(list(pairwise(stated))):
+        joint = _JOINT.fullmatch(text, one.stop, other.cue)
+        if not joint:
+            break
+        parts[:0] = [one.text, " or " if joint[1].lower() == "or" else ", "]
+    return "".join(parts) if len(parts) > 1 else ""
 
 
 def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list[Demonstration]:

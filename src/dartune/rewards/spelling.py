@@ -1,7 +1,7 @@
 """Ordinary spellings of an answer, put into the one that numbers are parsed from.
 
-`**72**`, `72 (seventy-two)`, `15 000`, `3 1/2`, `1.5 million`, `six`, `3:30 p.m.` become `72`, `72`, `15000`, `7/2`,
-`1500000`, `6`, `3:30 pm`.
+`**72**`, `72 (seventy-two)`, `15 000`, `3 1/2`, `two and a half`, `1.5 million`, `six`, `$5 and 50 cents`, `3:30 p.m.`
+become `72`, `72`, `15000`, `7/2`, `5/2`, `1500000`, `6`, `$5.50`, `3:30 pm`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,20 @@ _COMPOUND = rf"(?:(?:an?|{_SMALL})[\s-])?{_SCALE}(?:{_AND}(?:{_SMALL}[\s-])?{_SC
 _NUMBER_WORDS = re.compile(rf"\b(?:{_COMPOUND}|{_SMALL})\b", re.IGNORECASE)
 COMPOUND = re.compile(rf"\b{_COMPOUND}\b", re.IGNORECASE)
 """A number in words with a scale among them: `six dozen`, `a hundred`, `two thousand and six`."""
+_PARTS = {
+    name: size
+    for size, names in enumerate(
+        ("half halves", "third", "quarter fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"), start=2
+    )
+    for name in names.split()
+}
+_COUNT = rf"(?:\d{{1,9}}|{_SMALL})"
+_IN_PARTS = re.compile(
+    rf"(?<![\w/.,])(?:({_COUNT})\s(?:and\s)?)?(?:(an?|{_COUNT})[\s-])?({'|'.join(_PARTS)})s?\b(?!\s(?:past|an?\sdozen|dozen))",
+    re.IGNORECASE,
+)
+_CENTS = re.compile(r"(?<![\w.,])\$?(\d+)(?:\sdollars?)?(?:\sand)?\s(\d\d?)\scents?\b", re.IGNORECASE)
+_MINUS = re.compile(r"^(?:minus|negative)\s(?=\d)", re.IGNORECASE)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
@@ -36,7 +50,7 @@ LONGEST = 256
 """Longer answers stay as they are."""
 _THOUSANDS = re.compile(r"(?<![\w.,])\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?![\w/]|[.,]\d)")
 _SCALED = re.compile(rf"(?<![\w.,])(\d[\d,]*(?:\.\d+)?)\s+({'|'.join(SCALES)})\b", re.IGNORECASE)
-_MIXED = re.compile(r"(?<![\w/.,])(\d+)\s+(\d+)\s?/\s?(\d+)(?![\w/.]|,\d)")
+_MIXED = re.compile(r"(?<![\w/.,])(\d+)\s+(?:and\s+)?(\d+)\s?/\s?(\d+)(?![\w/.]|,\d)")
 _MIXED_LATEX = re.compile(r"(?<![\w/.,])(\d+)\s?\\frac\s?\{(\d+)\}\s?\{(\d+)\}(?=\s*(?:$|[^\W\d_]))")
 _HEDGE = r"(?!\s*(?:or|wait|not|no|maybe|perhaps|correct\w*)\b)"
 _IN_WORDS = re.compile(rf"\s?\({_HEDGE}[^()\d=+*/\\]{{2,}}\)$")
@@ -58,9 +72,11 @@ def ordinary(answer: str) -> str:
     text = _CLOCK.sub(lambda time: f"{int(time[1])}:{time[2] or '00'} {time[3].lower()}m", text)
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
-    text = _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text))
+    text = _IN_PARTS.sub(_in_parts, _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text)))
+    text = _CENTS.sub(lambda money: f"${money[1]}.{int(money[2]):02d}", text)
     if not re.search(r"\d", text):
         text = _NUMBER_WORDS.sub(lambda words: str(value_of(words[0])), text)
+    text = _MINUS.sub("-", text)
     return _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text)))
 
 
@@ -78,6 +94,18 @@ def _times(number: str, scale: int) -> str:
 def _improper(mixed: re.Match[str]) -> str:
     whole, top, bottom = (int(part) for part in mixed.groups())
     return f"{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
+
+
+def _in_parts(words: re.Match[str]) -> str:
+    """`two and a half` -> `5/2`. A part alone is a number only if it is a half: `third` is an ordinal, too."""
+    whole, count, part = words[1], words[2], words[3].lower()
+    if whole and not count and " and " not in words[0].lower():  # `two thirds`: what stands before the part counts it
+        whole, count = None, whole
+    if not count and part != "half":
+        return words[0]
+    top = int(count) if count and count.isdecimal() else value_of(count or "a") or 1
+    ones = 0 if not whole else int(whole) if whole.isdecimal() else value_of(whole)
+    return f"{ones * _PARTS[part] + top}/{_PARTS[part]}"
 
 
 def value_of(words: str) -> int:

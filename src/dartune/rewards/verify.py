@@ -12,6 +12,7 @@ from typing import Protocol
 
 from dartune.rewards.spelling import decimal_point, ordinary
 from dartune.rewards.text import numbers, results, stated_answers
+from dartune.rewards.units import same_unit, unit_name
 
 MAX_ANSWER_CHARS = 256
 """Longer answers are never parsed as mathematics."""
@@ -123,7 +124,7 @@ _VALUE = re.compile(
     r"|\\frac\{?(?P<num>-?\d+)\}?\{?(?P<den>\d+)\}?)(?!\d)"
     r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥])?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
 )
-_WORD = re.compile(r"a|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|(?:k|c|m)m\^[23]")
+_WORD = re.compile(r"[aghlmsf]|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|m/s|(?:k|c|m)?m\^[23]")
 _CHANGES_VALUE = frozenset(
     """hundred thousand million billion trillion dozen half halves third thirds quarter quarters
     fifths tenths hundredths thousandths tens twice double triple square factorial log ln sin cos tan binary
@@ -156,6 +157,7 @@ _READ_PAST = tuple(
 """What math-verify sees past: to it `48 \\to 47` is 47."""
 _EITHER = re.compile(r"\\(?:vee|lor|wedge|land|cup|mid)(?![a-z])|∨|\bor\b|(?<=\d)\s?\|\s?(?=\d)")
 _MANY = re.compile(rf"{_SEVERAL.pattern}|{_EITHER.pattern}|,|[<>≤≥]|\\(?:pm|mp|[lg]eq?)(?![a-z])")
+_FACTORIAL = re.compile(r"\d\s?![\s$})]*\Z")
 _SIDE = re.compile(r"-?\d{1,30}")
 _WRAPPED = re.compile(
     r"\\f?boxed\s*\{([^{}]*)\}|\$+([^$]*)\$+|\\\(((?:(?!\\\)).)*)\\\)|\\\[((?:(?!\\\]).)*)\\\]", re.DOTALL
@@ -164,7 +166,8 @@ _REWRITES = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\^\{?\\circ\}?", ""),
+        (r"(?<=\d)\s?(?:\^\s?\{?\\circ\}?|°)\s?([CF])\b", r" degrees \1"),
+        (r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;:]|\^\{?\\circ\}?|(?<=\d)\s?°", ""),
         (r"(?<!\\)\\ |~", " "),
         (r"(?<=\d)\{,\}(?=\d{3})", ","),
         (r"\\(?=[$%])", ""),
@@ -219,13 +222,14 @@ def parse_number(answer: str) -> Number | None:
     around = [word for word in re.split(r"[\s,]+", f"{before} {after}") if word]
     if after[:1].isalnum() or _AND_MORE.search(text):
         return None
-    if any(not _WORD.fullmatch(word) or word in _CHANGES_VALUE for word in around):
+    area = re.match(r"\s(?:square|sq)\s", after)  # `12 square feet`
+    if any(not _WORD.fullmatch(word) or (word in _CHANGES_VALUE and not area) for word in around):
         return None
     beside = {*re.split(r"[\s,]+", before.strip())[-1:], *re.split(r"[\s,]+", after.strip())[:1]}
     if not beside.isdisjoint(_CHANGES_BESIDE):
         return None
     value = _fraction(match)
-    unit = " ".join(word.rstrip("s") for word in [match["glued"] or "", *after.split()] if word)
+    unit = unit_name([word for word in (match["glued"], *after.split()) if word])
     named = frozenset(re.findall(r"[^\W\d_]{3,}", before)) - _SAY_LITTLE
     return None if value is None else Number(value, bool(match["percent"]), unit, named)
 
@@ -260,6 +264,8 @@ def same_plain(predicted: str, gold: str) -> bool | None:
     `4.5`. A number is not matched by several (`5 or 26`) nor by a sum left to do (`13 + 13`).
     """
     left, right = normalise(predicted), normalise(gold)
+    if _FACTORIAL.search(gold) and not _FACTORIAL.search(predicted):  # elsewhere the mark closes a sentence
+        return None
     if left == right:
         return bool(left)
     if not left or not right or _unbalanced(predicted):
@@ -267,7 +273,7 @@ def same_plain(predicted: str, gold: str) -> bool | None:
     a, b = parse_number(predicted), parse_number(gold)
     if a and b:
         named = not a.named or not b.named or not a.named.isdisjoint(b.named)
-        return a.value == b.value and (not a.of or not b.of or a.of == b.of) and named
+        return a.value == b.value and same_unit(a.of, b.of) and named
     if b and (point := decimal_point(predicted)) != predicted:
         return same_plain(point, gold)
     if b and (_SUM.fullmatch(left) or _SEVERAL.search(left)):
