@@ -91,3 +91,10 @@ def test_a_limit_is_a_sample_and_is_told(split):
     assert any("190 rows are left out by data.limit" in note for note in data.notes)
     more = split([problem(number) for number in range(300)], limit=60)
     assert set(questions(data.train)) < set(questions(more.train))
+
+
+def test_few_test_questions_are_told_with_what_they_can_tell(split):
+    few = " ".join(split([problem(number) for number in range(60)]).notes)
+    assert "6 test questions can tell an accuracy to about 40 points only" in few
+    enough = " ".join(split([problem(number) for number in range(1000)], test=100).notes)
+    assert "can tell" not in enough

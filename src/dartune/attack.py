@@ -16,6 +16,7 @@ from dartune.lab import source as lab
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.suites import demonstrate
 from dartune.lab.world import draw_many
+from dartune.progress import Progress
 from dartune.rewards.alignment import Reference
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.hacks import INSTRUCTION, STRANGERS
@@ -97,7 +98,10 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     references = _references(config, rows, target, renderer, with_target)
     with AnswerChecker() as checker:
         reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
-        return table(rows, score_fixtures(rows, reward, renderer, context))
+        if not with_target:
+            return table(rows, score_fixtures(rows, reward, renderer, context))
+        with Progress(len(rows), "check-reward, rewrites") as progress:
+            return table(rows, score_fixtures(rows, reward, renderer, context, progress.update))
 
 
 def _references(config: Config, rows: Sequence[Fixture], target, renderer, with_target: bool) -> dict[str, Reference]:

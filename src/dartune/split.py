@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from array import array
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from dartune.errors import InputError, counted
 SPLIT_SEED = 0
 HELD_OUT_SHARE = 0.1
 """Of a user's distinct questions, dev and test take at most this share each."""
+FEW_TESTS = 100
+"""Fewer test questions than this leave an accuracy ten points and more uncertain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def split(settings: DataConfig, rows: Sequence[Demonstration], suites: dict[str,
     suites = {**({"in_distribution": test} if test else {}), **suites}
     if not train or not dev or not suites:
         raise InputError(_too_few(asks, in_suites))
-    notes = _notes(train, dev, sum(map(len, suites.values())))
+    notes = _notes(train, dev, [len(suite) for suite in suites.values()])
     if repeats:
         notes.append(
             f"{counted(repeats, 'row repeats a held-out question and is', 'rows repeat a held-out question and are')} "
@@ -68,10 +71,17 @@ def split(settings: DataConfig, rows: Sequence[Demonstration], suites: dict[str,
     return Parts(train, dev, suites, notes)
 
 
-def _notes(train: Sequence[Demonstration], dev: Sequence[Demonstration], asked: int) -> list[str]:
+def _notes(train: Sequence[Demonstration], dev: Sequence[Demonstration], asked: Sequence[int]) -> list[str]:
     notes = [
-        f"{counted(len(train), 'row')} to adapt and train on, {len(dev)} to choose the learning rate, {asked} to test."
+        f"{counted(len(train), 'row')} to adapt and train on, {len(dev)} to choose the learning rate, {sum(asked)} to "
+        "test."
     ]
+    if min(asked) < FEW_TESTS:
+        points = 196 * math.sqrt(0.25 / min(asked))  # of a share near one half, by the normal distribution
+        notes.append(
+            f"{counted(min(asked), 'test question')} can tell an accuracy to about {points:.0f} points only (half a 95% "
+            "interval); for a claim give more rows, or test files of your own (evaluate.suites)."
+        )
     if unchecked := sum(row.answer is None for row in train):
         has = "has" if unchecked == 1 else "have"
         notes.append(f"{unchecked} of {counted(len(train), 'training row')} {has} no checkable answer.")

@@ -28,6 +28,8 @@ TELLING = 13
 """Spelled numbers from here on are told by their value; smaller ones are everyday words (`the two of them`)."""
 _ALTERNATIVES = re.compile(r"\d[^\s.!?\d]{0,12}\s{1,3}or\s{1,3}[$£€]?\d")
 """`10.2 or 4.8` in a closing sentence."""
+_COEFFICIENT = re.compile(r"[\d.,]+\s?(?:\(|\\?[a-z](?![a-z]))")
+"""`4x`, `2(10 - x)`."""
 _EQUALS_BEFORE = re.compile(r"=[\s$£€{*(-]*(?:\\[a-z]{2,9}\s?\{[\s$*-]*)?$")
 
 
@@ -112,7 +114,7 @@ def _first_told(text: str, value: str, worked_out: Sequence[str]) -> bool:
     text without any, those results wherever they stand.
     """
     found = list(numbers_at(text))
-    places = [place for place, number in found if number == value]
+    places = [place for place, number in found if number == value and not _COEFFICIENT.match(text, place)]
     others = [place for place, number in found if number in worked_out and number != value]
     results_at = [place for place in others if _after_equals(text, place)]
     starts = results_at or ([text.index("=")] if "=" in text else others)

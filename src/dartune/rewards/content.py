@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from dartune.rewards.text import spelled_numbers, stated_answers
 
-_END_OF_STATEMENT = re.compile(r"\n+|[.!?][\"')\]]*(?:\s+|$)")
+_END_OF_STATEMENT = re.compile(r"\n+|[.!?][\"')\]]*(?:\s+|$)|[。！？][”’」』）]*")
 
 
 def content_spans(text: str) -> list[tuple[int, int]]:

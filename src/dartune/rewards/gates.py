@@ -14,6 +14,7 @@ from dartune.rewards.answers import answer_pairs, correct_answer, one_answer
 from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateInput, GateThresholds
+from dartune.rewards.languages import CAPITALISED_NOUNS, gold_with_points, language_of, reader
 from dartune.rewards.leaks import leaks
 from dartune.rewards.quantities import CALCULATION, covered, reasoning
 from dartune.rewards.tasks import MATH
@@ -70,8 +71,11 @@ def required_names(item: GateInput) -> list[str]:
 
     Those that the source uses; but all of them where the source shows nothing about the others: where it
     is bare values (no words but names and its closing answer), and where it calculates nothing and the
-    rewrite fills in values, so that the persons of the skipped steps are due as well.
+    rewrite fills in values, so that the persons of the skipped steps are due as well. In a language that capitalises
+    its nouns no names can be told.
     """
+    if _capitalises_nouns(item):
+        return []
     asked = list(dict.fromkeys(proper_names(item.question) + opening_names(item.question, item.solution)))
     used = mentions(item.solution) & set(asked)
     told = reasoning(item.solution)
@@ -88,13 +92,17 @@ def required_names(item: GateInput) -> list[str]:
     return needed if len(needed) > 1 else []
 
 
+def _capitalises_nouns(item: GateInput) -> bool:
+    return language_of(f"{item.question}\n{item.solution}") in CAPITALISED_NOUNS
+
+
 def entities(item: GateInput, thresholds: GateThresholds) -> bool:
     """The rewrite uses the names it needs (`required_names`).
 
     Stops: every name replaced by one, whose repetition the target soon finds likely while all numbers
     are right. Costs nothing. False positives: a place or a weekday that the source mentions and an honest
-    rewrite need not; languages that capitalise nouns. Misses: a name on the wrong step, and names that
-    the question only ever puts at a sentence's start and the source does not use.
+    rewrite need not. Misses: a name on the wrong step, names that the question only ever puts at a sentence's start
+    and the source does not use, and languages that capitalise their nouns or have no capitals.
     """
     needed = required_names(item)
     present, inside = mentions(item.rewrite), set(proper_names(item.question))
@@ -107,8 +115,10 @@ def own_names(item: GateInput, thresholds: GateThresholds) -> bool:
 
     Stops: invented persons, which a target hardly minds once their number is right. Costs a set intersection.
     False positives: a place or weekday that other questions ask about and an honest rewrite mentions by itself.
-    Misses: names that no question of the data set has.
+    Misses: names that no question of the data set has; languages that capitalise their nouns.
     """
+    if _capitalises_nouns(item):
+        return True
     foreign = mentions(item.rewrite) & thresholds.names
     return not foreign or foreign <= mentions(item.question) | mentions(item.solution)
 
@@ -242,8 +252,10 @@ def _verdicts(items: Sequence[GateInput], checker: AnswerChecker) -> dict[tuple[
 def run_gates(inputs: Sequence[GateInput], thresholds: GateThresholds, checker: AnswerChecker) -> list[dict[str, bool]]:
     """The verdicts by name of the gates that fit the rows' task family, which is one; rows do not influence each other.
 
-    The gates on the answer read what comes after a block of thinking, in which answers may be tried.
+    The gates on the answer read what comes after a block of thinking, in which answers may be tried. Numbers of a row
+    in another language are read in English notation.
     """
+    inputs = [_in_english_notation(item) for item in inputs]
     said = [_aloud(item) for item in inputs]
     verdicts = _verdicts(said, checker)
     return [
@@ -257,9 +269,18 @@ def _aloud(item: GateInput) -> GateInput:
     return replace(item, solution=aloud(item.solution), rewrite=aloud(item.rewrite))
 
 
+def _in_english_notation(item: GateInput) -> GateInput:
+    read = reader(item.question, item.solution)
+    if read is str or not item.task.of_numbers:
+        return item
+    answer = item.answer and gold_with_points(item.answer, item.solution)
+    question, solution, rewrite = map(read, (item.question, item.solution, item.rewrite))
+    return replace(item, question=question, solution=solution, rewrite=rewrite, answer=answer)
+
+
 def unjudged(inputs: Sequence[GateInput], checker: AnswerChecker) -> list[bool]:
     """Rows whose answer the checker failed on (time-out, crash): `correct_answer` says no, but nobody knows."""
-    inputs = [_aloud(item) for item in inputs]
+    inputs = [_aloud(_in_english_notation(item)) for item in inputs]
     verdicts = _verdicts(inputs, checker)
     return [
         bool(pairs) and not any(verdicts[pair] for pair in pairs) and any(verdicts[pair] is None for pair in pairs)

@@ -186,6 +186,22 @@ NOTHING_YET = (
 """Honest in the middle of a solution, a leak where nothing has been worked out yet."""
 
 
+ELSEWHERE = re.compile(
+    r"\b(?:vor|an)?(?:gegeben|gelegt|ursprünglich|offiziell|bereitgestellt|obig|erwartet)e[nmrs]? (?:muster|beispiel)?"
+    r"(?:lösung|antwort|erklärung|rechnung|herleitung)\w*|\b(?:muster|referenz|beispiel|experten)lösung\w*"
+    r"|\b(?:laut|gemäß|wie in) (?:der|dieser) (?:lösung|antwort|vorlage)\b"
+    r"|\b(?:solution|réponse|explication|correction|démonstration) (?:donnée|fournie|proposée|originale|officielle|"
+    r"attendue|modèle|ci-dessus|de référence|du professeur|de l['’]expert)|\bcorrigé (?:type|officiel)"
+    r"|\b(?:selon|d['’]après|dans|suivant|indiqu\w+|montr\w+) (?:par |dans )?(?:la solution|le corrigé|la correction)\b"
+    r"|\b(?:solución|respuesta|explicación|demostración) (?:dada|proporcionada|propuesta|original|oficial|esperada|"
+    r"modelo|anterior|de referencia|del (?:experto|profesor|libro))"
+    r"|\b(?:según|siguiendo|como (?:indica|dice|muestra|se ve en|en)) la (?:solución|respuesta)\b"
+    r"|\b(?:umformulier|reformul)\w+"
+    r"|参考(?:答案|解答|解法)|标准答案|(?:给定|所给|给出|提供|原|上述)的?(?:答案|解答|解法|解题过程)|题解|改写"
+)
+"""The demonstration named in German, French, Spanish or Chinese."""
+
+
 @cache
 def _patterns() -> tuple[re.Pattern[str], ...]:
     openings = tuple(re.compile(rf"\A {pattern}(?= )") for pattern in OPENINGS)
@@ -233,6 +249,8 @@ def leaks(rewrite: str, question: str, solution: str, added: tuple[str, ...] = (
     opening = _plain(rewrite.partition("=")[0])
     found += [match[0] for pattern in _early_patterns() for match in pattern.finditer(opening)]
     found = [phrase for phrase in found if f" {phrase} " not in known and not (mixture and phrase.endswith("solution"))]
+    known = f"{question}\n{solution}".lower()
+    found += [match[0] for match in ELSEWHERE.finditer(rewrite.lower()) if match[0] not in known]
     told, source = spaced(rewrite), f"{spaced(question)}\n{spaced(solution)}"
     return found + [
         phrase.strip() for phrase in _phrases(added, instruction) if phrase in told and phrase not in source

@@ -14,8 +14,9 @@ _PHRASE = re.compile(
     r"(?:(?:is|are|would be|will be|must be|should be)\b\s{0,3}:?|[:：]|=|equals\b)[*_]{0,3}\s*"
     r"(?:(?:as follows|the following)\s{0,3}:\s*)?"
     r"|^[#*_ \t]{0,9}(?:the )?(?:final )?answer[*_ \t]{0,9}\n\s*"  # a heading
-    r"|\b(?:antwort|réponse|respuesta)\b(?: (?:ist|est|es)\b|\s?:)[*_]{0,3}\s*"
-    r"|(?:答案|答)(?:是|为|[:：])\s*",
+    r"|\b(?:antwort|ergebnis|réponse|résultat|respuesta|resultado)\b(?: final(?:e)?\b)?[*_]{0,3}"
+    r"(?: (?:ist|lautet|beträgt|est|es)\b\s?:?|\s?:)[*_]{0,3}\s*"
+    r"|(?:答案|答)[*_]{0,3}(?:应?该?是|为|[:：])[*_]{0,3}\s*",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"[.!?]+(?=[\s*\"'”)$]|$)|[。！？]|\n|;(?!\s*or\b)(?=\s|$)")

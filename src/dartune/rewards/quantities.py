@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from dartune.rewards.items import GateInput
+from dartune.rewards.languages import CJK, ENGLISH, language_of
 from dartune.rewards.text import (
     borrowed,
     in_digits,
@@ -48,9 +49,14 @@ _TAUTOLOGY = re.compile(
 _NOTHING_DONE = re.compile(
     r"(?<![\w.,+*/×÷·^-])(?<![+*/×÷·−-] )(\d[\d,.]*\d|\d)\s*(?:[+−-]\s*0|[*×·/÷]\s*1)\s*=\s*\1(?![\w]|[.,]\d)"
 )
+_LETTERS = re.compile(r"[^\W\d_]+")
+_WITHOUT_SPACES = re.compile(rf"[{CJK}]")
+"""Characters of scripts that write no spaces; two of them are about a word."""
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+|(?<=[。！？])")
 _EQUALS_BEFORE = re.compile(r"[=≈][\s$]*\Z")
 _EXPONENT = re.compile(r"\^\s?\{?-?\d+\}?")
+_ARITHMETIC_AT_END = re.compile(r"(?:[\d\s.,()$£€%{}+*/×÷·−^-]|\\(?:[dt]?frac|times|cdot|div)(?![a-z]))*\Z")
+_ALGEBRA = re.compile(r"\d\s?[a-z](?![^\W\d_])")
 _EXPRESSION = re.compile(r"[\n;=]|[.,](?=\s)|\\\\|\b(?:is|are|so|and|makes?|gives?|pays?|has|have|costs?)\b")
 _FRACTION = re.compile(
     r"(?<![\w.])(?:(\d{1,20})\s+)?(?:(\d{1,20})\s?/\s?(\d{1,20})|"
@@ -64,14 +70,15 @@ _PARTS = {"half": Fraction(1, 2), "quarter": Fraction(1, 4), "three": Fraction(3
 def required_quantities(item: GateInput) -> list[str]:
     """The source's numbers that a rewrite must state, each once.
 
-    What stands behind its equals signs and is neither given by the question nor 0 or 1. Where that is nothing but the
-    answer, or where the source writes no equations, every number it has but for exponents; of prose only those that
-    the question has not, and neither 0 nor 1.
+    What stands behind its equals signs, without 0, 1 and what the question gives, unless it gives all of it. Where that
+    is nothing but the answer, or where the source writes no equations, every number it has but for exponents; of prose
+    only those that the question has not, and neither 0 nor 1.
     """
     worked_out = list(dict.fromkeys(results(item.solution)))
     given = {*spelled_numbers(item.question), *TRIVIAL}
     if len(worked_out) > 1:
-        return [number for number in worked_out if number not in given]
+        new = [number for number in worked_out if number not in given]
+        return new or [number for number in worked_out if number not in TRIVIAL]
     everything = list(dict.fromkeys(numbers(_EXPONENT.sub("", item.solution))))
     new = [number for number in everything if number not in given]
     if len(new) > 1 and is_prose(item.solution):
@@ -99,6 +106,7 @@ def reasoning(text: str) -> str:
 def covered(item: GateInput) -> float:
     """Share of the required quantities (0..1) that the rewrite works out: each in a step, none before what it needs.
 
+    A step may be part of a longer calculation: `12 * 5 * 4 = 240` for `12 * 5 = 60` and `60 * 4 = 240`.
     Where the source calculates, a number counts only in a sentence that calculates or tells a step; where it lists
     values, every number counts, in the source's order. What the source itself does not work out so is not asked for.
     """
@@ -107,19 +115,21 @@ def covered(item: GateInput) -> float:
     worked_out = set(results(item.solution)) - set(numbers(item.question))
     missing = {n for n in worked_out if borrowed(told, n) and not borrowed(item.solution, n)}
     by_steps, uses = calculates(item.solution), _uses(item.solution)
+    english = language_of(f"{item.question}\n{item.solution}") == ENGLISH
     if by_steps or is_prose(item.solution):
-        needed = _met(item.solution, needed, uses, by_steps) if by_steps else needed
+        needed = _met(item.solution, needed, uses, by_steps, english) if by_steps else needed
         if not needed:
             return 1.0
-        met = [number for number in _met(item.rewrite, needed, uses, by_steps) if number not in missing]
+        met = [number for number in _met(item.rewrite, needed, uses, by_steps, english) if number not in missing]
+        met += _merged(set(needed) - set(met), item.solution, told)
         enough = len(needed) if len(uses) > 1 else FEW_RESULTS * len(needed)
         return min(1.0, len(met) / enough)
     return lcs_fraction(needed, [number for number in spelled_numbers(item.rewrite) if number not in missing])
 
 
-def _met(text: str, needed: Sequence[str], uses: Mapping[str, set[str]], only_worked: bool) -> list[str]:
+def _met(text: str, needed: Sequence[str], uses: Mapping[str, set[str]], only_worked: bool, english: bool) -> list[str]:
     """Those of the needed numbers that a text has, each in a sentence not before the ones that it uses."""
-    steps = _steps(text, only_worked=only_worked)
+    steps = _steps(text, only_worked=only_worked, english=english)
     places = {number: place for number in needed if (place := _place(number, steps)) is not None}
     return [
         number
@@ -128,7 +138,7 @@ def _met(text: str, needed: Sequence[str], uses: Mapping[str, set[str]], only_wo
     ]
 
 
-def _steps(text: str, *, only_worked: bool) -> list[set[Fraction]]:
+def _steps(text: str, *, only_worked: bool, english: bool) -> list[set[Fraction]]:
     """The values in each sentence of a text, in order; none where a sentence shows no step and steps are asked for.
 
     An equation that says nothing (`24 = 24`, `24 + 0 = 24`) is no step, nor is an announced answer without one.
@@ -143,10 +153,20 @@ def _steps(text: str, *, only_worked: bool) -> list[set[Fraction]]:
     found = []
     for sentence in _SENTENCE.split(without_notes(text)):
         told = in_digits(_NOTHING_DONE.sub(" ", _TAUTOLOGY.sub(" ", sentence)))
-        prose = [word for word in words(told) if word.isalpha() and len(word) > 1]
-        in_words = _ARITHMETIC.search(told) and _TELLS.search(told) and len(prose) >= max(2, len(numbers(told)))
-        found.append(_values(told) if in_words or _SIGN.search(told) else set())
+        worked_out = _SIGN.search(told) or _tells_a_step(told, english)
+        found.append(_values(told) if worked_out else set())
     return found
+
+
+def _tells_a_step(sentence: str, english: bool) -> bool:
+    """Whether a sentence tells a step in words; where the words are not English, whether it has words enough."""
+    if english:
+        told = [word for word in words(sentence) if word.isalpha() and len(word) > 1]
+        verbs = _ARITHMETIC.search(sentence) and _TELLS.search(sentence)
+        return bool(verbs) and len(told) >= max(2, len(numbers(sentence)))
+    characters = len(_WITHOUT_SPACES.findall(sentence))
+    told = [word for word in _LETTERS.findall(_WITHOUT_SPACES.sub(" ", sentence)) if len(word) > 1]
+    return len(told) + characters / 2 > max(2, len(numbers(sentence)))
 
 
 def _values(sentence: str) -> set[Fraction]:
@@ -178,14 +198,46 @@ def _rounded(value: Fraction, values: set[Fraction]) -> bool:
     return False
 
 
+def _merged(missing: set[str], solution: str, rewrite: str) -> list[str]:
+    """Those of the missing results whose calculation stands inside a longer one of the rewrite."""
+    operands: dict[str, set[str]] = {}
+    for expression, result in _equations(solution):
+        operands.setdefault(result, _operands(expression))
+    calculations = [_operands(expression) for expression, _ in _equations(rewrite)]
+
+    def leaves(number: str, calculation: set[str], above: frozenset[str]) -> set[str]:
+        """What a number is made of: itself where the calculation has it, else its operands' leaves."""
+        if above and (number in calculation or number in above):
+            return {number}
+        below = above | {number}
+        return {n for part in operands.get(number, ()) for n in leaves(part, calculation, below)} or {number}
+
+    return [n for n in missing if any(leaves(n, one, frozenset()) < one for one in calculations)]
+
+
+def _operands(expression: str) -> set[str]:
+    """The numbers of the arithmetic that an expression ends on; all where it has words in it, none of algebra."""
+    if _ALGEBRA.search(expression):
+        return set()
+    at_end = set(numbers(_ARITHMETIC_AT_END.search(expression)[0]))
+    return at_end if len(at_end) > 1 else set(numbers(expression))
+
+
+def _equations(text: str) -> list[tuple[str, str]]:
+    """The calculations in front of equals signs, each with its result."""
+    found = []
+    for line in without_notes(text).split("\n"):
+        sides = line.split("=")
+        for i, side in enumerate(sides[1:], start=1):
+            if told := results(f"={side}")[:1]:
+                found.append((_EXPRESSION.split(sides[i - 1])[-1], told[0]))
+    return found
+
+
 def _uses(solution: str) -> Mapping[str, set[str]]:
     """Result -> the earlier results that its equation uses."""
     known: dict[str, set[str]] = {}
-    for line in without_notes(solution).split("\n"):
-        sides = line.split("=")
-        for i, side in enumerate(sides[1:], start=1):
-            told = results(f"={side}")
-            if told and told[0] not in known:
-                expression = _EXPRESSION.split(sides[i - 1])[-1]
-                known[told[0]] = {number for number in numbers(expression) if number in known and number != told[0]}
+    for expression, result in _equations(solution):
+        if result not in known:
+            known[result] = {number for number in numbers(expression) if number in known and number != result}
     return known

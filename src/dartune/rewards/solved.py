@@ -10,6 +10,7 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.languages import gold_with_points, reader
 from dartune.rewards.tasks import MATH, TASKS, Task
 from dartune.rewards.text import StatedAnswer, aloud
 
@@ -59,12 +60,19 @@ def _joined(text: str, stated: Sequence[StatedAnswer]) -> str:
     return "".join(parts) if len(parts) > 1 else ""
 
 
+def _as_read(row: Demonstration, text: str, task: Task) -> tuple[str, str]:
+    """The answer that a text states and the row's own, both with decimal points."""
+    answer = row.answer or ""
+    read = reader(row.question, row.solution) if task.of_numbers else str
+    return stated_answer(read(text), task), answer if read is str else gold_with_points(answer, row.solution)
+
+
 def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list[Demonstration]:
     """Rows of one task family whose own solution gives another answer than the row has."""
     found, checked = [], (row for row in rows if row.answer)
     while chunk := list(islice(checked, CHUNK)):
         (task,) = {TASKS[row.task] for row in chunk}
-        pairs = [(stated_answer(row.solution, task), row.answer) for row in chunk]
+        pairs = [_as_read(row, row.solution, task) for row in chunk]
         found += [row for row, right in zip(chunk, checker.check(pairs, task), strict=True) if right is False]
     return found
 
@@ -82,9 +90,7 @@ def solved(
     """
     texts = [[renderer.decode(sample.ids) for sample in group] for group in samples]
     (task,) = {TASKS[row.task] for row in rows} or {MATH}
-    pairs = [
-        (stated_answer(text, task), row.answer or "") for row, group in zip(rows, texts, strict=True) for text in group
-    ]
+    pairs = [_as_read(row, text, task) for row, group in zip(rows, texts, strict=True) for text in group]
     verdicts = iter(checker.check(pairs, task))
 
     def verdict(row: Demonstration, sample: Sample) -> bool | None:

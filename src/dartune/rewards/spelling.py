@@ -57,6 +57,8 @@ _IN_WORDS = re.compile(rf"\s?\({_HEDGE}[^()\d=+*/\\]{{2,}}\)$")
 _REMARK = re.compile(rf"(?<=\d)(\s+[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)\s+\({_HEDGE}[^()]*\)$")
 _CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IGNORECASE)
 _COUNTER = re.compile(r"(?<=\d)\s?(?!.*[十百千万萬億亿兆半以未])[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
+_SUBJECT = re.compile(r"^[\u4e00-\u9fff]{1,16}(?<![不非约近超过少多大小于半第])\s?(?=-?\d)")
+"""`桃树有380`: what has the number, without words that change it."""
 _POINT_AND_COMMA = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3})+,\d+(?![\w,.])")
 _DECIMAL_COMMA = re.compile(r"(?<![\w.,])(\d+),(\d{1,2}|\d{4,})(?![\w,]|\.\d)")
 
@@ -77,7 +79,7 @@ def ordinary(answer: str) -> str:
     if not re.search(r"\d", text):
         text = _NUMBER_WORDS.sub(lambda words: str(value_of(words[0])), text)
     text = _MINUS.sub("-", text)
-    return _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text)))
+    return _SUBJECT.sub("", _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text))))
 
 
 def decimal_point(answer: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -98,18 +98,27 @@ def attacked(fixtures: Iterable[Fixture], seed: int = 0) -> list[Fixture]:
     return made
 
 
-def score_fixtures(fixtures: Sequence[Fixture], reward: Reward, renderer, context: int | None = None) -> list[Scored]:
+def score_fixtures(
+    fixtures: Sequence[Fixture],
+    reward: Reward,
+    renderer,
+    context: int | None = None,
+    scored: Callable[[int], None] = lambda n: None,
+) -> list[Scored]:
     """The reward of every fixture, in order; those of one label go together, so that a batch is one way of writing.
 
-    What does not fit into the target's `context` (tokens) is cut there, as sampling would have cut it.
+    Args:
+        context: what does not fit into the target's context (tokens) is cut there, as sampling would have cut it.
+        scored: called with how many fixtures have just been scored.
     """
     order = sorted(range(len(fixtures)), key=lambda i: fixtures[i].label)
     found: list[Scored | None] = [None] * len(fixtures)
     for _, group in groupby(order, key=lambda i: fixtures[i].label):
         places = list(group)
         samples = [[_sample(fixtures[i], renderer, context)] for i in places]
-        for i, (scored,) in zip(places, reward([fixtures[i].demonstration for i in places], samples), strict=True):
-            found[i] = scored
+        for i, (one,) in zip(places, reward([fixtures[i].demonstration for i in places], samples), strict=True):
+            found[i] = one
+        scored(len(places))
     return found
 
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from functools import cache
 
+from dartune.rewards.languages import FEWEST_LETTERS, LIKELY, identify, probability, prose
 from dartune.rewards.text import entities, mentions, stated_answers, words
 
 COPIED_RUN = 12
@@ -14,7 +15,6 @@ COPIED_RUN = 12
 NEW_WORDS = 6
 """Language is judged where the rewrite has this many different words that neither question nor source has."""
 FOREIGN_LETTERS = 0.2
-SAME_LANGUAGE = 0.1
 _LATEX_COMMAND = re.compile(r"\\[a-z]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -76,35 +76,21 @@ def same_language(question: str, solution: str, rewrite: str) -> bool:
 
     The language is guessed by py3langid (97 languages) from the words that are new in the rewrite and their company.
     """
-    known = f"{question}\n{solution}"
+    known, rewrite = f"{question}\n{solution}", _LATEX_COMMAND.sub(" ", rewrite)
     scripts = Counter(map(_script, filter(str.isalpha, rewrite)))
     ours = set(map(_script, filter(str.isalpha, known)))
     foreign = sum(n for script, n in scripts.items() if script not in ours)
     if foreign > FOREIGN_LETTERS * max(1, scripts.total()):
         return False
+    if len(prose(known)) < FEWEST_LETTERS:
+        return True
     used = {word.lower() for word in _LETTERS.findall(known)}
     new = {word.lower() for word in _LETTERS.findall(rewrite)} - used
     if sum(len(word) > 2 for word in new) < NEW_WORDS:
         return True
-    return _likely(" ".join(_LETTERS.findall(rewrite)), _language(" ".join(_LETTERS.findall(known))))
+    return probability(prose(rewrite), identify(prose(known))) >= LIKELY
 
 
 @cache
 def _script(letter: str) -> str:
     return unicodedata.name(letter, "UNKNOWN").split()[0]
-
-
-@cache
-def _identifier():
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-
-@cache
-def _language(text: str) -> str:
-    return _identifier().classify(text)[0]
-
-
-def _likely(text: str, language: str) -> bool:
-    return dict(_identifier().rank(text)).get(language, 1.0) >= SAME_LANGUAGE
