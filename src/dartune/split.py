@@ -79,8 +79,8 @@ def _notes(train: Sequence[Demonstration], dev: Sequence[Demonstration], asked: 
     if min(asked) < FEW_TESTS:
         points = 196 * math.sqrt(0.25 / min(asked))  # of a share near one half, by the normal distribution
         notes.append(
-            f"{counted(min(asked), 'test question')} can tell an accuracy to about {points:.0f} points only (half a 95% "
-            "interval); for a claim give more rows, or test files of your own (evaluate.suites)."
+            f"{counted(min(asked), 'test question')} can tell an accuracy to about {points:.0f} points only (half a "
+            "95% interval); for a claim give more rows, or test files of your own (evaluate.suites)."
         )
     if unchecked := sum(row.answer is None for row in train):
         has = "has" if unchecked == 1 else "have"
