@@ -218,6 +218,8 @@ def test_a_column_map_joins_what_it_does_not_name_and_a_template_says_all(tmp_pa
         (["x", "y"], "x", "A", "x"),
         (["x", "y"], "(B) y", "(B) y", "(B) y"),
         (["x", "None"], None, None, None),
+        (["B) y", "A) x"], "A", "A", "A"),
+        (["b. y", "a. x"], "x", "A", "x"),
         (["x", "y"], "²", "²", "²"),
     ],
 )

@@ -212,8 +212,9 @@ def _pairs(value: Any) -> list[tuple[str, str]] | None:
 
 
 def _labels(texts: list[Any]) -> list[str]:
-    """The labels that all options begin with, in order from the first on; else letters by their places."""
+    """The labels that all options begin with, the first ones in any order; else letters by their places."""
     numbers = [str(number) for number in range(1, len(texts) + 1)]
     matches = [_LABELLED.match(text) if isinstance(text, str) else None for text in texts]
-    found = [match[1] for match in matches if match]
-    return numbers if found == numbers else [*LETTERS[: len(texts)], *numbers[len(LETTERS) :]]
+    found = [match[1].upper() for match in matches if match]
+    letters = [*LETTERS[: len(texts)], *numbers[len(LETTERS) :]]
+    return found if sorted(found) in (sorted(numbers), sorted(letters)) else letters
