@@ -239,3 +239,10 @@ def test_a_suite_needs_answers_but_no_solutions(tmp_path, target):
     written(tmp_path / "m.jsonl", [*suite, {"question": "q", "answer": None}])
     settings["data.path"] = data
     assert "m.jsonl line 4: answer: is empty (null)" in inputs.read(load_config(None, settings)).problems()[1]
+
+
+def test_a_solution_that_states_no_answer_contradicts_none(said):
+    rows = [row(number) for number in range(30)]
+    text = said([*rows[:3], row(40, solution="( 42.0 + 3.0 )", answer="45"), *rows[3:]])
+    assert lines(text, "1 solution states no answer that can be read").endswith("d.jsonl line 4")
+    assert "another answer" not in text

@@ -72,5 +72,7 @@ def _report(
     trained: bool = False,
 ) -> QualityReport:
     """The report on rows that are trained on, or on those of a suite."""
-    wrong = contradicting(rows, checker)
-    return check_report(rows, renderer, lambda row: row.answer is not None, wrong, longest=longest, trained=trained)
+    wrong, silent = contradicting(rows, checker)
+    return check_report(
+        rows, renderer, lambda row: row.answer is not None, wrong, silent, longest=longest, trained=trained
+    )

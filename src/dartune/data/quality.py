@@ -94,6 +94,11 @@ WARNINGS = {
         "solutions end in another answer than their row has, or fail its tests",
         "; correct or remove {it}",
     ),
+    "silent": (
+        "solution states no answer that can be read",
+        "solutions state no answer that can be read",
+        "; rewrites must state the row's answer all the same",
+    ),
     "several": (
         "row asks a question that has several answers",
         "rows ask a question that has several answers",
@@ -151,6 +156,7 @@ def check_report(
     renderer: Renderer | None = None,
     has_answer: Callable[[Demonstration], bool] | None = None,
     wrong: Iterable[Demonstration] = (),
+    silent: Iterable[Demonstration] = (),
     *,
     longest: int | None = None,
     trained: bool = True,
@@ -160,7 +166,8 @@ def check_report(
     Args:
         renderer: the target's; without one nothing is counted in tokens.
         has_answer: whether a row's answer can be checked by program.
-        wrong: the rows whose own solution does not give it.
+        wrong: the rows whose own solution gives another answer.
+        silent: the rows whose own solution gives none.
         longest: tokens that a rewrite may have.
         trained: whether the rows are trained on; of test rows the solutions are of no matter.
     """
@@ -191,6 +198,8 @@ def check_report(
                 found.add(kind, where)
     for row in wrong:
         found.add("contradicted", label(row))
+    for row in silent if trained else ():
+        found.add("silent", label(row))
     several = repeats.tell(demonstrations, found)
     return QualityReport(
         rows=len(demonstrations),

@@ -67,14 +67,18 @@ def _as_read(row: Demonstration, text: str, task: Task) -> tuple[str, str]:
     return stated_answer(read(text), task), answer if read is str else gold_with_points(answer, row.solution)
 
 
-def contradicting(rows: Iterable[Demonstration], checker: AnswerChecker) -> list[Demonstration]:
-    """Rows of one task family whose own solution gives another answer than the row has."""
-    found, checked = [], (row for row in rows if row.answer)
+def contradicting(
+    rows: Iterable[Demonstration], checker: AnswerChecker
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Rows of one task family whose own solution gives another answer than the row has; and those that give none."""
+    wrong, silent, checked = [], [], (row for row in rows if row.answer)
     while chunk := list(islice(checked, CHUNK)):
         (task,) = {TASKS[row.task] for row in chunk}
         pairs = [_as_read(row, row.solution, task) for row in chunk]
-        found += [row for row, right in zip(chunk, checker.check(pairs, task), strict=True) if right is False]
-    return found
+        for row, (stated, _), right in zip(chunk, pairs, checker.check(pairs, task), strict=True):
+            if right is False:
+                (wrong if stated else silent).append(row)
+    return wrong, silent
 
 
 def solved(

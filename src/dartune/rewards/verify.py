@@ -26,8 +26,11 @@ _OPEN = re.compile(
     r"(?:\b(?:is|can|could|must)(?:n['’]t| not|not)\b(?: be)?|\bbetween)\s+[$£€]?\d"
     r"|(?:\\sqrt\s?\{?|√)\s?\d[\d.,]*\}?[$.\s]*\Z|\d\s?(?:\\pi|π)[$.\s]*\Z|[\w)}]\s?\^\s?\{?-?\d+\}?[$.\s]*\Z"
     r"|\d\s(?:or|to)\s[$£€]?\d[^.]{0,60}[.\s]*\Z"
+    r"|[\d)%]\s*[-+*×÷·−]\s*[$£€(]*\d[\d.,]*[\s)%$.]*\Z"
+    r"|(?:\)\s*/\s*|[\d.]\s+/\s+|\.\d+/)\(*\d[\d.,]*[\s).]*\Z"
+    r"|\A[\s(]*[-+*/×÷](?:\s+[-+*/×÷]?[\d.]+){2,}\s*\Z"
 )
-"""A sentence that ends on a formula, a range or a denial states no number."""
+"""A sentence that ends on a formula, a calculation left to do, a range or a denial states no number."""
 _SCALED_NUMBER = re.compile(
     r"(?<![\d,.])[$£€]?\d[\d,]{0,20}(?:\.\d{1,9})?\s(?:thousand|million|billion|trillion)\b", re.IGNORECASE
 )
