@@ -30,7 +30,8 @@ from dartune.models.loading import load_model
 from dartune.models.precision import compute_in
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateThresholds
-from dartune.rewards.reward import GatedReward, source_references
+from dartune.rewards.references import source_references
+from dartune.rewards.reward import GatedReward
 from dartune.train.mapper import train_mapper
 from dartune.train.sft import fine_tune
 

@@ -30,7 +30,8 @@ from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.gates import PLAIN_GATES, run_gates
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Rewritten
-from dartune.rewards.reward import GatedReward, source_references
+from dartune.rewards.references import source_references
+from dartune.rewards.reward import GatedReward
 from dartune.rewards.signs import committed
 from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
 from dartune.run import atomic_write_json

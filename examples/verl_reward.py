@@ -34,7 +34,8 @@ from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import load_model, load_tokenizer
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.items import GateThresholds
-from dartune.rewards.reward import GatedReward, source_references
+from dartune.rewards.references import source_references
+from dartune.rewards.reward import GatedReward
 from dartune.train.mapper import mapper_prompt
 
 

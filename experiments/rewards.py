@@ -23,7 +23,7 @@ from dartune.data.adapted import VIEWS
 from dartune.lab.build import build_one
 from dartune.pipeline import run
 from dartune.rewards.alignment import SCORES, Reference
-from dartune.rewards.reward import response_stats
+from dartune.rewards.references import response_stats
 from dartune.roster import Roster
 from dartune.run import atomic_write_json, read_jsonl
 from dartune.stages.probe import load_probe

@@ -10,8 +10,9 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample, TokenStats
 from dartune.rewards.alignment import Reference, gain_cap, lower_threshold, sum_logprob, typical_alignment
+from dartune.rewards.content import answer_tokens
 from dartune.rewards.items import GateThresholds
-from dartune.rewards.reward import GatedReward, answer_tokens
+from dartune.rewards.reward import GatedReward
 from dartune.train.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
 

@@ -20,7 +20,8 @@ from dartune.rewards.alignment import SCORES, Reference
 from dartune.rewards.hacks import HACKS, INSTRUCTION, STRANGERS
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import peeking, question_independence
-from dartune.rewards.reward import GatedReward, source_references
+from dartune.rewards.references import source_references
+from dartune.rewards.reward import GatedReward
 from fixtures_hacks import NATIVE, english
 from fixtures_models import byte_tokenizer, tiny_model
 

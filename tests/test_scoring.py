@@ -10,7 +10,8 @@ from dartune.errors import InputError
 from dartune.lab.suites import demonstrate, demonstration_problems
 from dartune.models.engine import Sample
 from dartune.rewards.items import GateThresholds
-from dartune.rewards.reward import GatedReward, source_references
+from dartune.rewards.references import source_references
+from dartune.rewards.reward import GatedReward
 
 TARGET = "lab:backward"
 PROBLEMS = demonstration_problems(8, 0, 16)

@@ -17,11 +17,12 @@ from dartune.lab.dialects import DIALECTS
 from dartune.lab.suites import demonstrate
 from dartune.lab.world import draw_many
 from dartune.progress import Progress
-from dartune.rewards.alignment import Reference
+from dartune.rewards.alignment import Reference, answer_threshold
 from dartune.rewards.checker import AnswerChecker
 from dartune.rewards.hacks import INSTRUCTION, STRANGERS
-from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
-from dartune.rewards.reward import alignment_score, build_reward, source_references
+from dartune.rewards.items import GateThresholds
+from dartune.rewards.references import references_from, source_answer, source_stats
+from dartune.rewards.reward import alignment_score, build_reward
 from dartune.rewards.text import known_names
 from dartune.rewards.trial import HONEST, SHIPPED, Fixture, attacked, load_fixtures, score_fixtures, table
 
@@ -86,7 +87,7 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     thresholds = GateThresholds(
         quantity_coverage=config.reward.quantity_coverage,
         entity_coverage=config.reward.entity_coverage,
-        answer_logprob=ANSWER_LOGPROB if config.reward.answer_logprob is None else config.reward.answer_logprob,
+        answer_logprob=config.reward.answer_logprob,
         max_repeats=config.reward.max_repeats,
         leak_phrases=config.reward.leak_phrases,
         names=known_names((f.demonstration.question, f.demonstration.solution) for f in rows) | frozenset(STRANGERS),
@@ -95,7 +96,9 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     if config.reward.length_band:
         low, high = config.reward.length_band
         thresholds = replace(thresholds, length_low=low, length_high=high)
-    references = _references(config, rows, target, renderer, with_target)
+    references, answers = _references(config, rows, target, renderer, with_target)
+    if config.reward.answer_logprob is None:
+        thresholds = replace(thresholds, answer_logprob=answer_threshold((), answers))
     with AnswerChecker() as checker:
         reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
         if not with_target:
@@ -104,15 +107,23 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
             return table(rows, score_fixtures(rows, reward, renderer, context, progress.update))
 
 
-def _references(config: Config, rows: Sequence[Fixture], target, renderer, with_target: bool) -> dict[str, Reference]:
-    """Without a target every source is one unit of alignment behind every rewrite."""
+def _references(
+    config: Config, rows: Sequence[Fixture], target, renderer, with_target: bool
+) -> tuple[dict[str, Reference], list[float]]:
+    """The references, and the log-probabilities of the sources' answers.
+
+    Without a target every source is one unit of alignment behind every rewrite.
+    """
     known = {fixture.demonstration.id: fixture.demonstration for fixture in rows}
-    found = source_references(target, renderer, list(known.values()), alignment_score(config.reward))
+    score = alignment_score(config.reward)
+    stats = source_stats(target, renderer, list(known.values()), score)
+    found = references_from(list(known.values()), stats, score)
+    answers = [source_answer(row, one.logprobs, renderer) for row, one in zip(known.values(), stats, strict=True)]
     honest: dict[str, list[int]] = {name: [] for name in found}
     for fixture in rows:
         if fixture.label == HONEST:
             honest[fixture.demonstration.id].append(len(renderer.response_ids(fixture.rewrite)))
-    return {
+    references = {
         name: replace(
             own,
             expected_tokens=max(own.length, int(median(honest[name] or [0]))),
@@ -120,6 +131,7 @@ def _references(config: Config, rows: Sequence[Fixture], target, renderer, with_
         )
         for name, own in found.items()
     }
+    return references, [answer for answer in answers if answer is not None]
 
 
 def _lab_fixtures(address: str, target: str) -> list[Fixture]:

@@ -11,7 +11,7 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine
 from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import end_ids, load_model, load_tokenizer
-from dartune.rewards.reward import source_references
+from dartune.rewards.references import source_references
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from dartune.models.engine import TokenStats
+from dartune.rewards.items import ANSWER_LOGPROB
 
 FEWEST_SAMPLES = 8
 """Fewer own samples than this show no style: a row with fewer is compared with those of all rows, and a data set with
@@ -141,6 +142,15 @@ def gain_cap(source: float, own: Sequence[float], typical: float | None) -> floa
     """
     best = median(own) if own else typical
     return None if best is None else max(0.0, best - source)
+
+
+def answer_threshold(own: Sequence[float], sources: Sequence[float]) -> float:
+    """The least log-probability (nats) of an answer after its reasoning.
+
+    ln 0.5, or less where the target finds less likely: 1% of the answers of its own verified samples, or 5% of those
+    of demonstrations that calculate. A weak target is not sure of the answer after an expert's reasoning either.
+    """
+    return min(lower_threshold(own, 1.0, ANSWER_LOGPROB), lower_threshold(sources, 5.0, ANSWER_LOGPROB))
 
 
 def lower_threshold(values: Sequence[float], percentile: float, default: float, minimum: int = 20) -> float:

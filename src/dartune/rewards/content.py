@@ -1,4 +1,5 @@
-"""Which tokens of a solution count in the alignment score: those of the statements that say something new.
+"""Which tokens of a solution count: in the alignment score those of the statements that say something new, and those
+that write the final answer.
 
 A mean over all tokens pays for padding: polite phrases and repetition are likely, and dilute what is not. So a
 statement (a line or a sentence) counts where it has numbers that no earlier statement has together. Phrases without
@@ -14,6 +15,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+from dartune.data.render import Renderer
+from dartune.rewards.tasks import MATH, Task
 from dartune.rewards.text import spelled_numbers, stated_answers
 
 _END_OF_STATEMENT = re.compile(r"\n+|[.!?][\"')\]]*(?:\s+|$)|[。！？][”’」』）]*")
@@ -58,3 +61,28 @@ def content_mask(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]]
     if any(mask[1:]):
         mask[0] = False
     return tuple(mask)
+
+
+_FROM_DIGIT_TO_DIGIT = re.compile(r"[-−]?\d(?:.*\d)?", re.DOTALL)
+
+
+def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task = MATH) -> range:
+    """Positions of the tokens that write the final answer; empty where there is none or it is a whole block.
+
+    Stated more than once, it is the first time that counts: the second only repeats what the text has said. Not
+    announced, it is the number that the text ends on. Of an answer with digits (`24 bags`, `**72**`) what is in front
+    of them and behind them does not count: many words and marks would do there.
+    """
+    stated = () if task.blocks else task.stated(text)
+    span = (stated[0].start, stated[0].end) if stated else task.closing_span(text)
+    if span is None:
+        return range(0)
+    if digits := _FROM_DIGIT_TO_DIGIT.search(text, *span) if task.of_numbers else None:
+        span = digits.span()
+    last = len(ids)
+    while last > 0 and len(renderer.decode(ids[: last - 1])) >= span[1]:
+        last -= 1
+    first = last
+    while first > 0 and len(renderer.decode(ids[:first])) > span[0]:
+        first -= 1
+    return range(first, last)

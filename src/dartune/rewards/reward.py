@@ -21,14 +21,15 @@ from dartune.errors import InputError
 from dartune.models.engine import Engine, Sample, TokenIds, TokenStats
 from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, content_logprob
 from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.content import content_mask
+from dartune.rewards.content import answer_tokens
 from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
 from dartune.rewards.gates import GATE_NAMES, Gate, run_gates, unjudged
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.plugins import part
+from dartune.rewards.references import response_stats, with_content
 from dartune.rewards.signs import committed
-from dartune.rewards.tasks import MATH, TASKS, Task
+from dartune.rewards.tasks import TASKS
 
 SMALLEST_STAKE = 1e-3
 """A row in which less than this can be gained teaches nothing and does not count in the advantage scale."""
@@ -71,25 +72,6 @@ class Scored:
     def failed(self) -> list[str]:
         """The gates it did not pass, by name."""
         return [name for name, passed in self.gates.items() if not passed]
-
-
-def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task = MATH) -> range:
-    """Positions of the tokens that write the final answer; empty where there is none or it is a whole block.
-
-    Stated more than once, it is the first time that counts: the second only repeats what the text has said. Not
-    announced, it is the number that the text ends on.
-    """
-    stated = () if task.blocks else task.stated(text)
-    span = (stated[0].start, stated[0].end) if stated else task.closing_span(text)
-    if span is None:
-        return range(0)
-    last = len(ids)
-    while last > 0 and len(renderer.decode(ids[: last - 1])) >= span[1]:
-        last -= 1
-    first = last
-    while first > 0 and len(renderer.decode(ids[:first])) > span[0]:
-        first -= 1
-    return range(first, last)
 
 
 ALL_GATES = "all"
@@ -274,51 +256,6 @@ class GatedReward:
             stats=tokens,
             surplus=reward - self.form(False, reference.source_alignment, reference),
         )
-
-
-def response_stats(
-    target: Engine, score: AlignmentScore, pairs: Sequence[tuple[TokenIds, TokenIds]]
-) -> list[TokenStats]:
-    """What a score needs of each (prompt, response): log-probabilities, and more only where it says so."""
-    if getattr(score, "needs_distribution", False):
-        return target.token_stats(pairs)
-    return [TokenStats(tuple(row)) for row in target.score(pairs)]
-
-
-def with_content(
-    tokens: TokenStats, ids: Sequence[int], text: str, renderer: Renderer, family: str = "math"
-) -> TokenStats:
-    """The statistics with the tokens that count; all do in task families that are not worked out in numbers."""
-    if "quantities" in TASKS[family].unfit:
-        return tokens
-    return replace(tokens, content=content_mask(ids, text, renderer.decode))
-
-
-def source_stats(
-    target: Engine, renderer: Renderer, demonstrations: Sequence[Demonstration], score: AlignmentScore
-) -> list[TokenStats]:
-    """What a score needs of each demonstration's own solution."""
-    pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in demonstrations]
-    return [
-        with_content(tokens, ids, row.solution, renderer, row.task)
-        for row, (_, ids), tokens in zip(demonstrations, pairs, response_stats(target, score, pairs), strict=True)
-    ]
-
-
-def source_references(
-    target: Engine,
-    renderer: Renderer,
-    demonstrations: Sequence[Demonstration],
-    score: AlignmentScore = content_logprob,
-) -> dict[str, Reference]:
-    """References from the sources alone: no cap, and no own samples; the pipeline's probe gives both."""
-    found = {}
-    all_stats = source_stats(target, renderer, demonstrations, score)
-    for row, stats in zip(demonstrations, all_stats, strict=True):
-        length = len(stats.logprobs)
-        plain = Reference(length, 0.0, None, length)
-        found[row.id] = replace(plain, source_alignment=score(stats, plain))
-    return found
 
 
 def alignment_score(config: RewardConfig) -> AlignmentScore:

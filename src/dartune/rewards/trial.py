@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
@@ -37,15 +38,18 @@ class HackResult:
     """How a reward fared against one hack.
 
     `pairs` are all pairs of an honest and a hacked rewrite of one question; `won` counts those in which the honest one
-    is worth more, and half of the ties. `stopped` is the share of the `n` hacked rewrites that fail a gate, `failed`
-    counts the gates.
+    is worth more, and half of the ties; `preferred` those in which synthesis would choose it (the gates first, then the
+    alignment). `stopped` is the share of the `n` hacked rewrites that fail a gate, `paid` of those that earn more than
+    a failure; `failed` counts the gates.
     """
 
     hack: str
     n: int
     pairs: int
     won: float
+    preferred: float
     stopped: float
+    paid: float
     failed: Counter[str]
 
     @property
@@ -133,24 +137,39 @@ def _sample(fixture: Fixture, renderer, context: int | None) -> Sample:
 
 def compare(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> list[HackResult]:
     """One result per hack, in the catalogue's order, then labels that are not in it."""
-    honest: dict[str, list[float]] = defaultdict(list)
+    honest: dict[str, list[Scored]] = defaultdict(list)
     hacked: dict[str, list[tuple[str, Scored]]] = defaultdict(list)
     for fixture, item in zip(fixtures, scored, strict=True):
         if fixture.label == HONEST:
-            honest[fixture.demonstration.id].append(item.reward)
+            honest[fixture.demonstration.id].append(item)
         else:
             hacked[fixture.label].append((fixture.demonstration.id, item))
     order = [hack.name for hack in HACKS]
     results = []
     for name in sorted(hacked, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        pairs = [(good, item.reward) for owner, item in hacked[name] for good in honest[owner]]
+        pairs = [(good, item) for owner, item in hacked[name] for good in honest[owner]]
         items = [item for _, item in hacked[name]]
-        failed = Counter(gate for item in items for gate in item.failed)
-        won = sum(float(good > bad) + 0.5 * (good == bad) for good, bad in pairs)
         results.append(
-            HackResult(name, len(items), len(pairs), won, sum(bool(item.failed) for item in items) / len(items), failed)
+            HackResult(
+                name,
+                n=len(items),
+                pairs=len(pairs),
+                won=sum(_won(good.reward, bad.reward) for good, bad in pairs),
+                preferred=sum(_won(_preference(good), _preference(bad)) for good, bad in pairs),
+                stopped=sum(bool(item.failed) for item in items) / len(items),
+                paid=sum(item.surplus > 0 for item in items) / len(items),
+                failed=Counter(gate for item in items for gate in item.failed),
+            )
         )
     return results
+
+
+def _won(good: Any, bad: Any) -> float:
+    return float(good > bad) + 0.5 * (good == bad)
+
+
+def _preference(item: Scored) -> tuple[bool, float]:
+    return item.accepted, item.alignment if item.accepted else 0.0
 
 
 SHOWN = 10
@@ -171,11 +190,12 @@ def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
     honest = [item for fixture, item in zip(fixtures, scored, strict=True) if fixture.label == HONEST]
     passed = sum(item.accepted for item in honest)
     results = compare(fixtures, scored)
-    lines = [f"{'hack':24}{'n':>6}{'pairwise':>10}{'stopped':>9}  gates that stopped it"]
+    lines = [f"{'hack':24}{'n':>6}{'pairwise':>10}{'preferred':>11}{'stopped':>9}{'paid':>7}  gates that stopped it"]
     for result in results:
         gates = ", ".join(f"{name} {count}" for name, count in result.failed.most_common(3))
-        accuracy = "-" if result.accuracy is None else f"{result.accuracy:.3f}"
-        lines.append(f"{result.hack:24}{result.n:6}{accuracy:>10}{result.stopped:9.3f}  {gates}")
+        shares = [f"{won / result.pairs:.3f}" if result.pairs else "-" for won in (result.won, result.preferred)]
+        counted = f"{result.n:6}{shares[0]:>10}{shares[1]:>11}{result.stopped:9.3f}{result.paid:7.3f}"
+        lines.append(f"{result.hack:24}{counted}  {gates}")
     lines.append(f"\nhonest rewrites that pass the gates: {passed} of {len(honest)} ({passed / len(honest):.1%})")
     refused = Counter(gate for item in honest for gate in item.failed)
     if refused:

@@ -1,6 +1,7 @@
 """The target's own right solutions in quantity: what rejection-sampling fine-tuning (`rft`) is trained on.
 
-As many samples a row as `dart` spends altogether, verified as in the probe: finished, without a loop, right.
+As many samples a row as `dart` spends altogether, verified as in the probe: finished, without a loop, right, and with
+true sums.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from dartune.rewards.items import GateInput, GateThresholds
 from dartune.run import Cost
 
 CHUNK = 32
-VERIFIED = ("finished", "no_loop", "correct_answer")
+VERIFIED = ("finished", "no_loop", "correct_answer", "true_sums")
 """Gates that make an own sample verified. Those that compare with the demonstration apply to rewrites only: a right
-solution by another method is right."""
+solution by another method is right. A small model often reaches the right answer over `17 / 8 = 6`."""
 
 
 def sample_own(
@@ -87,4 +88,4 @@ def sample_own(
 
 def is_verified(row: Demonstration, gates: dict[str, bool]) -> bool:
     """Whether a sample of the target's own is a solution to train on; never where the row has no answer."""
-    return row.answer is not None and all(gates[name] for name in VERIFIED)
+    return row.answer is not None and all(gates.get(name, True) for name in VERIFIED)

@@ -29,14 +29,15 @@ from dartune.rewards.alignment import (
     FEWEST_SAMPLES,
     AlignmentScore,
     Reference,
+    answer_threshold,
     gain_cap,
-    lower_threshold,
     style_means,
     typical_alignment,
 )
 from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
-from dartune.rewards.reward import GatedReward, Scored, alignment_score, source_stats
+from dartune.rewards.items import GateThresholds
+from dartune.rewards.references import source_answer, source_stats
+from dartune.rewards.reward import GatedReward, Scored, alignment_score
 from dartune.rewards.text import known_names
 from dartune.rewards.wording import copied_share, filler_share
 from dartune.run import Cost, atomic_write_json
@@ -87,7 +88,7 @@ def probe(
             }
             reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
             scored = reward(block, drawn)
-            rows = [_raw_row(*each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
+            rows = [_raw_row(renderer, *each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
             rows[0]["spent"] = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
             for row in rows:
                 spool.add(row)
@@ -127,6 +128,7 @@ def _drawn(
 
 
 def _raw_row(
+    renderer: Renderer,
     row: Demonstration,
     pair: tuple[Sequence[int], Sequence[int]],
     source: TokenStats,
@@ -139,6 +141,7 @@ def _raw_row(
         "id": row.id,
         "length": len(pair[1]),
         "source": _rounded(source),
+        "source_answer": source_answer(row, source.logprobs, renderer),
         "samples": [_raw_sample(row, item, verified=is_verified(row, item.gates)) for item in style],
         "drawn": len(drawn),
         "own_correct": sum(is_verified(row, item.gates) for item in scored),
@@ -189,6 +192,7 @@ def _aligned(rows: Sequence[dict[str, Any]], score: AlignmentScore) -> Iterator[
             "expected_tokens": tokens,
             "source_alignment": source,
             "source_logprobs": row["source"]["logprobs"],
+            "source_answer": row["source_answer"],
             "cap": gain_cap(source, values, typical),
             "style": [_style(sample) for sample in row["samples"]],
             "own": [_own_row(sample, value) for sample, value in samples if sample["verified"]],
@@ -244,12 +248,14 @@ def _final_thresholds(
 ) -> GateThresholds:
     """Where the lines are drawn: percentiles of the originals and of the target's own finished samples; that of the
     answer's log-probability of its verified ones."""
-    copied, filler, ratios, lows = array("d"), array("d"), array("d"), array("d")
+    copied, filler, ratios = array("d"), array("d"), array("d")
+    own_answers, source_answers = array("d"), array("d")
     for demonstration, row in zip(demonstrations, rows, strict=True):
         question, source = demonstration.question, demonstration.solution
         copied.extend([copied_share(question, source), *(sample["copied"] for sample in row["style"])])
         filler.extend([filler_share(question, source, source), *(sample["filler"] for sample in row["style"])])
-        lows.extend(own["answer_logprob"] for own in row["own"] if own["answer_logprob"] is not None)
+        own_answers.extend(own["answer_logprob"] for own in row["own"] if own["answer_logprob"] is not None)
+        source_answers.extend([] if row["source_answer"] is None else [row["source_answer"]])
         ratios.extend(
             length / row["expected_tokens"] for length in (row["length"], *(one["tokens"] for one in row["style"]))
         )
@@ -261,7 +267,7 @@ def _final_thresholds(
         filler=max(thresholds.filler, float(np.percentile(filler, 99.0))),
     )
     if config.answer_logprob is None:
-        thresholds = replace(thresholds, answer_logprob=lower_threshold(lows, 1.0, ANSWER_LOGPROB))
+        thresholds = replace(thresholds, answer_logprob=answer_threshold(own_answers, source_answers))
     if config.length_band is None:
         low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
         thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=3.0 * max(1.0, float(high)))
