@@ -21,6 +21,8 @@ from dartune.rewards.items import ANSWER_LOGPROB
 FEWEST_SAMPLES = 8
 """Fewer own samples than this show no style: a row with fewer is compared with those of all rows, and a data set with
 fewer has no cap."""
+FEWEST_ANSWERS = 20
+"""Fewer answers than this give no percentile."""
 LARGEST_RANK = 100
 SMALLEST_SURPRISAL = 0.01
 """Nats a token; below, a text is taken to be certain."""
@@ -147,14 +149,17 @@ def gain_cap(source: float, own: Sequence[float], typical: float | None) -> floa
 def answer_threshold(own: Sequence[float], sources: Sequence[float]) -> float:
     """The least log-probability (nats) of an answer after its reasoning.
 
-    ln 0.5, or less where the target finds less likely: 1% of the answers of its own verified samples, or 5% of those
-    of demonstrations that calculate. A weak target is not sure of the answer after an expert's reasoning either.
+    ln 0.5, or the 1st percentile of the target's own verified samples where that is laxer. A weak target has few of
+    them, and is not sure of the answer after an expert's reasoning either: then the 5th percentile of the
+    demonstrations that calculate.
     """
-    return min(lower_threshold(own, 1.0, ANSWER_LOGPROB), lower_threshold(sources, 5.0, ANSWER_LOGPROB))
+    if len(own) >= FEWEST_ANSWERS:
+        return lower_threshold(own, 1.0, ANSWER_LOGPROB)
+    return lower_threshold(sources, 5.0, ANSWER_LOGPROB)
 
 
-def lower_threshold(values: Sequence[float], percentile: float, default: float, minimum: int = 20) -> float:
+def lower_threshold(values: Sequence[float], percentile: float, default: float) -> float:
     """`percentile` of `values`, but never stricter than `default`; `default` where there are few values."""
-    if len(values) < minimum:
+    if len(values) < FEWEST_ANSWERS:
         return default
     return min(default, float(np.percentile(np.asarray(values), percentile)))
