@@ -8,7 +8,7 @@ from dartune.errors import InputError
 from dartune.models.engine import Sample
 from dartune.run import Cost, read_jsonl
 from dartune.stages.format_warmup import described
-from dartune.stages.own_samples import sample_own
+from dartune.stages.own_samples import is_verified, sample_own
 from dartune.train.mapper import mapper_prompt, with_examples, worked_examples
 from test_reward import RENDERER, THRESHOLDS
 
@@ -115,3 +115,10 @@ def test_own_solutions_are_verified_by_answer_and_end_alone(checker, tmp_path, m
     assert [row["solutions"] for row in found[:-1]] == [[f"Counting on from {n} we reach {n + 1}."] for n in range(5)]
     assert found[-1]["solutions"] == [] and {row["drawn"] for row in found} == {5}
     assert run().generated_tokens == 30  # finished: nothing is drawn again
+
+
+def test_a_right_answer_over_a_false_sum_is_not_verified():
+    right = {"finished": True, "no_loop": True, "correct_answer": True}
+    assert is_verified(ROWS[0], right | {"true_sums": True, "quantities": False})
+    assert not is_verified(ROWS[0], right | {"true_sums": False})
+    assert is_verified(ROWS[0], right)  # a task without sums has no such gate

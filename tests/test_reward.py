@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample, TokenStats
-from dartune.rewards.alignment import Reference, gain_cap, lower_threshold, sum_logprob, typical_alignment
+from dartune.rewards.alignment import (
+    Reference,
+    answer_threshold,
+    gain_cap,
+    lower_threshold,
+    sum_logprob,
+    typical_alignment,
+)
 from dartune.rewards.content import answer_tokens
-from dartune.rewards.items import GateThresholds
+from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
+from dartune.rewards.references import source_answer
 from dartune.rewards.reward import GatedReward
 from dartune.train.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
@@ -127,6 +135,22 @@ def test_answer_tokens_are_exactly_the_tokens_of_the_answer():
     assert len(answer_tokens(RENDERER.response_ids("no answer"), "no answer", RENDERER)) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [
+        ("5 + 1 = 6.\n**Answer: 24 bags**", "24"),
+        (r"So it is \boxed{\frac{5}{4}}.", "5}{4"),
+        ("The answer is -3 degrees.", "-3"),
+        ("The answer is 6x + 13.", "6x + 13"),
+        ("5 + 19 = 24, so they filled 24 bags in all.", "24"),
+        ("The answer is yes.", "yes"),
+    ],
+)
+def test_words_and_marks_around_the_digits_of_an_answer_do_not_count(text, digits):
+    ids = RENDERER.response_ids(text)
+    assert RENDERER.decode([ids[i] for i in answer_tokens(ids, text, RENDERER)]).strip() == digits
+
+
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=50), st.integers(1, 40), st.floats(-5, 0))
 @settings(max_examples=100)
 def test_a_further_token_never_raises_the_alignment(logprobs, length, further):
@@ -149,6 +173,22 @@ def test_a_threshold_from_percentiles_is_never_stricter_than_its_default():
     assert lower_threshold([-0.1] * 50, 1.0, -0.7) == -0.7
     assert lower_threshold([-2.0] * 50, 1.0, -0.7) == -2.0
     assert lower_threshold([-2.0] * 3, 1.0, -0.7) == -0.7
+
+
+def test_a_weak_target_is_asked_for_no_more_certainty_than_it_has_after_demonstrations():
+    assert answer_threshold([-0.1] * 50, [-9.0] * 50) == ANSWER_LOGPROB
+    assert answer_threshold([-2.0] * 50, [-9.0] * 50) == -2.0
+    assert answer_threshold([-0.1] * 3, [-9.0] * 50) == -9.0
+    assert answer_threshold([], [-9.0] * 3) == answer_threshold([], [-0.1] * 50) == ANSWER_LOGPROB
+
+
+def test_the_answer_of_a_demonstration_that_calculates_nothing_tells_no_threshold():
+    def answer(solution):
+        row = Demonstration("r", "How many?", solution, "24")
+        return source_answer(row, [-0.5] * 99, RENDERER)
+
+    assert answer("8 * 3 = 24\n#### 24") == -1.0
+    assert answer("8 , 24 . The answer is 24 .") is None
 
 
 def test_a_checker_that_fails_is_no_zero(checker):

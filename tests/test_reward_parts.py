@@ -19,8 +19,8 @@ from dartune.models.hf_engine import HFEngine
 from dartune.rewards.alignment import SCORES, Reference
 from dartune.rewards.forms import FORMS
 from dartune.rewards.penalties import Rewritten, collapse, peeking, question_independence
-from dartune.rewards.reward import GatedReward, reward_parts
-from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
+from dartune.rewards.reward import GatedReward, Scored, reward_parts
+from dartune.rewards.trial import SHIPPED, Fixture, attacked, compare, load_fixtures
 from dartune.stages.probe import load_probe, probe
 from fixtures_models import byte_tokenizer, tiny_model
 
@@ -201,6 +201,19 @@ def test_check_reward_says_how_often_each_hack_is_told(capsys):
     assert "honest rewrites that pass the gates: 20 of 20" in said
     rows = {line.split()[0]: float(line.split()[2]) for line in said.splitlines() if line[24:30].strip().isdigit()}
     assert len(rows) == 24 and min(rows.values()) >= 0.95, rows
+
+
+def test_a_hack_that_earns_nothing_ties_with_an_honest_rewrite_and_is_not_preferred():
+    row = Demonstration("r", "q", "s", "1")
+    labels = ["honest", "absurd", "absurd", "absurd"]
+    fixtures = [Fixture(row, label, "text") for label in labels]
+    honest = Scored("text", (), (), -1.0, 0.0, 0.0, accepted=True)
+    worse = Scored("text", (), (), -2.0, -1.0, 0.0, accepted=True)
+    refused = Scored("text", (), (), 0.0, 1.0, 0.0, gates={"finished": False})
+    paying = Scored("text", (), (), -0.5, 0.5, 0.5, accepted=True, surplus=0.5)
+    (result,) = compare(fixtures, [honest, worse, refused, paying])
+    assert (result.won, result.preferred, result.pairs) == (1.0, 2.0, 3)
+    assert result.stopped == pytest.approx(1 / 3) == result.paid
 
 
 @pytest.mark.slow
