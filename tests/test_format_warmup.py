@@ -9,7 +9,6 @@ from dartune.config import MapperConfig
 from dartune.rewards.alignment import Reference
 from dartune.rewards.reward import GatedReward
 from dartune.run import read_jsonl
-from dartune.stages import format_warmup
 from dartune.stages.format_warmup import examples
 from fixtures_models import save_tiny
 from test_pipeline import arguments, word_problems
@@ -29,21 +28,13 @@ def found(texts, own, checker):
 
 def test_own_solutions_and_rewrites_that_passed_are_shown_once_each(checker):
     pairs, kinds = found([GOOD, WRONG, GOOD], ["my own way"], checker)
-    assert pairs[:2] == [(PROMPT, "my own way"), (PROMPT, GOOD)]
-    assert kinds == {"own": 1, "passed": 2, "tried": 3, "demonstrations": 1}
+    assert pairs == [(PROMPT, "my own way"), (PROMPT, GOOD)]
+    assert kinds == {"own": 1, "passed": 2, "tried": 3, "demonstrations": 0}
 
 
 def test_where_nothing_passes_the_demonstrations_show_the_form(checker):
     pairs, kinds = found([WRONG], [], checker)
     assert pairs == [(PROMPT, ROW.solution)] and kinds["demonstrations"] == 1
-
-
-def test_few_that_pass_are_shown_as_often_as_the_demonstrations(checker, monkeypatch):
-    pairs, kinds = found([WRONG], ["my own way"], checker)
-    assert pairs == [(PROMPT, "my own way"), (PROMPT, ROW.solution)]
-    assert kinds == {"own": 1, "passed": 0, "tried": 3, "demonstrations": 1}
-    monkeypatch.setattr(format_warmup, "FEW_EXAMPLES", 1)
-    assert found([WRONG], ["my own way"], checker)[0] == [(PROMPT, "my own way")]
 
 
 @pytest.mark.slow

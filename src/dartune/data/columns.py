@@ -219,6 +219,8 @@ def _quoted(name: str) -> str:
 
 
 UNKNOWN = "<their column>"
+_SOLVES = re.compile(r"solution|answer|response|completion|output|generation|rationale|reasoning|explanation|\bcot\b")
+"""Names of columns with other solutions, which do not belong to the question (`r1_solution_2`)."""
 
 
 def proposed(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
@@ -261,6 +263,7 @@ def _with_the_others(ours: str, chosen: str, free: Sequence[str], samples: Mappi
         return sorted([chosen, *explains], key=lambda name: name.rpartition(".")[2].lower() not in REASONS)
     above = [name for name in free if last[name] in CONTEXT]
     others = [name for name in free if name not in (*above, *explains) and _is_prose(samples[name])]
+    others = [name for name in others if not _SOLVES.search(last[name])]
     prose = [name for name in others if not _another_wording(chosen, name)]
     below = [name for name in free if last[name] == "input" and samples[name] and name not in prose]
     return [*above, chosen, *prose, *below]

@@ -143,7 +143,8 @@ def turns(
     said = [_said(message) for message in messages]
     if messages[-1].get("weight") == 0:
         complaints.append(f"{column}: the answer has weight 0, so there is nothing to train; leave the row out")
-    if systems := [text for role, (text, _) in zip(roles, said, strict=True) if role == "system"]:
+    told = (text for role, (text, _) in zip(roles, said, strict=True) if role == "system")
+    if systems := [text for text in told if not isinstance(text, str) or text.strip()]:
         texts = all(isinstance(text, str) for text in systems)
         meta["system"] = "\n\n".join(systems) if texts else systems[0]
     (question, _), (solution, thought) = said[-2:]

@@ -153,6 +153,10 @@ def _character_rule(value: str) -> str | None:
     return None if broken is None else f"has half of a surrogate pair at position {broken}, which is no valid Unicode"
 
 
+MISSING = ("", "nan", "n/a", "#n/a", "null", "<na>")
+"""What tables write where there is no answer."""
+
+
 def _short_text(
     name: str, row: Mapping[str, Any], shape: Shape, complaints: list[str], extras: Extras | None = None
 ) -> str | None:
@@ -173,7 +177,7 @@ def _short_text(
         except ValueError as error:
             complaints.append(f"{shape.fields[name].text}: {error}")
             return None
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
         return None
     if isinstance(value, list | tuple | Mapping) and not filled(value):
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dartune.data.opened import RawRow, opened, text_rows, unreadable
+from dartune.errors import counted
 
 LONGEST_FIELD = 2**31 - 1
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -17,7 +18,10 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @text_rows
 def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
-    """Rows of a `.csv` or `.tsv` file; its header says what stands between fields."""
+    """Rows of a `.csv` or `.tsv` file; its header says what stands between fields.
+
+    Blank rows and blank columns without a name, which spreadsheets leave behind, are left out; the rows are told.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         skipped, delimiter = _dialect(file)
@@ -29,6 +33,7 @@ def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
             return
         if header is None:
             return
+        header, blank = [name or f"(column {i})" for i, name in enumerate(header, start=1)], 0
         if twice := sorted({name for name in header if header.count(name) > 1}):
             yield RawRow(path.name, f"the header names these columns twice: {', '.join(twice)}")
             return
@@ -37,12 +42,16 @@ def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
             try:
                 values = next(reader)
             except StopIteration:
-                return
+                break
             except csv.Error as error:
                 yield RawRow(place, f"invalid CSV: {error}")
                 continue
-            if values:
+            if any(value.strip() for value in values):
                 yield RawRow(place, _named_values(header, values, DELIMITERS.get(delimiter, delimiter)))
+            else:
+                blank += bool(values)
+        if blank:
+            notes.append(f"{path.name}: {counted(blank, 'blank row is', 'blank rows are')} left out")
 
 
 def _dialect(file: io.TextIOWrapper) -> tuple[int, str]:
@@ -71,7 +80,8 @@ def _named_values(header: list[str], values: list[str], delimiter: str) -> dict[
         # `surrogateescape` stands in for a byte that is no UTF-8.
         if any("\udc80" <= char <= "\udcff" for char in value):
             return f"{name}: invalid UTF-8; save the file as UTF-8"
-    return dict(zip(header, values, strict=True))
+    row = dict(zip(header, values, strict=True))
+    return {name: value for name, value in row.items() if value or not name.startswith("(column ")}
 
 
 def parquet_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+from dartune.rewards.closing import closing_number
 from dartune.rewards.items import GateInput
 from dartune.rewards.text import (
     StatedAnswer,
@@ -19,15 +20,17 @@ from dartune.rewards.text import (
     without_notes,
     words,
 )
-from dartune.rewards.verify import closing_number, last_number, normalise, parse_number, same_plain
+from dartune.rewards.verify import last_number, normalise, parse_number, same_plain
 
 UNIT_WORDS = 4
 """As many words without a number may follow the answer: `\\boxed{60} dollars in all`."""
 
 TELLING = 13
 """Spelled numbers from here on are told by their value; smaller ones are everyday words (`the two of them`)."""
-_ALTERNATIVES = re.compile(r"\d[^\s.!?\d]{0,12}\s{1,3}or\s{1,3}[$£€]?\d")
-"""`10.2 or 4.8` in a closing sentence."""
+_ALTERNATIVES = re.compile(
+    r"(?<![-+*/×÷·−=] )(?<![-+*/×÷·−=\d.])[$£€]?\d[\d.]*[^\s.!?\d]{0,12}\s{1,3}or\s{1,3}[$£€]?\d"
+)
+"""`10.2 or 4.8` in a closing sentence, but not `240 - 60, or 180`."""
 _COEFFICIENT = re.compile(r"[\d.,]+\s?(?:\(|\\?[a-z](?![a-z]))")
 """`4x`, `2(10 - x)`."""
 _EQUALS_BEFORE = re.compile(r"=[\s$£€{*(-]*(?:\\[a-z]{2,9}\s?\{[\s$*-]*)?$")

@@ -10,6 +10,7 @@ import ast
 import math
 import operator
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
@@ -42,6 +43,7 @@ _LATEX = _rules(
     (r"\\sqrt\s*" + _BRACED, r"sqrt(\1)"),
     (r"\^\s*" + _BRACED, r"**(\1)"),
     (r"\^\s*(\d)", r"**\1"),
+    (r"\\(?:text|mathrm|mbox)\s*\{\s*([a-z]{2,14})\s*\}", r" \1"),
     (_MARKED + r"\{([^{}A-Za-z\\]*)\}|\\f?boxed\s*" + _BRACED, r" \1\2"),
     (r"(?<![\w\\^_}\])])\{([^{}A-Za-z\\]*)\}", r"\1"),
 )
@@ -78,6 +80,20 @@ _OPERATIONS = {
     ast.Div: operator.truediv,
     ast.USub: operator.neg,
 }
+_WITH_UNITS = re.compile(
+    r"(?<![\d.])(\d++(?:\.\d++)?+(?: ?[a-z]{2,14})?(?: ?[-+*/] ?\d++(?:\.\d++)?+(?: ?[a-z]{2,14})?)+) ?([=≈]) ?"
+    r"(\d++(?:\.\d++)?+(?: ?[a-z]{2,14})?)(?![\w%/*+^]|[.,]\d|\.\.| ?[-+*/^=%(])"
+)
+_BEFORE_UNITS = re.compile(r"[\w.,:)%^/*+=(<>-]\Z|[-+*/^=(<>\d] *\Z")
+_UNIT = re.compile(r"(?<=\d) ?([a-z]{2,14})")
+MEASURES = frozenset(
+    """kg gram mg pound lb oz ounce ton km meter metre cm centimeter mm mile foot feet ft inch inche yard hour hr minute
+    min second sec day week month year cent dollar liter litre ml gallon quart pint dozen pair percent""".split()
+)
+"""Units that are multiples of others, or of a number."""
+NOT_UNITS = frozenset(
+    "dozen hundred thousand million billion half halve third quarter of time plus minu percent".split()
+)
 LONGEST = 120
 ROUGHLY = 0.1
 """`≈` tells an estimate, such as 615 ≈ 600; what is further off is a wrong step."""
@@ -102,7 +118,27 @@ def false_sums(text: str) -> frozenset[str]:
             left, right = _left(sides[i - 1]), _right(sides[i + 1])
             if left and right and _judged(left, right) and not _known_to_hold(left, right, sides[i] != "="):
                 found.add(re.sub(r"\s", "", f"{left}{sides[i]}{right}"))
+        found.update(_false_with_units(line))
     return frozenset(found)
+
+
+def _false_with_units(line: str) -> Iterator[str]:
+    """Equations of numbers with units in words (`12 beads + 15 beads = 28 beads`) that do not hold.
+
+    Judged where no unit can be another one's multiple: sums of one unit, other calculations with at most one measure.
+    """
+    for match in _WITH_UNITS.finditer(line):
+        left, sign, right = match.groups()
+        if _BEFORE_UNITS.search(line[: match.start()]) or _CONTINUES.search(line[: match.start()]):
+            continue
+        if not _UNIT.search(left) or re.search(r"/[^=]*/", left):  # without units on the left it is judged above
+            continue
+        units = [unit.removesuffix("s") for unit in _UNIT.findall(left + " = " + right)]
+        bare = [_UNIT.sub("", side).strip() for side in (left, right)]
+        sums = bool(re.search(r"\d\s*[-+]", bare[0]))
+        alike = len(set(units)) < 2 if sums else len(MEASURES.intersection(units)) < 2
+        if alike and not NOT_UNITS.intersection(units) and not _known_to_hold(*bare, sign != "="):
+            yield re.sub(r"\s", "", f"{bare[0]}{sign}{bare[1]}")
 
 
 def _plain(text: str) -> str:

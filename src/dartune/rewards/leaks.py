@@ -44,6 +44,7 @@ LEAKS: tuple[str, ...] = (
     rf"(?:as|like|what) {_THE} {_WRITER} {_SAYS}",
     rf"{_THE} (?!answer )(?!explanation ){_WRITER} {_SAYS}",
     rf"{_FITS} {_THE} (?:\w+ )?{_WRITER}",
+    r"(?:agrees|agree|in agreement|compare|compared|consistent) with the (?:answer )?key",
     rf"(?:matches|matching|agrees with|fits|confirms) {_THE} {_SOURCE} (?:result|value|number|total)",
     r"to match the (?:\w+ )?(?:answer|result)",
     rf"(?:we|i) {_TOLD} (?:that )?{_THE} {_FINAL}(?:answer|solution|result)",

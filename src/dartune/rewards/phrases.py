@@ -19,7 +19,7 @@ _PHRASE = re.compile(
     r"|(?:答案|答)[*_]{0,3}(?:应?该?是|为|[:：])[*_]{0,3}\s*",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"[.!?]+(?=[\s*\"'”)$]|$)|[。！？]|\n|;(?!\s*or\b)(?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<!\bRs)[.!?]+(?=[\s*\"'”)$]|$)|[。！？]|\n|;(?!\s*or\b)(?=\s|$)")
 _REASON = re.compile(r",?\s(?:because|since|which|so|as(?! well as))\b", re.IGNORECASE)
 _IN_A_REASON = re.compile(
     r"\b(?:because|since|as|whether|if)(?:\s(?:the|this|that|our|its|any|final|correct)){0,3}\s$", re.IGNORECASE

@@ -64,6 +64,7 @@ _FRACTION = re.compile(
 )
 _PERCENT = re.compile(r"(?<![\w.])(\d{1,20}(?:\.\d{1,20})?)\s?(?:\\?%|percent\b)")
 _AND_A_PART = re.compile(r"(?<![\w.])(\d{1,20}) and (?:a (half|quarter)|(three) quarters)\b", re.IGNORECASE)
+_A_HALF = re.compile(r"\bhalf an? |\b(?:a|one) half\b", re.IGNORECASE)
 _PARTS = {"half": Fraction(1, 2), "quarter": Fraction(1, 4), "three": Fraction(3, 4)}
 
 
@@ -179,6 +180,8 @@ def _values(sentence: str) -> set[Fraction]:
             values.add(int(whole or 0) + Fraction(top, bottom))
             values.add(Fraction(top, bottom))
     values |= {Fraction(match[1]) / 100 for match in _PERCENT.finditer(sentence)}
+    if _A_HALF.search(sentence):
+        values.add(Fraction(1, 2))
     values |= {int(match[1]) + _PARTS[(match[2] or match[3]).lower()] for match in _AND_A_PART.finditer(sentence)}
     return values
 

@@ -19,7 +19,9 @@ CHUNK = 1024
 
 
 _NEXT_QUESTION = re.compile(
-    r"\n[#* \t]{0,9}(?:question|problem|exercise|instruction|q)\s?\d{0,3}\s?[*_]{0,2}[:.)]", re.IGNORECASE
+    r"\n[#* \t]{0,9}(?:question|problem|exercise|instruction|q|human|user|assistant)\s?\d{0,3}\s?[*_]{0,2}[:.)]"
+    r"|<\|[a-z_]{2,20}\|>",
+    re.IGNORECASE,
 )
 
 

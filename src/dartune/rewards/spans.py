@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_BEFORE = " \t\n*_\"'“”:"
+_BEFORE = " \t\n*_\"'“”:}"
 _AFTER = " \t\n*_\"'“”.,;:!?"
 
 

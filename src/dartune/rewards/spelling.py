@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from decimal import Decimal
 from fractions import Fraction
 
 UNITS = {
@@ -42,9 +43,13 @@ _IN_PARTS = re.compile(
     re.IGNORECASE,
 )
 _CENTS = re.compile(r"(?<![\w.,])\$?(\d+)(?:\sdollars?)?(?:\sand)?\s(\d\d?)\scents?\b", re.IGNORECASE)
+_SCIENTIFIC = re.compile(
+    r"(?<![\w.])(\d{1,20}(?:\.\d{1,20})?)\s?(?:\\times|\\cdot|[×x*·])\s?10\s?\^\s?\{?\s?([-+]?\d{1,2})\s?\}?"
+)
+_DURATION = re.compile(r"\b(\d+)\s?h(?:ours?|rs?)?\s(?:and\s)?(\d+)\s?min(?:ute)?s?\b", re.IGNORECASE)
 _MINUS = re.compile(r"^(?:minus|negative)\s(?=\d)", re.IGNORECASE)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
 _EMPHASIS = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(])|`")
 LONGEST = 256
 """Longer answers stay as they are."""
@@ -68,18 +73,23 @@ def ordinary(answer: str) -> str:
     if len(answer) > LONGEST:
         return answer
     text = _EMPHASIS.sub("", answer.translate(_FULL_WIDTH)).strip()
-    text = _VULGAR.sub(
-        lambda part: f" {unicodedata.normalize('NFKC', part[0]).replace(chr(0x2044), '/')}", text
-    ).strip()
+    text = VULGAR.sub(lambda part: f" {vulgar_fraction(part[0])}", text).strip()
     text = _CLOCK.sub(lambda time: f"{int(time[1])}:{time[2] or '00'} {time[3].lower()}m", text)
     text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
     text = _IN_PARTS.sub(_in_parts, _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text)))
+    text = _SCIENTIFIC.sub(lambda number: format(Decimal(number[1]).scaleb(int(number[2])), "f"), text)
+    text = _DURATION.sub(lambda time: f"{60 * int(time[1]) + int(time[2])} minutes", text)
     text = _CENTS.sub(lambda money: f"${money[1]}.{int(money[2]):02d}", text)
     if not re.search(r"\d", text):
         text = _NUMBER_WORDS.sub(lambda words: str(value_of(words[0])), text)
     text = _MINUS.sub("-", text)
     return _SUBJECT.sub("", _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text))))
+
+
+def vulgar_fraction(sign: str) -> str:
+    """`½` -> `1/2`."""
+    return unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
 
 
 def decimal_point(answer: str) -> str:

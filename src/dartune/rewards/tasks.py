@@ -13,13 +13,13 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
+from dartune.rewards.closing import closing_number
 from dartune.rewards.text import StatedAnswer, numbers, numbers_at, stated_answers
 from dartune.rewards.unit_tests import parsed_tests
 from dartune.rewards.verify import (
     MAX_ANSWER_CHARS,
     HasAnswer,
     Number,
-    closing_number,
     normalise,
     parse_number,
     plain,

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from dartune.rewards.spelling import decimal_point, ordinary
-from dartune.rewards.text import numbers, results, stated_answers
+from dartune.rewards.text import numbers, stated_answers
 from dartune.rewards.units import same_unit, unit_name
 
 MAX_ANSWER_CHARS = 256
@@ -19,23 +19,6 @@ MAX_ANSWER_CHARS = 256
 
 
 # ---------------------------------------------------------------- answers in a text
-
-_CLOSING_REMARK = re.compile(r"\s?\([^()]{0,300}\)[\s.]{0,9}\Z")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n")
-_OPEN = re.compile(
-    r"(?:\b(?:is|can|could|must)(?:n['’]t| not|not)\b(?: be)?|\bbetween)\s+[$£€]?\d"
-    r"|(?:\\sqrt\s?\{?|√)\s?\d[\d.,]*\}?[$.\s]*\Z|\d\s?(?:\\pi|π)[$.\s]*\Z|[\w)}]\s?\^\s?\{?-?\d+\}?[$.\s]*\Z"
-    r"|\d\s(?:or|to)\s[$£€]?\d[^.]{0,60}[.\s]*\Z"
-    r"|[\d)%]\s*[-+*×÷·−]\s*[$£€(]*\d[\d.,]*[\s)%$.]*\Z"
-    r"|(?:\)\s*/\s*|[\d.]\s+/\s+|\.\d+/)\(*\d[\d.,]*[\s).]*\Z"
-    r"|\A[\s(]*[-+*/×÷](?:\s+[-+*/×÷]?[\d.]+){2,}\s*\Z"
-)
-"""A sentence that ends on a formula, a calculation left to do, a range or a denial states no number."""
-_SCALED_NUMBER = re.compile(
-    r"(?<![\d,.])[$£€]?\d[\d,]{0,20}(?:\.\d{1,9})?\s(?:thousand|million|billion|trillion)\b", re.IGNORECASE
-)
-_COMMA_NUMBER = re.compile(r"(?<![\w.,(])(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}(?![\w,]|[.]\d)(?!\s*[,)])")
-_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 
 class HasAnswer(Protocol):
@@ -77,30 +60,6 @@ def resolve_answer(demonstration: HasAnswer) -> str | None:
     return stated[-1] if stated else None
 
 
-def closing_number(text: str) -> str:
-    """The number that a text without an announced answer ends on; empty where it has none.
-
-    That is the last result (`48 + 24 = 72`) where the closing sentence states it, else the number in bold there, else
-    the text's last number, as it is written there. A remark in parentheses behind the last sentence is passed over.
-    """
-    shorter = _CLOSING_REMARK.sub("", text.rstrip())
-    text = shorter if numbers(shorter) else text
-    sentences = [sentence for sentence in _SENTENCE.split(text) if numbers(sentence)]
-    if not sentences:
-        return ""
-    told, bold = numbers(sentences[-1]), numbers(" ".join(_BOLD.findall(sentences[-1])))
-    worked_out = results(text.replace("**", ""))[-1:]
-    number = (worked_out if worked_out and worked_out[0] in told else bold or told)[-1]
-    if _OPEN.search(sentences[-1]):
-        return ""
-    if scaled := _SCALED_NUMBER.search(sentences[-1]):
-        return scaled[0] if number in numbers(scaled[0]) else number
-    if comma := _COMMA_NUMBER.findall(sentences[-1]):
-        return comma[-1] if number in numbers(comma[-1]) else number
-    written = last_number(text) or ""
-    return written if number in numbers(written) else number
-
-
 # ---------------------------------------------------------------- equality without mathematics
 
 
@@ -125,9 +84,9 @@ _VALUE = re.compile(
     rf"(?<![\w.^])(?P<sign>[-+]?)(?P<currency>[$€£¥₹]?)(?P<inner>-?)"
     rf"(?:(?P<top>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,3}}))?(?:\s?/\s?(?P<bottom>{_DECIMAL}))?"
     r"|\\frac\{?(?P<num>-?\d+)\}?\{?(?P<den>\d+)\}?)(?!\d)"
-    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥])?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
+    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥¢])?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
 )
-_WORD = re.compile(r"[aghlmsf]|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|m/s|(?:k|c|m)?m\^[23]")
+_WORD = re.compile(r"[acfghjklmnsvwω]|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|m/s(?:\^2)?|(?:k|c|m)?m\^[23]")
 _CHANGES_VALUE = frozenset(
     """hundred thousand million billion trillion dozen half halves third thirds quarter quarters
     fifths tenths hundredths thousandths tens twice double triple square factorial log ln sin cos tan binary
@@ -146,7 +105,7 @@ _AND_MORE = re.compile(r"(?<=\d)\s+and\b|\band\s+(?=\d)")
 _MATHS = re.compile(r"[\\^_{}=<>√π∞()\[\]|*/+]")
 _SUM = re.compile(r"[\d\s.,+*×x/÷-]+")
 _SEVERAL = re.compile(r"\bor\b|\band\b|;|,\s")
-_BETWEEN_NUMBERS = re.compile(r"(?<=[\d}%]),(?!\d{3}(?!\d))\s?(?=[-+.\d\\])")
+_BETWEEN_NUMBERS = re.compile(r"(?<=[\d}%]),(?!\d{3}(?!\d))\s?(?=[-+.\d\\])|(?<=[\d}%])\s+and\s+(?=[-+.\d\\])")
 _READ_PAST = tuple(
     re.compile(mark)
     for mark in (
@@ -176,6 +135,10 @@ _REWRITES = tuple(
         (r"\\(?=[$%])", ""),
         (r"\\[dt]frac", r"\\frac"),
         (r"−", "-"),
+        (r"²", "^2"),
+        (r"³", "^3"),
+        (r"^(?:about|approximately|approx\.?|roughly|around|nearly|exactly|≈|~|\\approx)\s?(?=[-$£€₹\d])", ""),
+        (r"^(?:Rs\.?|INR|USD|EUR)\s?(?=\d)|^\([A-E]\)\s+(?=[-$\d])", ""),
         (r"^(?:–|minus\b|negative\b)\s?(?=[$£€]?\d)", "-"),
         (r"^-\s+(?=\d)", "-"),
         (r"(?:US\s?|^)(?=\$\s?\d)", ""),
@@ -197,14 +160,16 @@ def unwrapped(answer: str) -> str:
 
 def plain(answer: str) -> str:
     """The answer without delimiters, spacing commands, text wrappers and closing dots, its number in digits."""
-    return ordinary(_without_markup(answer))
+    return ordinary(without_markup(answer))
 
 
-def _without_markup(text: str) -> str:
-    text = " ".join(unwrapped(text).split())
+def without_markup(text: str, *, whole: bool = True) -> str:
+    """A text without LaTeX wrappers, spacing and variants of signs; a `whole` answer without what stands around it."""
+    text = " ".join((unwrapped(text) if whole else text).split())
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
-    return " ".join(text.split()).rstrip(" .,;:!?。")
+    text = " ".join(text.split())
+    return text.rstrip(" .,;:!?。") if whole else text
 
 
 def normalise(answer: str) -> str:
@@ -252,7 +217,7 @@ def last_number(text: str) -> str | None:
     if not last:
         return None
     end = re.search(r"\d\D{0,12}", text[::-1])  # the last digit
-    near = _without_markup(text[max(0, len(text) - (end.start() + 80)) :]).lower() if end else ""
+    near = without_markup(text[max(0, len(text) - (end.start() + 80)) :]).lower() if end else ""
     written = [match for match in _VALUE.finditer(near) if not near[match.end() : match.end() + 1].isalnum()]
     if not written or numbers(written[-1][0])[-1:] != last:
         return last[0]

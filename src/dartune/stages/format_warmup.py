@@ -2,8 +2,9 @@
 
 Reinforcement learning needs some rewrites that are paid. The start is fine-tuned on pairs of its own prompt and a
 solution that passed: the target's own right solutions, and those of its own rewrites that do pass. Where these are
-few, the demonstrations join them, in equal parts: they teach to take numbers over. Where there are none, the mapper
-starts as a copier. Copies pass the gates and gain nothing, and RL moves it from there.
+none, it is fine-tuned on the demonstrations themselves: it then starts as a copier whose rewrites pass the gates and
+gain nothing, and RL moves it from there. Beside examples that passed, demonstrations do harm: they are easier, and
+even in equal parts the mapper copies nearly always (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from dartune.run import Cost, atomic_write_json
 from dartune.train.mapper import mapper_prompt
 from dartune.train.sft import fine_tune
 
-FEW_EXAMPLES = 32
-"""Fewer are learnt by heart, and the mapper passes the gates no more often than before."""
 TRIED_ROWS, OWN_ROWS = 64, 512
 """Demonstrations that the start is tried on, with a group of rewrites each; demonstrations whose right own solutions
 are taken, which cost nothing more."""
@@ -51,10 +50,7 @@ def examples(
         (prompt, one.text) for prompt, group in zip(prompts, scored, strict=True) for one in group if one.accepted
     ]
     found = list(dict.fromkeys([*own, *passed]))
-    few = len(found) < FEW_EXAMPLES
-    copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if few else []
-    if found and copies:
-        found *= -(-len(copies) // len(found))
+    copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if not found else []
     tried = len(rows) * config.group_size
     return [*found, *copies], {"own": len(own), "passed": len(passed), "tried": tried, "demonstrations": len(copies)}
 
@@ -66,10 +62,7 @@ def described(kinds: Mapping[str, int]) -> str:
     )
     if not kinds["demonstrations"]:
         return f"the mapper starts from a warm-up on {accepted}"
-    copies = f"{kinds['demonstrations']} demonstrations"
-    if not kinds["own"] + kinds["passed"]:
-        return f"the mapper starts as a copier, from a warm-up on {copies} ({accepted})"
-    return f"the mapper starts as a copier in part, from a warm-up on {copies}, {accepted}"
+    return f"the mapper starts as a copier, from a warm-up on {kinds['demonstrations']} demonstrations ({accepted})"
 
 
 def warm_up(
