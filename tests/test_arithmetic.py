@@ -85,6 +85,38 @@ def test_true_or_not_judged(text):
     assert not false_sums(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "false"),
+    [
+        ("12 beads + 15 beads = 28 beads.", "12+15=28"),
+        ("So 27 beads - 8 beads = 21 beads, so 19 remain", "27-8=21"),
+        (r"12\text{ beads} + 15\text{ beads} = 28\text{ beads}", "12+15=28"),
+        ("36 pages / 1.5 min = 25 pages", "36/1.5=25"),
+    ],
+)
+def test_sums_of_things_are_judged(text, false):
+    assert false_sums(text) == {false}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "12 beads + 15 beads = 27 beads",
+        "2 hours + 30 minutes = 150 minutes",
+        "30 min + 30 min = 1 hour",
+        "25 cents * 4 = 1 dollar",
+        "2 dozen + 3 = 27",
+        "2 weeks * 7 days = 14 days",
+        "3 * 4 apples + 2 apples = 14 apples",
+        "8 people x 1 1/2 = 12 rolls",
+        "at 7:50 + 30 minutes = 8:20",
+        "20 minutes / 240 minutes = 8.333...%",
+    ],
+)
+def test_units_that_are_multiples_of_others_are_not_judged(text):
+    assert not false_sums(text)
+
+
 @pytest.mark.parametrize("text", ["72 × 3 ≈ 320", r"\frac{100}{7} \approx 20"])
 def test_an_estimate_may_be_a_tenth_off_and_no_more(text):
     assert len(false_sums(text)) == 1

@@ -182,6 +182,19 @@ def test_options_without_a_solution_are_no_solution(tmp_path):
     assert "No column looks like a worked solution" in message and "'subject'" in message
 
 
+def test_other_solutions_do_not_belong_to_the_question(tmp_path):
+    texts = {f"r1_solution_{i}": f"Way {i}: we add two and three and get five apples" for i in (1, 2, 3)}
+    rows = [{"question": f"How many apples has Ann got on day {n}?", "final_answer": "5", **texts} for n in range(3)]
+    advice = str(refused(tmp_path, [row | {key: f"{row[key]} {n}" for key in texts} for n, row in enumerate(rows)]))
+    assert "{question: question, solution: r1_solution_1, answer: final_answer}" in advice
+    assert "r1_solution_2" in advice.partition("Not used")[2]
+
+
+@pytest.mark.parametrize("missing", ["nan", "N/A", "#N/A", "null", " "])
+def test_what_tables_write_for_a_missing_answer_is_none(missing, tmp_path):
+    assert one(tmp_path, {**QS, "answer": missing}).answer is None
+
+
 def test_every_text_that_reads_like_prose_is_in_the_proposed_map(tmp_path):
     row = {"Problem": "What is it {}?", "Setting": "There are {} cards here.", "Rationale": "It is {} as I count them."}
     row |= {"Response": "So {} it is.", "level": "easy"}

@@ -35,6 +35,10 @@ def problem(folder, *messages, **settings):
     return said
 
 
+def test_an_empty_system_message_is_none(tmp_path):
+    assert "system" not in one(tmp_path, [{"role": "system", "content": ""}, USER, ASSISTANT]).meta
+
+
 FORMS = {
     "text parts": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in (USER, ASSISTANT)],
     "responses parts": [

@@ -111,6 +111,14 @@ def test_one_object_alone_is_one_row(tmp_path):
             assert load_demonstrations(tmp_path / "d.json") == [Demonstration(**ROWS[0])]
 
 
+def test_what_spreadsheets_leave_behind_is_left_out(tmp_path):
+    (tmp_path / "d.csv").write_text("question,solution,,\nHow many?,It is 4.,,\n,,,\n,,,\nWhy?,So.,note,\n")
+    read = read_demonstrations(tmp_path / "d.csv")
+    assert [row.question for row in read.rows] == ["How many?", "Why?"]
+    assert any("2 blank rows are left out" in note for note in read.notes)
+    assert any("'(column 3)' (1 row)" in note for note in read.notes)
+
+
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.tsv"])
 @pytest.mark.parametrize(
     ("encoding", "said"),
