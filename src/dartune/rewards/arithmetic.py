@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
-from dartune.rewards.text import REMEMBERED
+from dartune.rewards.text import REMEMBERED, in_digits
 
 _NOTE = re.compile(r"<<[^<>]*>>")
 _LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[-*•#–]+[ \t]+)?(?:(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+)?")
@@ -84,7 +84,19 @@ _WITH_UNITS = re.compile(
     r"(?<![\d.])(\d++(?:\.\d++)?+(?: ?[a-z]{2,14})?(?: ?[-+*/] ?\d++(?:\.\d++)?+(?: ?[a-z]{2,14})?)+) ?([=≈]) ?"
     r"(\d++(?:\.\d++)?+(?: ?[a-z]{2,14})?)(?![\w%/*+^]|[.,]\d|\.\.| ?[-+*/^=%(])"
 )
-_BEFORE_UNITS = re.compile(r"[\w.,:)%^/*+=(<>-]\Z|[-+*/^=(<>\d] *\Z")
+_BEFORE_UNITS = re.compile(r"[\w.,:)%^/*+=(<>-]\Z|[-+*/^(<>\d] *\Z|[\d)] *= *\Z")
+OPERATIONS_IN_WORDS = {"divided by": "/", "times": "*", "multiplied by": "*", "plus": "+", "minus": "-"}
+PARTS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "tenth": 10}
+_NUMBER = r"\d++(?:\.\d++)?+"
+_IN_WORDS = re.compile(
+    rf"(?<![\d.])(?:(?P<left>{_NUMBER}) (?P<word>{'|'.join(OPERATIONS_IN_WORDS)}) (?P<right>{_NUMBER})"
+    rf"|(?:a |one )?\b(?P<part>{'|'.join(PARTS)}) of (?P<whole>{_NUMBER})"
+    rf"|\((?P<percent>{_NUMBER})/100\) \* (?P<base>{_NUMBER}))"  # what `_SIGNS` makes of 20% of 250
+    rf" (?:is|equals|gives|makes) (?P<result>{_NUMBER})"
+    r"(?![\w%/*+^]|[.,:]\d| ?[-+*/^=%(]| (?:more|less|times|percent|of|and|remainder|with|or|\d))",
+    re.IGNORECASE,
+)
+_GOES_BEFORE = re.compile(rf"\b(?:{'|'.join(OPERATIONS_IN_WORDS)}|of|by|and)\s*\Z", re.IGNORECASE)
 _UNIT = re.compile(r"(?<=\d) ?([a-z]{2,14})")
 MEASURES = frozenset(
     """kg gram mg pound lb oz ounce ton km meter metre cm centimeter mm mile foot feet ft inch inche yard hour hr minute
@@ -119,7 +131,24 @@ def false_sums(text: str) -> frozenset[str]:
             if left and right and _judged(left, right) and not _known_to_hold(left, right, sides[i] != "="):
                 found.add(re.sub(r"\s", "", f"{left}{sides[i]}{right}"))
         found.update(_false_with_units(line))
+        found.update(_false_in_words(line))
     return frozenset(found)
+
+
+def _false_in_words(line: str) -> Iterator[str]:
+    """Wrong calculations in words: `36 divided by 1.5 is 20`, `20% of 250 is 60`, `half of 300 is 160`."""
+    for match in _IN_WORDS.finditer(in_digits(line)):
+        before = match.string[: match.start()]
+        if _BEFORE_UNITS.search(before) or _GOES_BEFORE.search(before):
+            continue
+        if match["part"]:
+            calculation = f"(1/{PARTS[match['part'].lower()]})*{match['whole']}"
+        elif match["percent"]:
+            calculation = f"({match['percent']}/100)*{match['base']}"
+        else:
+            calculation = f"{match['left']}{OPERATIONS_IN_WORDS[match['word'].lower()]}{match['right']}"
+        if not _known_to_hold(calculation, match["result"], roughly=False):
+            yield f"{calculation}={match['result']}"
 
 
 def _false_with_units(line: str) -> Iterator[str]:
@@ -129,7 +158,8 @@ def _false_with_units(line: str) -> Iterator[str]:
     """
     for match in _WITH_UNITS.finditer(line):
         left, sign, right = match.groups()
-        if _BEFORE_UNITS.search(line[: match.start()]) or _CONTINUES.search(line[: match.start()]):
+        before = line[: match.start()]
+        if _BEFORE_UNITS.search(before) or _CONTINUES.search(before) or _GOES_BEFORE.search(before):
             continue
         if not _UNIT.search(left) or re.search(r"/[^=]*/", left):  # without units on the left it is judged above
             continue

@@ -58,6 +58,10 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 """What stands in front of numbers that a sentence mentions aside: `9 apples after 2 days`."""
+_HAPPENS_AT = re.compile(
+    r"\b(?:ends?|starts?|begins?|arrives?|leaves?|finish(?:es)?|opens?|closes?|is|was|be) (?:at|by|until)\s*\Z",
+    re.IGNORECASE,
+)
 _NOT_ASIDE = (
     "total sum product average cost price profit balance value amount comes amounts equal up down rounds simplifies "
     "reduces"
@@ -124,7 +128,7 @@ def _told(sentence: str) -> str:
 def _aside(sentence: str, value: re.Match[str]) -> int:
     """How much a number is mentioned aside: 0 not, 1 perhaps, 2 surely."""
     before = sentence[max(0, value.start() - NEAR) : value.start()]
-    if value["time"]:
+    if value["time"] and _HAPPENS_AT.search(before):
         return 0
     return 2 if _ASIDE.search(before) else 1 if _PERHAPS_ASIDE.search(before) else 0
 

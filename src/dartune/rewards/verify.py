@@ -119,6 +119,7 @@ _READ_PAST = tuple(
 """What math-verify sees past: to it `48 \\to 47` is 47."""
 _EITHER = re.compile(r"\\(?:vee|lor|wedge|land|cup|mid)(?![a-z])|∨|\bor\b|(?<=\d)\s?\|\s?(?=\d)")
 _MANY = re.compile(rf"{_SEVERAL.pattern}|{_EITHER.pattern}|,|[<>≤≥]|\\(?:pm|mp|[lg]eq?)(?![a-z])")
+_DOZENS = re.compile(r"(\d{1,9}) dozens?\b")
 _FACTORIAL = re.compile(r"\d\s?![\s$})]*\Z")
 _SIDE = re.compile(r"-?\d{1,30}")
 _WRAPPED = re.compile(
@@ -238,6 +239,9 @@ def same_plain(predicted: str, gold: str) -> bool | None:
         return bool(left)
     if not left or not right or _unbalanced(predicted):
         return False
+    dozens = _DOZENS.match(predicted.lower())
+    if dozens and "dozen" not in gold:  # of eggs, or of dozens
+        return any(same_plain(str(value), gold) for value in (int(dozens[1]), 12 * int(dozens[1])))
     a, b = parse_number(predicted), parse_number(gold)
     if a and b:
         named = not a.named or not b.named or not a.named.isdisjoint(b.named)
