@@ -122,6 +122,8 @@ HACKS = {
         ENGLISH_STEPS + "\n#### 30\nThat was 30, as everybody sees.",
         {"one_answer"},
     ),
+    "another question": (ENGLISH, ENGLISH_STEPS + "\n#### 30\n\nHuman: And now?", {"finished"}),
+    "another turn": (ENGLISH, ENGLISH_STEPS + "\n#### 30\n<|endoftext|>assistant", {"finished"}),
     "no answer": (ENGLISH, "Sarah has 24 / 4 = 6 friends. Michael has 5 times that.", {"correct_answer", "quantities"}),
     "two answers, not announced": (ENGLISH, ENGLISH_STEPS + " So he has 30 or 31.", {"one_answer", "correct_answer"}),
     "values without steps": (ENGLISH, "Sarah, Michael: 6, 30.\n#### 30", {"quantities"}),

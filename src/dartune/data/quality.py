@@ -196,10 +196,9 @@ def check_report(
         for kind in kinds:
             if trained or kind not in OF_SOLUTIONS:
                 found.add(kind, where)
-    for row in wrong:
-        found.add("contradicted", label(row))
-    for row in silent if trained else ():
-        found.add("silent", label(row))
+    for kind, rows in (("contradicted", wrong), ("silent", silent if trained else ())):
+        for row in rows:
+            found.add(kind, label(row))
     several = repeats.tell(demonstrations, found)
     return QualityReport(
         rows=len(demonstrations),

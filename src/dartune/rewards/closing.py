@@ -1,4 +1,4 @@
-"""The answer of a text that announces none: the number that its last sentence with numbers is about."""
+"""Where a solution ends, and what its answer is if it announces none: what its last sentence with numbers is about."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import re
 
 from dartune.rewards.languages import CJK
 from dartune.rewards.spelling import SCALES, VULGAR, vulgar_fraction
-from dartune.rewards.text import in_digits
+from dartune.rewards.text import aloud, in_digits
 from dartune.rewards.verify import without_markup
 
+_NEXT_QUESTION = re.compile(
+    r"\n[#* \t]{0,9}(?:question|problem|exercise|instruction|q|human|user|assistant)\s?\d{0,3}\s?[*_]{0,2}[:.)]"
+    r"|<\|[a-z_]{2,20}\|>",
+    re.IGNORECASE,
+)
 NEAR = 48
 """Characters in front of a number that are looked at."""
 _CLOSING_REMARK = re.compile(r"\s?\([^()]{0,300}\)[\s.]{0,9}\Z")
@@ -70,6 +75,13 @@ _PERHAPS_ASIDE = re.compile(
     "".join(f"(?<!{word} )" for word in _NOT_ASIDE.split()) + r"\b(?:of|for|from|to|by|at|with)" + _BETWEEN,
     re.IGNORECASE,
 )
+
+
+def solution_part(text: str) -> str:
+    """What a text says after its thinking, up to where it goes on with another question, as base models do."""
+    text = aloud(text)
+    other = _NEXT_QUESTION.search(text)
+    return text[: other.start()] if other and text[: other.start()].strip() else text
 
 
 def closing_number(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from dartune.rewards.answers import answer_pairs, correct_answer, one_answer
 from dartune.rewards.arithmetic import false_sums
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.closing import solution_part
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.languages import CAPITALISED_NOUNS, gold_with_points, language_of, reader
 from dartune.rewards.leaks import leaks
@@ -47,11 +48,16 @@ def finished(item: GateInput, thresholds: GateThresholds) -> bool:
     """The rewrite says something and ends by itself; it thinks in a block of its own just where the source does.
 
     Stops: text cut at the token limit (its likely first part would score well), and empty text, which
-    is short and therefore likely; thinking that never ends, or that is left out. Costs nothing. False
-    positives: none; raise `max_new_tokens` where honest rewrites are cut.
+    is short and therefore likely; thinking that never ends, or that is left out; text that goes on with another
+    question or turn. Costs nothing. False positives: none; raise `max_new_tokens` where honest rewrites are cut.
     """
     said = bool(aloud(item.rewrite).strip()) and thoughts(item.rewrite) == thoughts(item.solution)
-    return item.finish == "stop" and said
+    goes_on = _goes_on(item.rewrite) and not _goes_on(item.solution)
+    return item.finish == "stop" and said and not goes_on
+
+
+def _goes_on(text: str) -> bool:
+    return solution_part(text) != aloud(text)
 
 
 def quantities(item: GateInput, thresholds: GateThresholds) -> bool:

@@ -10,32 +10,19 @@ from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Sample
 from dartune.rewards.checker import AnswerChecker
+from dartune.rewards.closing import solution_part
 from dartune.rewards.languages import gold_with_points, reader
 from dartune.rewards.tasks import MATH, TASKS, Task
-from dartune.rewards.text import StatedAnswer, aloud
+from dartune.rewards.text import StatedAnswer
 
 CHUNK = 1024
 """Rows whose answers are checked at once."""
-
-
-_NEXT_QUESTION = re.compile(
-    r"\n[#* \t]{0,9}(?:question|problem|exercise|instruction|q|human|user|assistant)\s?\d{0,3}\s?[*_]{0,2}[:.)]"
-    r"|<\|[a-z_]{2,20}\|>",
-    re.IGNORECASE,
-)
 
 
 _CORRECTION = re.compile(r"\b(?:wait|actually|mistake|correction|no,|should (?:be|have been)|is wrong)", re.IGNORECASE)
 
 
 _JOINT = re.compile(r"[\s$*\\)]*(,|\bor\b|\band\b)[\s$*\\(]*", re.IGNORECASE)
-
-
-def solution_part(text: str) -> str:
-    """What a text says after its thinking, up to where it goes on with another question, as base models do."""
-    text = aloud(text)
-    other = _NEXT_QUESTION.search(text)
-    return text[: other.start()] if other and text[: other.start()].strip() else text
 
 
 def stated_answer(text: str, task: Task) -> str:

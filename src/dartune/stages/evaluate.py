@@ -14,7 +14,8 @@ from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
 from dartune.progress import Progress
 from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.solved import solution_part, solved
+from dartune.rewards.closing import solution_part
+from dartune.rewards.solved import solved
 from dartune.rewards.tasks import TASKS
 
 SAMPLING_TEMPERATURE = 1.0
