@@ -174,8 +174,7 @@ def check_report(
     closes = renderer is not None and "</think>" in renderer.tokenizer.decode(renderer.prompt_ids("question"))
     # Of every row a few numbers are kept: lengths in tokens, and hashes of 64 bits to see what repeats.
     lengths, trained_lengths, repeats = array("q"), array("q"), _Repeats()
-    found, characters = Tally(), Counter()
-    unknown = 0
+    found, characters, unknown = Tally(), Counter(), 0
     for row in demonstrations:
         repeats.add(row)
         where = label(row)
