@@ -139,7 +139,7 @@ def test_an_answer_is_found_announced_or_not(family, text, answer):
     ("family", "row", "words"),
     [
         ("choice", Demonstration("1", "q", "s", "Paris"), "no option's label"),
-        ("numeric", Demonstration("1", "q", "s", "about five"), "not one number"),
+        ("numeric", Demonstration("1", "q", "s", "five or six"), "not one number"),
         ("code", Demonstration("1", "q", "no program here", TESTS), "holds no program"),
         ("code", Demonstration("1", "q", PROGRAM, "square(3) should be 9"), "is no Python"),
         ("code", Demonstration("1", "q", PROGRAM, "print(square(3))"), "no assert"),

@@ -14,6 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from dartune.rewards.closing import closing_number
+from dartune.rewards.spelling import ordinary
 from dartune.rewards.text import StatedAnswer, numbers, numbers_at, stated_answers
 from dartune.rewards.unit_tests import parsed_tests
 from dartune.rewards.verify import (
@@ -22,9 +23,9 @@ from dartune.rewards.verify import (
     Number,
     normalise,
     parse_number,
-    plain,
     resolve_answer,
     same_plain,
+    without_markup,
 )
 
 
@@ -124,8 +125,11 @@ def _measured(answer: str) -> Number | None:
 
 def _with_exponent(answer: str) -> str:
     """The answer without LaTeX, `3.0 \\times 10^8` as `3.0e8`."""
-    text = plain(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
-    return _TIMES_TEN.sub(lambda power: f"{'1' if power[0].startswith('10') else ''}e{power[1]}", text)
+    if len(answer) > MAX_ANSWER_CHARS:
+        return answer
+    # The digits as they are written say how exact the gold answer is, so the exponent stays.
+    text = without_markup(answer)
+    return ordinary(_TIMES_TEN.sub(lambda power: f"{'1' if power[0].startswith('10') else ''}e{power[1]}", text))
 
 
 def _half_unit(gold: str, value: Fraction) -> Fraction:
