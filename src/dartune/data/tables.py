@@ -20,7 +20,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 def csv_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
     """Rows of a `.csv` or `.tsv` file; its header says what stands between fields.
 
-    Blank rows and blank columns without a name, which spreadsheets leave behind, are left out; the rows are told.
+    Spreadsheets often add blank rows and unnamed blank columns. Both are skipped; a note gives the number of rows.
     """
     csv.field_size_limit(LONGEST_FIELD)
     with io.TextIOWrapper(opened(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

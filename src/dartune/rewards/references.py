@@ -17,7 +17,7 @@ from dartune.rewards.tasks import TASKS
 def response_stats(
     target: Engine, score: AlignmentScore, pairs: Sequence[tuple[TokenIds, TokenIds]]
 ) -> list[TokenStats]:
-    """What a score needs of each (prompt, response): log-probabilities, and more only where it says so."""
+    """Token statistics of each (prompt, response): log-probabilities; entropies and ranks if the score uses them."""
     if getattr(score, "needs_distribution", False):
         return target.token_stats(pairs)
     return [TokenStats(tuple(row)) for row in target.score(pairs)]

@@ -45,12 +45,6 @@ def answer_span(text: str) -> tuple[int, int] | None:
     return (stated[-1].start, stated[-1].end) if stated else None
 
 
-def strip_answer(text: str) -> tuple[str, tuple[int, int] | None]:
-    """The text up to its last final answer (with the words that announce it), and that answer's span."""
-    span = answer_span(text)
-    return (text[: span[0]], span) if span else (text, None)
-
-
 def resolve_answer(demonstration: HasAnswer) -> str | None:
     """The gold answer: the explicit one, else the last final answer of the solution, else None."""
     explicit = (demonstration.answer or "").strip()
