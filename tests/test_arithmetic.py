@@ -97,6 +97,9 @@ def test_true_or_not_judged(text):
         ("Four plus seven equals twelve.", "4+7=12"),
         ("20% of 250 is 60.", "(20/100)*250=60"),
         ("Half of 300 is 160.", "(1/2)*300=160"),
+        ("2 1/2 + 1 1/4 = 4", "(2+1/2)+(1+1/4)=4"),
+        ("10 - ¾ = 9 1/2", "10-3/4=(9+1/2)"),
+        ("3 × 1½ = 5", "3*(1+1/2)=5"),
     ],
 )
 def test_sums_of_things_and_in_words_are_judged(text, false):
@@ -115,6 +118,8 @@ def test_sums_of_things_and_in_words_are_judged(text, false):
         "3 * 4 apples + 2 apples = 14 apples",
         "8 people x 1 1/2 = 12 rolls",
         "at 7:50 + 30 minutes = 8:20",
+        "2 1/2 + 1 1/4 = 3 3/4, and 3 × 1½ = 4.5",
+        "- 5 1/2 = 4.5",
         "20 minutes / 240 minutes = 8.333...%",
         "1/4 cup + 1 and 1/4 cup = 1.5 cups",
         "36 divided by 1.5 is 24, and a third of 10 is 3.33",

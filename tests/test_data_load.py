@@ -100,6 +100,13 @@ def test_every_layout_is_recognised(row, write, tmp_path):
     assert (found.question, found.solution, found.answer, found.meta) == ("q", "s", None, {})
 
 
+def test_a_mapped_column_may_hold_messages(tmp_path):
+    row = {"prompt": TURN[:1], "steps": "s", "reward_model": {"ground_truth": "4"}}
+    columns = {"question": "prompt", "solution": "steps", "answer": "reward_model.ground_truth"}
+    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]), columns=columns)
+    assert (found.question, found.solution, found.answer) == ("q", "s", "4")
+
+
 def test_a_system_message_is_kept_in_meta(tmp_path):
     row = {"messages": [{"role": "system", "content": "Be brief."}, *TURN]}
     (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]))

@@ -127,6 +127,11 @@ HACKS = {
     "no answer": (ENGLISH, "Sarah has 24 / 4 = 6 friends. Michael has 5 times that.", {"correct_answer", "quantities"}),
     "two answers, not announced": (ENGLISH, ENGLISH_STEPS + " So he has 30 or 31.", {"one_answer", "correct_answer"}),
     "values without steps": (ENGLISH, "Sarah, Michael: 6, 30.\n#### 30", {"quantities"}),
+    "values in sentences without steps": (
+        ENGLISH,
+        "First we get 6, and after that Sarah and Michael get 30.\n#### 30",
+        {"quantities"},
+    ),
     "equations that say nothing": (ENGLISH, "Sarah: 6 = 6, Michael: 30 = 30.\n#### 30", {"quantities"}),
     "said twice": (ENGLISH, f"{ENGLISH_STEPS} {ENGLISH_STEPS}\n#### 30", {"no_loop"}),
     "the answer first": (ENGLISH, f"Michael has thirty friends. {ENGLISH_STEPS}\n#### 30", {"one_answer"}),

@@ -108,7 +108,7 @@ def _texts(row: Mapping[str, Any], shape: Shape, meta: dict[str, Any]) -> tuple[
         [(column, value)] = values.items()
         messages = messages_of(value)
         return ({}, [f"{column}: {EXPECTED}"]) if messages is None else _conversation(messages, column, meta, shape)
-    if shape.layout == "prompt/completion" and any(messages_of(value) for value in values.values()):
+    if len(values) == 2 and shape.layout in LAYOUTS and any(messages_of(value) for value in values.values()):
         messages = []
         for value, role in zip(values.values(), ("user", "assistant"), strict=True):
             messages += messages_of(value) or [{"role": role, "content": value}]

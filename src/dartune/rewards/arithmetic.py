@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
+from dartune.rewards.spelling import VULGAR, vulgar_fraction
 from dartune.rewards.text import REMEMBERED, in_digits
+from dartune.rewards.units import MEASURES
 
 _NOTE = re.compile(r"<<[^<>]*>>")
 _LIST_MARK = re.compile(r"(?im)^[ \t]*(?:[-*•#–]+[ \t]+)?(?:(?:step[ \t]*\d{1,2}|\d{1,2}(?=[.)]))[.):][ \t]+)?")
@@ -60,6 +62,8 @@ _SIGNS = _rules(
 )
 _PREFIX = re.compile(r"(?m)^[ \t]*([-+*/×÷])[ \t]+(-?\d[\d.,]*)[ \t]+(-?\d[\d.,]*)(?=[ \t]*=)")
 """`* 56 9 = 504`, a calculation in prefix notation."""
+_MIXED = re.compile(r"(?<![\w.,/)^])(\d{1,9}) (\d{1,4})/(\d{1,4})(?![\w/(]|[.,]\d)")
+_OPERATOR_AT_START = re.compile(r"(?:^|\n)[ \t]*[-+*/×÷][ \t]+\Z")
 _LINES = _rules(
     # A calculation goes on in a line that opens with an equals sign, and in one that holds nothing but a result.
     (r"\n[ \t]{0,40}(?:\n[ \t]{0,40}){0,2}(?==(?!=))", " "),
@@ -98,11 +102,6 @@ _IN_WORDS = re.compile(
 )
 _GOES_BEFORE = re.compile(rf"\b(?:{'|'.join(OPERATIONS_IN_WORDS)}|of|by|and)\s*\Z", re.IGNORECASE)
 _UNIT = re.compile(r"(?<=\d) ?([a-z]{2,14})")
-MEASURES = frozenset(
-    """kg gram mg pound lb oz ounce ton km meter metre cm centimeter mm mile foot feet ft inch inche yard hour hr minute
-    min second sec day week month year cent dollar liter litre ml gallon quart pint dozen pair percent""".split()
-)
-"""Units that are multiples of others, or of a number."""
 NOT_UNITS = frozenset(
     "dozen hundred thousand million billion half halve third quarter of time plus minu percent".split()
 )
@@ -173,8 +172,17 @@ def _false_with_units(line: str) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     text = _PREFIX.sub(r"\2 \1 \3", _NOTE.sub("", text))
+    text = _MIXED.sub(_improper, VULGAR.sub(lambda sign: f" {vulgar_fraction(sign[0])}", text))
     text = _LIST_MARK.sub("", _rewritten(text, _LAYOUT))
     return _rewritten(text, _LATEX + _LATEX + _SIGNS + _LINES)  # twice: fractions and boxes stand in each other
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    """A mixed number as a sum, `2 1/2` as `(2+1/2)`; prefix notation (`- 5 1/2`) stays."""
+    proper = int(mixed[2]) < int(mixed[3])
+    if not proper or _OPERATOR_AT_START.search(mixed.string[max(0, mixed.start() - 40) : mixed.start()]):
+        return mixed[0]
+    return f"({mixed[1]}+{mixed[2]}/{mixed[3]})"
 
 
 def _rewritten(text: str, rules: Rules) -> str:

@@ -28,15 +28,20 @@ CALCULATION = re.compile(r"[=+*/×÷·]|\d\s?[-−–]\s?\d|\\(?:[dt]?frac|times
 FEW_RESULTS = 0.8
 """Where a source has one result at most, every number is asked for, and this share of them will do."""
 _SIGN = re.compile(r"[=≈+*×÷·]|\d\s?[-−–]\s?[\d(]|\d\s+/\s+\d|\\(?:times|cdot|div|approx|binom)(?![a-z])")
-_ARITHMETIC = re.compile(
+_OPERATES = re.compile(
     r"\b(?:hal(?:f|ves?|ved)|thirds?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twice|doubles?|doubled|"
     r"triples?|tripled|times|each|every|per|by|more|less|fewer|left|leav\w+|remain\w*|totals?|together|altogether|sum|"
-    r"add\w*|plus|minus|subtract\w*|takes?|taking|took|multipl\w+|divid\w+|split\w*|shar\w+|mak(?:es?|ing)|giv(?:es?|ing)|"
-    r"gets?|comes? to|equals?|difference|increas\w+|decreas\w+|sav(?:es?|ed|ing)|sp(?:ends?|ent)|costs?|needs?|brings?|"
-    r"older|younger|longer|shorter|ways?|choices|because|since|so|therefore|hence|thus|means|would be|amounts?)\b"
+    r"add\w*|plus|minus|subtract\w*|takes?|taking|took|multipl\w+|divid\w+|split\w*|shar\w+|difference|increas\w+|"
+    r"decreas\w+|sav(?:es?|ed|ing)|sp(?:ends?|ent)|costs?|older|younger|longer|shorter|ways?|choices)\b"
     r"|(?:%|percent|th|ths) of\b",
     re.IGNORECASE,
 )
+_RESULTS_IN = re.compile(
+    r"\b(?:mak(?:es?|ing)|giv(?:es?|ing)|gets?|comes? to|equals?|needs?|brings?|because|since|so|therefore|hence|thus|"
+    r"means|would be|amounts?)\b",
+    re.IGNORECASE,
+)
+"""Words that state a result; a step has more numbers than these: `48 and 24 makes 72`, not `then we get 72`."""
 _TELLS = re.compile(
     r"\b(?:is|are|was|were|be|has|have|had|which|that|this|these|she|he|it|they|we|i|you|makes?|gives?|leaves?|gets?|costs?|"
     r"pays?|needs?|takes?|saves?|means|so)\b",
@@ -163,8 +168,9 @@ def _tells_a_step(sentence: str, english: bool) -> bool:
     """Whether a sentence tells a step in words; where the words are not English, whether it has words enough."""
     if english:
         told = [word for word in words(sentence) if word.isalpha() and len(word) > 1]
-        verbs = _ARITHMETIC.search(sentence) and _TELLS.search(sentence)
-        return bool(verbs) and len(told) >= max(2, len(numbers(sentence)))
+        count = len(numbers(sentence))
+        calculates = _OPERATES.search(sentence) or 0 < len(_RESULTS_IN.findall(sentence)) < count
+        return bool(calculates and _TELLS.search(sentence)) and len(told) >= max(2, count)
     characters = len(_WITHOUT_SPACES.findall(sentence))
     told = [word for word in _LETTERS.findall(_WITHOUT_SPACES.sub(" ", sentence)) if len(word) > 1]
     return len(told) + characters / 2 > max(2, len(numbers(sentence)))

@@ -11,6 +11,8 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
+from dartune.rewards.units import in_one_unit
+
 UNITS = {
     word: value
     for value, word in enumerate(
@@ -46,7 +48,6 @@ _CENTS = re.compile(r"(?<![\w.,])\$?(\d+)(?:\sdollars?)?(?:\sand)?\s(\d\d?)\scen
 _SCIENTIFIC = re.compile(
     r"(?<![\w.])(\d{1,20}(?:\.\d{1,20})?)\s?(?:\\times|\\cdot|[×x*·])\s?10\s?\^\s?\{?\s?([-+]?\d{1,2})\s?\}?"
 )
-_DURATION = re.compile(r"\b(\d+)\s?h(?:ours?|rs?)?\s(?:and\s)?(\d+)\s?min(?:ute)?s?\b", re.IGNORECASE)
 _MINUS = re.compile(r"^(?:minus|negative)\s(?=\d)", re.IGNORECASE)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: ord("."), 0x3000: ord(" ")}
 VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
@@ -61,6 +62,8 @@ _HEDGE = r"(?!\s*(?:or|wait|not|no|maybe|perhaps|correct\w*)\b)"
 _IN_WORDS = re.compile(rf"\s?\({_HEDGE}[^()\d=+*/\\]{{2,}}\)$")
 _REMARK = re.compile(rf"(?<=\d)(\s+[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)\s+\({_HEDGE}[^()]*\)$")
 _CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IGNORECASE)
+_TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([ap])m)?")
+_NAMED_TIMES = {"noon": (0, 0, "p"), "midnight": (0, 0, "a")}
 _COUNTER = re.compile(r"(?<=\d)\s?(?!.*[十百千万萬億亿兆半以未])[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
 _SUBJECT = re.compile(r"^[\u4e00-\u9fff]{1,16}(?<![不非约近超过少多大小于半第])\s?(?=-?\d)")
 """`桃树有380`: what has the number, without words that change it."""
@@ -79,12 +82,33 @@ def ordinary(answer: str) -> str:
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
     text = _IN_PARTS.sub(_in_parts, _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text)))
     text = _SCIENTIFIC.sub(lambda number: format(Decimal(number[1]).scaleb(int(number[2])), "f"), text)
-    text = _DURATION.sub(lambda time: f"{60 * int(time[1]) + int(time[2])} minutes", text)
     text = _CENTS.sub(lambda money: f"${money[1]}.{int(money[2]):02d}", text)
+    text = in_one_unit(text)
     if not re.search(r"\d", text):
         text = _NUMBER_WORDS.sub(lambda words: str(value_of(words[0])), text)
     text = _MINUS.sub("-", text)
     return _SUBJECT.sub("", _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text))))
+
+
+def clock_time(answer: str) -> tuple[int, int, str] | None:
+    """Hour, minute and half of the day of an `ordinary` answer that is a time: `3:30 pm`, `15:30`, `noon`.
+
+    The half of the day is `a`, `p` or, where neither the answer nor its hour tells, empty.
+    """
+    if answer in _NAMED_TIMES:
+        return _NAMED_TIMES[answer]
+    match = _TIME.fullmatch(answer)
+    if not match or int(match[1]) > 23 or (match[3] and int(match[1]) > 12):
+        return None
+    hour, half = int(match[1]), match[3] or ""
+    if not half and (hour > 12 or hour == 0):
+        half = "p" if hour > 12 else "a"
+    return hour % 12, int(match[2]), half
+
+
+def same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
+    """Whether two results of `clock_time` agree, on the half of the day where both tell it."""
+    return one[:2] == other[:2] and (one[2] == other[2] or not one[2] or not other[2])
 
 
 def vulgar_fraction(sign: str) -> str:

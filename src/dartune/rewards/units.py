@@ -1,34 +1,50 @@
-"""Units of measurement in one spelling: `60 miles per hour` and `60 mph`, `5 kilograms` and `5 kg`."""
+"""Units of measurement: one spelling (`60 miles per hour` and `60 mph`) and conversion (`3.3 m` is `330 cm`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
-_NAMES = {
-    "kg": "kilogram kilo",
-    "g": "gram",
-    "mg": "milligram",
-    "lb": "pound",
-    "oz": "ounce",
-    "km": "kilometer kilometre",
-    "m": "meter metre",
-    "cm": "centimeter centimetre",
-    "mm": "millimeter millimetre",
-    "mi": "mile",
-    "yd": "yard",
-    "ft": "foot feet",
-    "in": "inch inche",
-    "l": "liter litre",
-    "ml": "milliliter millilitre",
-    "gal": "gallon",
-    "h": "hr hour",
-    "min": "minute",
-    "s": "sec second",
-    "f": "fahrenheit",
-    "c": "celsius",
+_TABLE = {
+    "length": (
+        ("mm", 1, "millimeter millimetre"),
+        ("cm", 10, "centimeter centimetre"),
+        ("m", 1000, "meter metre"),
+        ("km", 1_000_000, "kilometer kilometre"),
+        ("in", Fraction("25.4"), "inch inche"),
+        ("ft", Fraction("304.8"), "foot feet"),
+        ("yd", Fraction("914.4"), "yard"),
+        ("mi", Fraction(1_609_344), "mile"),
+    ),
+    "mass": (
+        ("mg", 1, "milligram"),
+        ("g", 1000, "gram"),
+        ("kg", 1_000_000, "kilogram kilo"),
+        ("oz", Fraction("28349.523125"), "ounce"),
+        ("lb", Fraction("453592.37"), "pound"),
+    ),
+    "volume": (("ml", 1, "milliliter millilitre"), ("l", 1000, "liter litre")),
+    "volume in US units": (("cup", 1, ""), ("pint", 2, "pt"), ("quart", 4, "qt"), ("gal", 16, "gallon")),
+    "time": (
+        ("s", 1, "sec second"),
+        ("min", 60, "minute"),
+        ("h", 3600, "hr hour"),
+        ("day", 86_400, ""),
+        ("week", 604_800, ""),
+    ),
+    "long time": (("month", 1, ""), ("year", 12, "yr")),
+    "money": (("cent", 1, "¢"), ("dollar", 100, "$")),
+    "temperature": (("f", None, "fahrenheit"), ("c", None, "celsius")),
 }
-_SHORT = {name: short for short, names in _NAMES.items() for name in names.split()}
+"""Dimension -> (short name, size in the smallest unit, other names); no size where a factor does not convert."""
+_SHORT = {name: short for units in _TABLE.values() for short, _, names in units for name in names.split()}
+_SIZES = {short: (dimension, Fraction(size)) for dimension, units in _TABLE.items() for short, size, _ in units if size}
+MEASURES = frozenset((*_SHORT, *_SIZES, *"ton dozen pair percent".split())) - {"$", "¢"}
+"""Units that are multiples of others, or of a number."""
+_TWO_MEASURES = re.compile(
+    r"(?<![\w.,$])(\d+(?:\.\d+)?)\s?([a-z]+)(?:,?\sand|,)?\s(\d+(?:\.\d+)?)\s?([a-z]+)\b", re.IGNORECASE
+)
 _PHRASES = tuple(
     (re.compile(rf"\b(?:{pattern})(?![\w^])"), short)
     for pattern, short in (
@@ -56,6 +72,27 @@ def unit_name(words: Sequence[str]) -> str:
 def _short(word: str) -> str:
     parts = [part if len(part) < 3 else part.rstrip("s") for part in word.split("/")]
     return "/".join(_SHORT.get(part, part) for part in parts)
+
+
+def in_smallest_unit(value: Fraction, unit: str) -> tuple[str, Fraction] | None:
+    """A value with a unit of `unit_name` as (dimension, value in its smallest unit); None where it does not convert."""
+    if unit not in _SIZES:
+        return None
+    dimension, size = _SIZES[unit]
+    return dimension, value * size
+
+
+def in_one_unit(text: str) -> str:
+    """The text with a measure in two units in the smaller one: `5 feet 6 inches` -> `66 inches`."""
+
+    def joined(match: re.Match[str]) -> str:
+        large, small = (_SIZES.get(_short(match[group].lower())) for group in (2, 4))
+        if not large or not small or large[0] != small[0] or large[1] <= small[1]:
+            return match[0]
+        value = Fraction(match[1]) * large[1] / small[1] + Fraction(match[3])
+        return f"{value.numerator} {match[4]}" if value.denominator == 1 else match[0]
+
+    return _TWO_MEASURES.sub(joined, _TWO_MEASURES.sub(joined, text))
 
 
 def same_unit(one: str, other: str) -> bool:

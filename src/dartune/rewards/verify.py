@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
-from dartune.rewards.spelling import decimal_point, ordinary
+from dartune.rewards.spelling import clock_time, decimal_point, ordinary, same_time
 from dartune.rewards.text import numbers, stated_answers
-from dartune.rewards.units import same_unit, unit_name
+from dartune.rewards.units import in_smallest_unit, same_unit, unit_name
 
 MAX_ANSWER_CHARS = 256
 """Longer answers are never parsed as mathematics."""
@@ -64,6 +64,7 @@ class Number:
     value: Fraction
     percent: bool
     unit: str
+    currency: str = ""
     named: frozenset[str] = frozenset()
     """Words in front of it that tell it apart: `May` of `May 5`."""
 
@@ -72,13 +73,18 @@ class Number:
         """The unit, a percent sign among them; empty where none is named."""
         return "%" if self.percent else self.unit
 
+    @property
+    def measure(self) -> tuple[str, Fraction] | None:
+        """(dimension, value in its smallest unit), where the unit converts to others: `$1.50` is 150 cents."""
+        return None if self.percent else in_smallest_unit(self.value, self.unit or unit_name([self.currency]))
+
 
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?<=\d)"
 _VALUE = re.compile(
     rf"(?<![\w.^])(?P<sign>[-+]?)(?P<currency>[$€£¥₹]?)(?P<inner>-?)"
     rf"(?:(?P<top>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,3}}))?(?:\s?/\s?(?P<bottom>{_DECIMAL}))?"
     r"|\\frac\{?(?P<num>-?\d+)\}?\{?(?P<den>\d+)\}?)(?!\d)"
-    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?[$€£¥¢])?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
+    r"(?:\s?(?P<percent>%|percent\b))?(?:\s?(?P<behind>[$€£¥¢]))?(?P<glued>[kcm]m\^[23]\b|(?:kg|g|km|m|cm|mm|oz|lbs?|mph|ml|hrs?|min|mins)\b)?"
 )
 _WORD = re.compile(r"[acfghjklmnsvwω]|[^\W\d_]{2,}(?:['’/-][^\W\d_]+)*|m/s(?:\^2)?|(?:k|c|m)?m\^[23]")
 _CHANGES_VALUE = frozenset(
@@ -97,6 +103,7 @@ _SAY_LITTLE = frozenset(
 _AND_MORE = re.compile(r"(?<=\d)\s+and\b|\band\s+(?=\d)")
 """`26 and a half`, `x and 5`; between words, as in `sold 72 clips in April and May`, it changes nothing."""
 _MATHS = re.compile(r"[\\^_{}=<>√π∞()\[\]|*/+]")
+_RATIO = re.compile(r"\d{1,30}\s?(?::|to)\s?\d{1,30}")
 _SUM = re.compile(r"[\d\s.,+*×x/÷-]+")
 _SEVERAL = re.compile(r"\bor\b|\band\b|;|,\s")
 _BETWEEN_NUMBERS = re.compile(r"(?<=[\d}%]),(?!\d{3}(?!\d))\s?(?=[-+.\d\\])|(?<=[\d}%])\s+and\s+(?=[-+.\d\\])")
@@ -194,7 +201,8 @@ def parse_number(answer: str) -> Number | None:
     value = _fraction(match)
     unit = unit_name([word for word in (match["glued"], *after.split()) if word])
     named = frozenset(re.findall(r"[^\W\d_]{3,}", before)) - _SAY_LITTLE
-    return None if value is None else Number(value, bool(match["percent"]), unit, named)
+    currency = match["currency"] or match["behind"] or ""
+    return None if value is None else Number(value, bool(match["percent"]), unit, currency, named)
 
 
 def _fraction(match: re.Match[str]) -> Fraction | None:
@@ -231,6 +239,10 @@ def same_plain(predicted: str, gold: str) -> bool | None:
         return None
     if left == right:
         return bool(left)
+    if _RATIO.fullmatch(right) and _RATIO.fullmatch(left):
+        return [int(part) for part in re.findall(r"\d+", left)] == [int(part) for part in re.findall(r"\d+", right)]
+    if (time := clock_time(left)) and (gold_time := clock_time(right)):
+        return same_time(time, gold_time)
     if not left or not right or _unbalanced(predicted):
         return False
     dozens = _DOZENS.match(predicted.lower())
@@ -238,8 +250,11 @@ def same_plain(predicted: str, gold: str) -> bool | None:
         return any(same_plain(str(value), gold) for value in (int(dozens[1]), 12 * int(dozens[1])))
     a, b = parse_number(predicted), parse_number(gold)
     if a and b:
-        named = not a.named or not b.named or not a.named.isdisjoint(b.named)
-        return a.value == b.value and same_unit(a.of, b.of) and named
+        if a.named and b.named and a.named.isdisjoint(b.named):
+            return False
+        if a.measure and b.measure and a.measure[0] == b.measure[0]:
+            return a.measure == b.measure
+        return a.value == b.value and same_unit(a.of, b.of)
     if b and (point := decimal_point(predicted)) != predicted:
         return same_plain(point, gold)
     if b and (_SUM.fullmatch(left) or _SEVERAL.search(left)):
