@@ -1,6 +1,7 @@
 """The default reward: signs, fallback, cap, and the same answer for one sample as for a batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from dartune.rewards.alignment import (
     typical_alignment,
 )
 from dartune.rewards.content import answer_tokens
+from dartune.rewards.gates import GATE_NAMES
 from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
 from dartune.rewards.references import source_answer
 from dartune.rewards.reward import GatedReward
@@ -215,6 +217,20 @@ def test_the_advantage_scale_is_that_of_rows_that_can_gain():
     assert scaled([0.0, 0.0, 0.0, 0.4, 0.6, 0.5]).gainful == 0.5
     assert scaled([0.01, 0.01]).scale == 0.05
     assert (scaled([0.0, 0.0]).scale, scaled([0.0, 0.0]).gainful) == (1.0, 0.0)
+
+
+def test_a_reward_says_what_it_cannot_tell():
+    (few,) = scaled([0.0, 0.0, 0.5]).limits()
+    assert "Only 33% of the rows can gain" in few
+    references = {"0": Reference(10, -1.0, 0.5, 10)}
+
+    def limits(least, gates=GATE_NAMES):
+        thresholds = replace(THRESHOLDS, answer_logprob=least)
+        return GatedReward(FakeTarget(), RENDERER, None, thresholds, references, gates=gates).limits()
+
+    (lax,) = limits(-10.9)
+    assert "'follows'" in lax and "2e-05" in lax and "reward.answer_logprob" in lax
+    assert not limits(-0.7) and not limits(None) and not limits(-10.9, ("true_sums",))
 
 
 def test_a_verbatim_copy_earns_nothing_whatever_rounding_says(checker):

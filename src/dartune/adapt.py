@@ -23,7 +23,6 @@ STUCK_STEPS = 3
 """After this many first steps with equal rewards a line is logged."""
 EMPTY_STEPS = 5
 """After this many first steps without a rewrite that passes the run stops: there is nothing to learn from."""
-FEW_GAINFUL = 0.5
 
 
 def probe_stage(adaptation: str) -> str:
@@ -215,11 +214,8 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
         target_copy = partial(models.to_train, models.target_path, config.sft)
         settings = mapper_settings(job, adaptation)
         asking = config.model_copy(update={"mapper": settings})
-        if reward.gainful < FEW_GAINFUL:
-            job.run.log(
-                f"Only {reward.gainful:.0%} of the rows can gain anything: in the others the demonstration is as "
-                "natural to the target as its own samples. Adapting such data changes little."
-            )
+        for limit in reward.limits():
+            job.run.log(limit)
         probe = GoldProbe(asking, target_copy, data.train, data.dev, reward, models.renderer, job.checker)
         with job.progress(config.mapper.steps, name) as progress:
             model, cost = train_mapper(

@@ -104,7 +104,8 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
         if not with_target:
             return table(rows, score_fixtures(rows, reward, renderer, context))
         with Progress(len(rows), "check-reward, rewrites") as progress:
-            return table(rows, score_fixtures(rows, reward, renderer, context, progress.update))
+            scored = score_fixtures(rows, reward, renderer, context, progress.update)
+        return "\n".join([table(rows, scored), *reward.limits()])
 
 
 def _references(

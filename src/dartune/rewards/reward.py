@@ -7,6 +7,7 @@ whatever passes the gate most safely. Gates G, alignment A, form and penalties P
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,9 @@ SMALLEST_STAKE = 1e-3
 SMALLEST_SCALE = 0.05
 """Advantages are divided by no less than this (in the score's unit): a data set in which hardly anything can be gained
 would otherwise turn noise into large steps that outweigh the KL term."""
+FEW_GAINFUL = 0.5
+LAX_ANSWER_LOGPROB = math.log(0.01)
+"""A threshold of the gate `follows` below this probability of the answer tells sense from nonsense no more."""
 NO_STATS = TokenStats(())
 
 
@@ -90,6 +94,9 @@ class Reward(Protocol):
     gainful: float
     """Share of the rows (0..1) in which something can be gained."""
 
+    def limits(self) -> list[str]:
+        """What this reward cannot tell with this target and these data, one sentence or two each."""
+
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
     ) -> list[list[Scored]]:
@@ -134,6 +141,23 @@ class GatedReward:
         paying = np.asarray(stakes)[np.asarray(stakes) > SMALLEST_STAKE]
         self.gainful = len(paying) / len(stakes) if stakes else 1.0
         self.scale = max(float(np.median(paying)), SMALLEST_SCALE) if len(paying) else 1.0
+
+    def limits(self) -> list[str]:
+        """What this reward cannot tell with this target and these data, one sentence or two each."""
+        told = []
+        if self.gainful < FEW_GAINFUL:
+            told.append(
+                f"Only {self.gainful:.0%} of the rows can gain anything: in the others the demonstration is as natural "
+                "to the target as its own samples. Adapting such data changes little."
+            )
+        least = self.thresholds.answer_logprob
+        if "follows" in self.gates and least is not None and least < LAX_ANSWER_LOGPROB:
+            told.append(
+                f"The gate 'follows' refuses little: it asks for an answer of probability {math.exp(least):.1g} after "
+                "the reasoning (reward.answer_logprob; by default what this target reaches on its own verified samples "
+                "or on the demonstrations). Wrong reasoning is left to the other gates and to alignment."
+            )
+        return told
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
