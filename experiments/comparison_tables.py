@@ -28,6 +28,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "below-the-headline": lambda: under_the_headline(found),
         "in-short": lambda: in_short(found),
         "matrix": lambda: _matrix(found["matrix"], found["pooled"]),
+        "content_logprob": lambda: _present_score(found["content_logprob"], found["matrix"]),
         "seeds": lambda: _from_seed_to_seed(found["matrix"]),
         "costs": lambda: _costs(found["matrix"]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
@@ -96,6 +97,28 @@ def _from_seed_to_seed(cells: Mapping[str, Results]) -> str:
             told.append(f"{interval}, {100 * min(values):+.1f} to {100 * max(values):+.1f}")
         rows.append([_title(name), *told])
     return table([f"{OOD}, points", *(f"dart - {arm}" for arm in rivals)], rows)
+
+
+def _present_score(cells: Mapping[str, Results], former: Mapping[str, Results]) -> str:
+    """The default score beside the former one, over the same seeds; `sft`, which has no score, from the former runs."""
+    compared = (("sft", OOD), ("best_of_k", OOD), ("sft", RETENTION))
+    columns: list[list[float]] = []
+    rows = []
+    for name, cell in cells.items():
+        seeds = [str(seed) for seed in cell["seeds"]]
+        figures = []
+        for arm, group in compared:
+            for dart in (cell, former[name]):
+                rival = cell if arm in cell["arms"] and dart is cell else former[name]
+                ours, theirs = (
+                    summary_of(results, one, group)["by_seed"] for results, one in ((dart, "dart"), (rival, arm))
+                )
+                figures.append(mean(ours[seed] - theirs[seed] for seed in seeds))
+        columns.append(figures)
+        rows.append([_title(name), ", ".join(seeds), *(f"{100 * figure:+.1f}" for figure in figures)])
+    rows.append(["all", "", *(f"{100 * mean(column):+.1f}" for column in zip(*columns, strict=True))])
+    header = [f"`dart - {arm}`, {group}: {score}" for arm, group in compared for score in ("now", "former score")]
+    return table(["target, expert", "seeds", *header], rows)
 
 
 def _costs(cells: Mapping[str, Results]) -> str:
