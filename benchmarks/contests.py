@@ -22,7 +22,7 @@ from loads import Load, end_after, frozen
 from measuring import ByStep, by_turns, compared, spread
 from transformers import TrainerCallback
 
-from dartune.config import MapperConfig, SFTConfig
+from dartune.config import ExecutionConfig, MapperConfig, SFTConfig
 from dartune.lab.suites import demonstrate, suite
 from dartune.models.engine import SampleSpec
 from dartune.models.hf_engine import HFEngine
@@ -36,6 +36,7 @@ from dartune.train.mapper import train_mapper
 from dartune.train.sft import fine_tune
 
 ENDLESS = 1_000_000  # steps of a training that is stopped from outside
+WITHOUT_CHECKPOINTS = ExecutionConfig(checkpoint_every=ENDLESS)
 LORA_RANK = 16
 KL = 0.05
 NEW_TOKENS = 64
@@ -142,7 +143,6 @@ def _our_rl(bench: Bench, load: Load, questions: int, group: int, new: int, lora
     config = MapperConfig(
         prompt=load.request,
         steps=ENDLESS,
-        checkpoint_every=ENDLESS,
         questions_per_step=questions,
         group_size=group,
         max_new_tokens=new,
@@ -152,9 +152,8 @@ def _our_rl(bench: Bench, load: Load, questions: int, group: int, new: int, lora
         lora_rank=LORA_RANK,
     )
     folder = _fresh(bench, "mapper")
-    train_mapper(
-        model, load.rows, reward, start, load.renderer, config, 0, folder, on_step=lambda _, row: pause(_tokens(row))
-    )
+    words = load.rows, reward, start, load.renderer, config, 0, folder
+    train_mapper(model, *words, execution=WITHOUT_CHECKPOINTS, on_step=lambda _, row: pause(_tokens(row)))
 
 
 def _tokens(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +240,7 @@ def _generated(bench: Bench, load: Load, model, plain, asked, *, n: int, new: in
 def sft_step(bench: Bench, load: Load, batch_size: int) -> dict[str, Any]:
     """A step of fine-tuning on the demonstrations, all weights."""
     rows = [(row.question, row.solution) for row in load.rows]
-    config = SFTConfig(steps=ENDLESS, checkpoint_every=ENDLESS, batch_size=batch_size)
+    config = SFTConfig(steps=ENDLESS, batch_size=batch_size)
 
     def our_training(pause: Callable) -> None:
         dtype = frozen(load.target, bench.device).dtype
@@ -251,7 +250,8 @@ def sft_step(bench: Bench, load: Load, batch_size: int) -> dict[str, Any]:
             pause({key: row[key] for key in ("read_tokens", "trained_tokens")})
 
         folder = _fresh(bench, "sft")
-        fine_tune(model, rows, load.renderer, config, load.learning_rate, 0, folder, on_step=tell)
+        words = rows, load.renderer, config, load.learning_rate, 0, folder
+        fine_tune(model, *words, execution=WITHOUT_CHECKPOINTS, on_step=tell)
 
     def stock_training(pause: Callable) -> None:
         settings = {"batch_size": batch_size, "learning_rate": load.learning_rate, "steps": ENDLESS}

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A run on several machines under Slurm: two nodes of eight GPUs here; change the two numbers for others.
 #
-#     sbatch examples/slurm.sh recipes/math-llama3-8b-lora.yaml --mapper.sharding ddp
+#     sbatch examples/slurm.sh recipes/math-llama3-8b-lora.yaml --execution.sharding fsdp2
 #
 # The same job continues what an earlier one began: submit it again after a time limit, or let Slurm requeue it.
 #SBATCH --job-name=dartune

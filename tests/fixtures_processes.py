@@ -13,7 +13,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from dartune import processes
-from dartune.config import MapperConfig, SFTConfig
+from dartune.config import ExecutionConfig, MapperConfig, SFTConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.files import atomic_write_json
@@ -49,27 +49,23 @@ def model():
 
 
 def learn_by_demonstration(sharding: str, folder: Path):
-    settings = SFTConfig(steps=STEPS, batch_size=5, checkpoint_every=2, sharding=sharding)
+    settings = SFTConfig(steps=STEPS, batch_size=5)
+    execution = ExecutionConfig(checkpoint_every=2, sharding=sharding)
     rows = [(row.question, row.solution) for row in ROWS]
-    return fine_tune(model(), rows, RENDERER, settings, 1e-3, 0, folder)[0]
+    return fine_tune(model(), rows, RENDERER, settings, 1e-3, 0, folder, execution=execution)[0]
 
 
 def learn_by_reward(sharding: str, folder: Path):
-    settings = MapperConfig(
-        questions_per_step=5,
-        group_size=4,
-        max_new_tokens=10,
-        checkpoint_every=2,
-        warmup_steps=0,
-        microbatch_tokens=80,  # the processes have different numbers of microbatches
-        sharding=sharding,
-    )
+    settings = MapperConfig(questions_per_step=5, group_size=4, max_new_tokens=10, warmup_steps=0)
+    # So small that the processes have different numbers of microbatches.
+    execution = ExecutionConfig(checkpoint_every=2, microbatch_tokens=80, sharding=sharding)
 
     def objective(trained):
         start = engine_on(model())
-        return LengthPaid(ROWS, engine_on(trained), start, RENDERER, settings, 0, folder / "samples.jsonl")
+        return LengthPaid(ROWS, engine_on(trained), start, RENDERER, settings, 0, folder / "samples.jsonl", execution)
 
-    return train_as_set(model(), objective, settings, folder, seed=0, steps=STEPS, learning_rate=1e-3, decay=0.0)[0]
+    words = {"steps": STEPS, "learning_rate": 1e-3, "checkpoint_every": 10, "decay": 0.0}
+    return train_as_set(model(), objective, settings, folder, seed=0, execution=execution, **words)[0]
 
 
 def main(sharding: str, folder: Path) -> None:

@@ -142,7 +142,7 @@ class OutOfMemoryError(RuntimeError):
         (InputError("bad rows", ["row 3: empty", "row 9: empty"]), 2, "error: bad rows\n  - row 3: empty\n"),
         (MachineError("no GPU"), 3, "error: no GPU"),
         (OSError(errno.ENOSPC, "No space left on device"), 3, "the disk is full"),
-        (MemoryError(), 3, "out of memory (MemoryError); lower microbatch_tokens"),
+        (MemoryError(), 3, "out of memory (MemoryError); lower execution.microbatch_tokens"),
         (OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore"), 3, "Tried 2 GiB.); lower"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 3, "out of memory"),
     ],

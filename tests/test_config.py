@@ -271,11 +271,32 @@ def test_every_recipe_is_valid_but_for_the_reader_s_own_paths(path):
     load_config(path, own)
 
 
-def test_keys_that_do_not_go_together_are_told_without_the_whole_section(tmp_path):
-    text = "data: {path: lab:values}\ntarget: {path: lab:equations}\nsft:\n  adapter: lora\n  sharding: fsdp2\n"
-    path = recipe(tmp_path, text)
+@pytest.mark.parametrize(
+    ("text", "now"),
+    [
+        ("mapper: {checkpoint_every: 5}", "mapper.checkpoint_every is execution.checkpoint_every now"),
+        ("sft: {sharding: fsdp2}", "sft.sharding is execution.sharding now"),
+        ("direct_rl: {microbatch_tokens: 9}", "direct_rl.microbatch_tokens is execution.microbatch_tokens now"),
+        ("server: {url: 'http://localhost:1'}", "server is execution.server, with the address as its value now"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_told_its_place(text, now, tmp_path):
+    path = recipe(tmp_path, f"data: {{path: lab:values}}\ntarget: {{path: lab:equations}}\n{text}\n")
     (found,) = problems(path)
-    assert found.startswith(f"{path}:3 sft: sharding: fsdp2") and "adapter" in found and "steps" not in found
+    assert found == f"{path}:3 {now}"
+
+
+def test_a_flag_of_an_earlier_version_is_told_its_place(tmp_path):
+    path = recipe(tmp_path, "data: {path: lab:values}\ntarget: {path: lab:equations}\n")
+    old = {"target.device": "cpu", "server.url": "http://x", "server.model": "m", "sft.gradient_checkpointing": "true"}
+    with pytest.raises(InputError) as raised:
+        load_config(path, old)
+    assert raised.value.problems == [
+        "--target.device is --execution.device now",
+        "--server.url is --execution.server now",
+        "--server.model is --execution.server_model now",
+        "--sft.gradient_checkpointing is --execution.gradient_checkpointing now",
+    ]
 
 
 def test_changes_are_dotted_and_complete():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dartune.config import DirectRLConfig
+from dartune.config import DirectRLConfig, ExecutionConfig
 from dartune.data.render import Renderer
 from dartune.lab.source import model_folder
 from dartune.lab.suites import demonstrate, demonstration_problems
@@ -14,9 +14,8 @@ from dartune.train.direct_rl import Budget, train_directly
 
 FOLDER = model_folder("lab:backward")
 # A temperature at which it is sometimes wrong: a group that agrees teaches nothing.
-CONFIG = DirectRLConfig(
-    questions_per_step=4, group_size=4, max_new_tokens=96, checkpoint_every=2, warmup_steps=0, temperature=2.5
-)
+CONFIG = DirectRLConfig(questions_per_step=4, group_size=4, max_new_tokens=96, warmup_steps=0, temperature=2.5)
+EXECUTION = ExecutionConfig(checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,8 @@ def rows():
 def trained(rows, checker, folder, budget, on_step=None, rate=3e-4):
     renderer = Renderer(load_tokenizer(FOLDER))
     start = HFEngine(load_model(FOLDER))
-    model, cost = train_directly(
-        load_model(FOLDER), rows, start, renderer, checker, CONFIG, rate, budget, 0, folder, on_step=on_step
-    )
+    words = renderer, checker, CONFIG, rate, budget, 0, folder
+    model, cost = train_directly(load_model(FOLDER), rows, start, *words, execution=EXECUTION, on_step=on_step)
     return model.state_dict(), cost, read_jsonl(folder / "metrics.jsonl")
 
 

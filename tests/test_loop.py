@@ -75,9 +75,8 @@ def test_a_run_with_dropout_continues_bit_equal_and_drops_by_its_seed(seed, tmp_
         with torch.no_grad():
             model[2].weight.copy_(torch.eye(4))
             model[2].bias.zero_()
-        settings = SFTConfig(warmup_steps=0, checkpoint_every=2)
-        objective = Regression(**words)
-        return train_as_set(model, lambda _: objective, settings, folder, seed=seed, steps=6, learning_rate=1e-2)
+        objective, steps = Regression(**words), {"steps": 6, "learning_rate": 1e-2, "checkpoint_every": 2}
+        return train_as_set(model, lambda _: objective, SFTConfig(warmup_steps=0), folder, seed=seed, **steps)
 
     whole, history = run(tmp_path / "whole", seed)
     with pytest.raises(KeyboardInterrupt):

@@ -100,7 +100,7 @@ def test_a_suite_of_the_data_s_own_questions_is_named_as_the_cause(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("server: {url: 'localhost:9'}", "server.url is 'localhost:9' but should be http://host:port"),
+        ("execution: {server: 'localhost:9'}", "execution.server is 'localhost:9' but should be http://host:port"),
         ("seeds: 3", "seeds is 3 but should be a list, as in [a, b]"),
         ("arms: base", "arms is 'base' but should be a list, as in [a, b]"),
         ("sft: {learning_rates: 1e-5}", "sft.learning_rates is 1e-05 but should be a list, as in [a, b]"),

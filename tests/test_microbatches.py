@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dartune import processes
-from dartune.config import MapperConfig, SFTConfig
+from dartune.config import ExecutionConfig, MapperConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models import memory
@@ -65,11 +65,12 @@ def gradients(model, objective, step=0):
     return len(batches), [p.grad.clone() for p in model.parameters()]
 
 
-def policy(tmp_path, model, **settings):
+def policy(tmp_path, model, **execution):
     rows = [Demonstration(str(i), "why? " * (i + 1), "so") for i in range(5)]
-    config = MapperConfig(questions_per_step=4, group_size=4, max_new_tokens=12, kl=0.1, **settings)
+    config = MapperConfig(questions_per_step=4, group_size=4, max_new_tokens=12, kl=0.1)
     engine = HFEngine(model)
-    return Fixed(rows, engine, engine, RENDERER, config, 0, tmp_path / "samples.jsonl")
+    settings = ExecutionConfig(**execution)
+    return Fixed(rows, engine, engine, RENDERER, config, 0, tmp_path / "samples.jsonl", settings)
 
 
 def test_smaller_microbatches_of_reinforcement_learning_give_the_same_gradient(tmp_path):
@@ -94,7 +95,7 @@ def test_smaller_microbatches_of_fine_tuning_give_the_same_gradient():
     rows = [("why? " * i, "because " * (7 - i)) for i in range(1, 7)]
     both = [
         gradients(model, SFTObjective(rows, RENDERER, 6, 0, 512, limit))
-        for limit in (SFTConfig().microbatch_tokens, 70)
+        for limit in (ExecutionConfig().microbatch_tokens, 70)
     ]
     (whole, expected), (parts, found) = both
     assert parts > whole == 1

@@ -20,14 +20,13 @@ TINY = [
     "--mapper.questions_per_step=2",
     "--mapper.group_size=2",
     "--mapper.max_new_tokens=24",
-    "--mapper.checkpoint_every=1",
     "--reward.own_samples=1",
     "--synthesise.samples=1",
     "--sft.steps=3",
     "--sft.batch_size=4",
     "--sft.learning_rates=[1e-4, 1e-3]",
-    "--sft.checkpoint_every=1",
     "--evaluate.max_new_tokens=16",
+    "--execution.checkpoint_every=1",
 ]
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 import fixtures_processes
 from dartune import processes
 from dartune.cli import main
-from dartune.config import load_config
 from dartune.errors import InputError
 from dartune.files import read_jsonl
 
@@ -54,10 +52,8 @@ def assert_same(one: dict, other: dict) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp2", "deepspeed"])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_two_processes_do_what_one_does(sharding, alone, tmp_path):
-    if sharding == "deepspeed" and find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is an extra: pip install deepspeed, and this runs")
     folder, expected = alone
     result = found(tmp_path, sharding)
     assert_same(expected, result)
@@ -150,19 +146,11 @@ def test_a_run_of_two_processes_ends_as_that_of_one(tmp_path):
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
 def test_a_launcher_that_spreads_models_itself_is_refused(name, monkeypatch):
     monkeypatch.setenv(name, "true")
-    with pytest.raises(InputError, match="sharding: ddp, fsdp2 or deepspeed"), processes.joined():
+    with pytest.raises(InputError, match="execution.sharding: ddp or fsdp2"), processes.joined():
         pass
     monkeypatch.setenv(name, "false")
     with processes.joined():
         assert processes.count() == 1
-
-
-def test_what_is_not_installed_is_told_before_the_run(monkeypatch):
-    config = load_config(Path(__file__).parents[1] / "recipes" / "lab.yaml", {"sft.sharding": "deepspeed"})
-    monkeypatch.setattr(processes, "find_spec", lambda name: None)
-    assert not processes.problems(config), "one process spreads nothing"
-    monkeypatch.setattr(processes, "_count", 2)
-    assert processes.problems(config) == ["sft.sharding: deepspeed is not installed: pip install deepspeed"]
 
 
 @pytest.mark.slow

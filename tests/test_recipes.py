@@ -109,4 +109,4 @@ def test_every_command_in_the_documents_is_one_that_loads(monkeypatch):
         own = {key: value for key, value in overrides.items() if key not in ("data", "target")}
         places = {} if Path(recipe).stem != "own-data" else {"data.path": "recipes", "target.path": "recipes"}
         loaded.append(load_config(recipe, own | places))
-    assert len(loaded) >= 8 and {"fsdp2", "ddp"} <= {config.sft.sharding for config in loaded}
+    assert len(loaded) >= 8 and {"fsdp2", "ddp"} <= {config.execution.sharding for config in loaded}

@@ -123,7 +123,7 @@ def test_secrets_are_hidden_in_whatever_is_said(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("server.url", "http://user:passw0rd@localhost:8000"),
+        ("execution.server", "http://user:passw0rd@localhost:8000"),
         ("name", "hf_" + "a1" * 12),
         ("target.system_prompt", "my key is planted-secret-5"),
         ("reward.leak_phrases", "[fine, planted-secret-5]"),

@@ -27,7 +27,7 @@ def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_p
     problems, target = parts
     stub = Stub(load_model(target))
     with serving(stub) as url:
-        command = arguments(problems, target, tmp_path / "run", "--server.url", url, *LORA)
+        command = arguments(problems, target, tmp_path / "run", "--execution.server", url, *LORA)
         assert main(command) == 0
     asked = [(path.rpartition("/")[2], body["model"]) for path, body in stub.requests if path.endswith("completions")]
     adapters = [body["lora_name"] for path, body in stub.requests if path == "/v1/load_lora_adapter"]
@@ -47,9 +47,9 @@ def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_p
 
 def test_what_a_server_cannot_do_is_told_at_once(parts, tmp_path, capsys):
     problems, target = parts
-    command = arguments(problems, target, tmp_path / "run", "--server.url", "http://localhost:1")
+    command = arguments(problems, target, tmp_path / "run", "--execution.server", "http://localhost:1")
     assert main([*command, "--mapper.path", str(target)]) == 2
     said = capsys.readouterr().err
     assert "no mapper.path" in said and "set mapper.adapter: lora" in said
-    assert main([*arguments(problems, target, tmp_path / "run"), "--server.url", "localhost:8000"]) == 2
-    assert "server.url" in capsys.readouterr().err
+    assert main([*arguments(problems, target, tmp_path / "run"), "--execution.server", "localhost:8000"]) == 2
+    assert "execution.server" in capsys.readouterr().err

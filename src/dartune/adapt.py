@@ -182,6 +182,7 @@ def warm_up(job: Job, adaptation: str) -> None:
             mapper_settings(job, adaptation),
             config.sft,
             out,
+            config.execution,
         )
         models.keep(model, out)
         job.run.log(f"{name}: {described(read_json(out / 'examples.json'))}")
@@ -230,6 +231,7 @@ def train_mapper(job: Job, adaptation: str, seed: int) -> None:
                 describe=job.describe,
                 probe=probe,
                 policy=partial(models.policy, stage_folder=out),
+                execution=config.execution,
                 on_step=job.tracking.follow(name, out, watched(job.run.log, progress, out)),
             )
         models.keep(model, out)

@@ -20,7 +20,7 @@ def adapted_config(config: Config, adaptation: str, rows: int) -> Config:
         changes["reward"] = config.reward.model_copy(update=dict(how.reward))
     if how.other_target:
         changes["target"] = config.target.model_copy(update={"path": config.target.other})
-        changes["server"] = config.server.model_copy(update={"url": None})  # it serves the target
+        changes["execution"] = config.execution.model_copy(update={"server": None})  # it serves the target
     if how.matched:
         samples = rollouts(config, rows)
         changes["synthesise"] = config.synthesise.model_copy(update={"samples": samples})
@@ -49,7 +49,7 @@ def problems(config: Config, *, in_lab: bool) -> list[str]:
         found.append("arms: gold needs the lab's worlds (data.path lab:...); take it out for data of your own")
     if "wrong_target" in config.arms and not config.target.other:
         found.append("arms: wrong_target needs target.other, a model that the data are adapted for instead")
-    if config.server.url:
+    if config.execution.server:
         found += _server_problems(config)
     return found
 
@@ -58,8 +58,10 @@ def _server_problems(config: Config) -> list[str]:
     """What a server that serves the target and its adapters cannot do."""
     found = []
     if config.mapper.path or config.mapper.format_steps:
-        found.append("server.url: the mapper must start from the served target: no mapper.path, no mapper.format_steps")
+        found.append(
+            "execution.server: the mapper must start from the served target: no mapper.path, no mapper.format_steps"
+        )
     trained = any(ADAPTATIONS[name].trained for name in adaptations(config.arms))
     if trained and config.mapper.adapter != "lora":
-        found.append("server.url: a server takes over adapters, not whole models; set mapper.adapter: lora")
+        found.append("execution.server: a server takes over adapters, not whole models; set mapper.adapter: lora")
     return found

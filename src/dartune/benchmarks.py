@@ -123,7 +123,7 @@ def _measured(
     found = lm_eval.simple_evaluate(
         model=HFLM(
             pretrained=load_model(
-                folder, dtype=target.dtype, device=target.device, trust_remote_code=target.trust_remote_code
+                folder, dtype=target.dtype, device=config.execution.device, trust_remote_code=target.trust_remote_code
             ),
             tokenizer=tokenizer,
             batch_size=BATCH_SIZE,

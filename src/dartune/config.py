@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticUndefined as UNSET
@@ -94,16 +94,36 @@ class TargetConfig(Section):
     thinking: bool = Field(
         False, description="the solutions think in a <think> block of their own, and so shall the rewrites"
     )
+
+
+class ExecutionConfig(Section):
+    """Where and how it is computed. Results do not depend on it: a run continues when it is changed (docs/scale.md)."""
+
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-
-
-class ServerConfig(Section):
-    """A vLLM server that samples from target and mapper in place of this process (docs/engines.md)."""
-
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
-        None, description="its address, as in http://localhost:8000; needs mapper.adapter: lora and mapper.path: null"
+    sharding: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="with several processes: a copy of a trained model in each, or fsdp2: spread over them"
     )
-    model: Text | None = Field(None, description="the name it serves the target by; null is the first that it lists")
+    microbatch_tokens: Positive = Field(
+        16384, description="most tokens of one forward and backward (a CPU: 4096), padding counted; fewer save memory"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice rather than keep them, and read prompts once for each sample"
+    )
+    checkpoint_every: Positive | None = Field(
+        None, description="steps between checkpoints; null is 10 in reinforcement learning, 50 in fine-tuning"
+    )
+    server: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
+        None,
+        description="a vLLM server that samples, as in http://localhost:8000 (docs/engines.md); needs mapper.adapter: "
+        "lora and mapper.path: null",
+    )
+    server_model: Text | None = Field(
+        None, description="the name the server has for the target; null is the first that it lists"
+    )
+
+
+LOCAL = ExecutionConfig()
+"""The defaults: one process, on the device that there is."""
 
 
 class Adapter(Section):
@@ -113,26 +133,6 @@ class Adapter(Section):
     lora_rank: Positive = Field(16, description="rank of the LoRA update; more can learn more")
     warmup_steps: Count = Field(5, description="steps in which the learning rate rises")
     max_grad_norm: Above0 = Field(1.0, description="gradients are scaled down to this norm")
-    microbatch_tokens: Positive = Field(
-        16384, description="most tokens of one forward and backward (a CPU: 4096), padding counted; fewer save memory"
-    )
-    sharding: Literal["ddp", "fsdp2", "deepspeed"] = Field(
-        "ddp", description="with several processes: a copy of the model in each, or (full only) spread: FSDP2, ZeRO-2"
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="compute activations twice rather than keep them, and read prompts once for each sample"
-    )
-    checkpoint_every: Positive = Field(
-        10, description="steps between checkpoints, which is what a killed run repeats at most"
-    )
-
-    @model_validator(mode="after")
-    def _can_be_spread(self) -> Self:
-        if self.sharding != "ddp" and self.adapter == "lora":
-            raise ValueError(
-                f"sharding: {self.sharding} spreads weights that are trained; an adapter goes with sharding: ddp"
-            )
-        return self
 
 
 class MapperConfig(Adapter):
@@ -238,7 +238,6 @@ class SFTConfig(Adapter):
     )
     warmup_steps: Count = Field(10, description="steps in which the learning rate rises")
     weight_decay: Weight = Field(0.0, description="decoupled weight decay")
-    checkpoint_every: Positive = Field(50, description="steps between checkpoints")
 
 
 class DirectRLConfig(Adapter):
@@ -289,13 +288,13 @@ class Config(Section):
     )
     data: DataConfig
     target: TargetConfig
-    server: ServerConfig = Field(default_factory=ServerConfig)
     mapper: MapperConfig = Field(default_factory=MapperConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     synthesise: SynthesiseConfig = Field(default_factory=SynthesiseConfig)
     sft: SFTConfig = Field(default_factory=SFTConfig)
     direct_rl: DirectRLConfig = Field(default_factory=DirectRLConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
 
     @model_validator(mode="before")
     @classmethod

@@ -107,7 +107,8 @@ def machine_error(error: BaseException) -> MachineError | None:
         isinstance(error, RuntimeError) and any(name in text for name in OUT_OF_MEMORY)
     ):
         return MachineError(
-            f"out of memory ({str(error).partition(chr(10))[0] or type(error).__name__}); lower microbatch_tokens, set "
-            "gradient_checkpointing: true or adapter: lora, then repeat the command: it continues"
+            f"out of memory ({str(error).partition(chr(10))[0] or type(error).__name__}); lower "
+            "execution.microbatch_tokens, set execution.gradient_checkpointing: true or adapter: lora, then repeat the "
+            "command: it continues"
         )
     return None

@@ -12,10 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any, ParamSpec, TypeVar
 
-from dartune.config import Config
 from dartune.errors import InputError
 
 T = TypeVar("T")
@@ -42,8 +40,8 @@ def joined() -> Iterator[None]:
         if os.environ.get(name, "").lower() in ("1", "true"):
             raise InputError(
                 f"accelerate is set up for {launcher} ({name}), but how models are spread is the config's to say: "
-                "launch with torchrun, or a plain multi-GPU setting of accelerate, and set sharding: ddp, fsdp2 or "
-                "deepspeed"
+                "launch with torchrun, or a plain multi-GPU setting of accelerate, and set execution.sharding: ddp or "
+                "fsdp2"
             )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _count > 1:
         yield
@@ -67,14 +65,6 @@ def _part() -> None:
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
-
-
-def problems(config: Config) -> list[str]:
-    """What keeps models from being spread here as the config says."""
-    sections = {"mapper": config.mapper, "sft": config.sft, "direct_rl": config.direct_rl}
-    wanted = [name for name, section in sections.items() if section.sharding == "deepspeed" and _count > 1]
-    missing = find_spec("deepspeed") is None
-    return [f"{name}.sharding: deepspeed is not installed: pip install deepspeed" for name in wanted if missing]
 
 
 def count() -> int:

@@ -174,6 +174,8 @@ def place_override(recipe: Recipe, schema: type[BaseModel], flag: str, text: str
     key = FLAG_NAMES.get(flag, flag)
     found = _annotation(schema, key)
     if found is None:
+        if now := _moved(schema, key):
+            return [f"--{flag} is --{now} now"]
         return [f"unknown flag --{flag}{_meant(schema, key, '--')}"]
     if _section(found):
         inner = next(iter(_section(found).model_fields))
@@ -254,6 +256,22 @@ def _meant(schema: type[BaseModel], key: str, dashes: str = "") -> str:
     return f", did you mean {' or '.join(dashes + k for k in close)}?" if close else ""
 
 
+FORMERLY = {
+    "server": "execution.server, with the address as its value",
+    "server.url": "execution.server",
+    "server.model": "execution.server_model",
+}
+"""Keys of earlier versions that have another place and another name."""
+
+
+def _moved(schema: type[BaseModel], key: str) -> str | None:
+    """Where a key of an earlier version is now; None if it was none."""
+    section, _, name = key.rpartition(".")
+    if section in ("mapper", "sft", "direct_rl", "target") and f"execution.{name}" in _keys(schema):
+        return f"execution.{name}"
+    return FORMERLY.get(key)
+
+
 def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> list[str]:
     """One line per problem: place, key, value, what it should be."""
     lines = []
@@ -262,7 +280,10 @@ def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> 
         place, kind, given = recipe.place(key), item["type"], item["input"]
         shown = _shown(given)
         if kind == "extra_forbidden":
-            lines.append(f"{place.removesuffix(key)}unknown key {key}{_meant(schema, key)}")
+            if now := _moved(schema, key):
+                lines.append(f"{place.removesuffix(key)}{key} is {now} now")
+            else:
+                lines.append(f"{place.removesuffix(key)}unknown key {key}{_meant(schema, key)}")
         elif kind == "missing" and isinstance(item["loc"][-1], int):
             lines.append(f"{recipe.place(key.rpartition('.')[0])} is {shown} but should have more items")
         elif kind == "missing":

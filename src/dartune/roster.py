@@ -150,12 +150,12 @@ class Roster:
 
     def _served(self, engine: HFEngine, *, adapter: Path | None = None, handover: Path | None = None) -> LocalEngine:
         """The engine, sampling from the server where the config names one."""
-        config = self.config.server
-        if not config.url:
+        execution = self.config.execution
+        if not execution.server:
             return shared(engine)
         server = VLLMEngine(
-            config.url,
-            model=config.model,
+            execution.server,
+            model=execution.server_model,
             api_key=os.environ.get(API_KEY),
             flops_per_token=FORWARD * multiplied_weights(engine.model),
         )
@@ -211,7 +211,9 @@ class Roster:
     def _load(self, path: str, dtype: str | None = None):
         target = self.config.target
         code = target.trust_remote_code
-        return load_model(path, dtype=dtype or target.dtype, device=target.device, trust_remote_code=code)
+        return load_model(
+            path, dtype=dtype or target.dtype, device=self.config.execution.device, trust_remote_code=code
+        )
 
     def footprints(self) -> dict[str, Footprint]:
         """Memory of each kind of training that the config asks for, by section."""
@@ -220,13 +222,15 @@ class Roster:
         frozen = weight_bytes(target)
         found = {}
         if config.mapper.steps and any(ADAPTATIONS[name].trained for name in adaptations(config.arms)):
-            found["mapper"] = footprint(start, config.mapper, frozen + (0 if start is target else weight_bytes(start)))
-        if any(not arm.budget for arm in asked):
-            found["sft"] = footprint(target, config.sft, frozen * (2 if config.sft.adapter == "lora" else 1))
-        if any(arm.budget for arm in asked):
-            found["direct_rl"] = footprint(
-                target, config.direct_rl, frozen * (2 if config.direct_rl.adapter == "lora" else 1)
+            found["mapper"] = footprint(
+                start, config.mapper, frozen + (0 if start is target else weight_bytes(start)), config.execution
             )
+        if any(not arm.budget for arm in asked):
+            beside = frozen * (2 if config.sft.adapter == "lora" else 1)
+            found["sft"] = footprint(target, config.sft, beside, config.execution)
+        if any(arm.budget for arm in asked):
+            beside = frozen * (2 if config.direct_rl.adapter == "lora" else 1)
+            found["direct_rl"] = footprint(target, config.direct_rl, beside, config.execution)
         return found
 
     def check(self) -> None:
@@ -290,7 +294,7 @@ def examined(config: Config, *, every: bool = False) -> Examined:
         other = lab.other_target(config.target.path)
         config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
     problems = arm_settings.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
-    problems += tracking.problems(config.trackers) + processes.problems(config)
+    problems += tracking.problems(config.trackers)
     found = Examined(config, inputs.Sources(), problems=problems)
     _examine_data(found, every)
     try:

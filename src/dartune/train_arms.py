@@ -123,6 +123,7 @@ def _fine_tune(job: Job, arm: str, seed: int) -> None:
                     out,
                     loss=ARMS[arm].loss,
                     anchor=job.models.target_engine.model if ARMS[arm].loss == "asft" else None,
+                    execution=job.config.execution,
                     on_step=job.tracking.follow(name, out, follow(progress, "loss")),
                 )
             return cost + _keep(job, model, out)
@@ -175,6 +176,7 @@ def _train_directly(job: Job, arm: str, seed: int) -> None:
                     budget,
                     seed,
                     out,
+                    execution=job.config.execution,
                     on_step=job.tracking.follow(name, out, spent),
                 )
             return cost + _keep(job, model, out)

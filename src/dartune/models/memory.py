@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dartune.config import Adapter
+from dartune.config import LOCAL, Adapter, ExecutionConfig
 from dartune.models.adapter import add_lora, remove_lora
 from dartune.models.shared_prefix import device_of, sequence_logprobs
 
@@ -44,7 +44,7 @@ class Footprint:
         return self.frozen + self.trained + self.activations
 
 
-def footprint(model: nn.Module, settings: Adapter, frozen: int) -> Footprint:
+def footprint(model: nn.Module, settings: Adapter, frozen: int, execution: ExecutionConfig = LOCAL) -> Footprint:
     """Memory of training a copy of `model` by `settings` beside `frozen` bytes of other models.
 
     With LoRA the copy's own weights are in `frozen` as well; pass `frozen` without them where the adapter sits on a
@@ -53,18 +53,18 @@ def footprint(model: nn.Module, settings: Adapter, frozen: int) -> Footprint:
     if settings.adapter == "lora":
         model = add_lora(model, settings.lora_rank)
     try:
-        if settings.gradient_checkpointing:
+        if execution.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         copied = settings.adapter == "full" and model.dtype != torch.float32
         with as_float32(model) if copied else nullcontext():
             per_token = activation_bytes(model) / TRIAL_TOKENS
     finally:
-        if settings.gradient_checkpointing:
+        if execution.gradient_checkpointing:
             model.activation_checkpointing_disable()
         remove_lora(model)
     each = TRAINED + (ROUNDED if copied else 0)
-    return Footprint(frozen, weights * each, round(per_token * tokens_at_once(model, settings.microbatch_tokens)))
+    return Footprint(frozen, weights * each, round(per_token * tokens_at_once(model, execution.microbatch_tokens)))
 
 
 @contextmanager
@@ -114,8 +114,8 @@ def memory_lines(footprints: Mapping[str, Footprint], device: torch.device) -> l
         )
         if found.total > room:
             lines.append(
-                f"  this does not fit: lower {section}.microbatch_tokens, set {section}.gradient_checkpointing: true "
-                f"or {section}.adapter: lora"
+                "  this does not fit: lower execution.microbatch_tokens, set execution.gradient_checkpointing: true or "
+                f"{section}.adapter: lora"
             )
     return lines
 

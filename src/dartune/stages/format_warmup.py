@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dartune.config import MapperConfig, SFTConfig
+from dartune.config import LOCAL, ExecutionConfig, MapperConfig, SFTConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, SampleSpec
@@ -75,6 +75,7 @@ def warm_up(
     mapper: MapperConfig,
     sft: SFTConfig,
     folder: Path,
+    execution: ExecutionConfig = LOCAL,
 ) -> tuple[Any, Cost]:
     """Fine-tune `model`, a copy of the mapper's start, for `mapper.format_steps`; `examples.json` says on what.
 
@@ -84,4 +85,4 @@ def warm_up(
     atomic_write_json(folder / "examples.json", kinds)
     rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
     settings = sft.model_copy(update={"steps": mapper.format_steps})
-    return fine_tune(model, pairs, renderer, settings, rate, 0, folder)
+    return fine_tune(model, pairs, renderer, settings, rate, 0, folder, execution=execution)

@@ -52,12 +52,15 @@ class GoldProbe:
 
         sft = self.config.sft
         steps = max(1, EPOCHS * len(self.demonstrations) // sft.batch_size)
-        settings = sft.model_copy(update={"steps": steps, "checkpoint_every": steps})
+        settings = sft.model_copy(update={"steps": steps})
+        execution = self.config.execution.model_copy(update={"checkpoint_every": steps})
         rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
         before = _counted(mapper, self.reward.target)
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             rows = self._rewrites(mapper)
-            model, trained = fine_tune(self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder))
+            model, trained = fine_tune(
+                self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder), execution=execution
+            )
         after, engine = _counted(mapper, self.reward.target), engine_on(model)
         limit = self.config.evaluate.max_new_tokens
         records = evaluate({"dev": self.dev}, engine, self.renderer, self.checker, limit)

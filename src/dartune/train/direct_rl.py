@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dartune.config import DirectRLConfig
+from dartune.config import LOCAL, DirectRLConfig, ExecutionConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.adapter import merge_lora
@@ -22,7 +22,7 @@ from dartune.rewards.solved import solved
 from dartune.run import Cost, append_jsonl, read_jsonl
 from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages
-from dartune.train.policy import PolicyObjective, a_few, totals, zero_variance
+from dartune.train.policy import CHECKPOINT_EVERY, PolicyObjective, a_few, totals, zero_variance
 
 MOST_STEPS = 1_000_000
 
@@ -108,6 +108,8 @@ def train_directly(
     budget: Budget,
     seed: int,
     folder: Path,
+    *,
+    execution: ExecutionConfig = LOCAL,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
     """Train `model` on its own solutions of the demonstrations' questions until `budget` is spent.
@@ -119,7 +121,8 @@ def train_directly(
 
     def objective(trained: torch.nn.Module) -> DirectRLObjective:
         policy = engine_on(trained)
-        return DirectRLObjective(rows, policy, start, renderer, config, seed, samples, checker=checker, budget=budget)
+        words = rows, policy, start, renderer, config, seed, samples, execution
+        return DirectRLObjective(*words, checker=checker, budget=budget)
 
     model, history = train_as_set(
         model,
@@ -130,6 +133,8 @@ def train_directly(
         steps=MOST_STEPS,
         learning_rate=learning_rate,
         decay=0.0,
+        checkpoint_every=CHECKPOINT_EVERY,
+        execution=execution,
         on_step=on_step,
     )
     return merge_lora(model), totals(history)

@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 from dartune import processes, stopping
-from dartune.config import Adapter
+from dartune.config import LOCAL, Adapter, ExecutionConfig
 from dartune.errors import InputError, MachineError
 from dartune.models.adapter import add_lora
 from dartune.models.sharding import gathered
 from dartune.run import append_jsonl, atomic_write_json, read_jsonl, write_jsonl
 from dartune.train import checkpoint
-from dartune.train.updates import Updates, updates
+from dartune.train.updates import Updates
 
 NOT_FINITE = "not-finite.json"
 
@@ -135,7 +135,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NOT_FINITE).unlink(missing_ok=True)
     build = partial(build_optimizers, config=config)
-    stepping = updates(model, build, config.sharding, config.max_grad_norm)
+    stepping = Updates(model, build, config.sharding, config.max_grad_norm)
     metrics_path = folder / "metrics.jsonl"
     earlier = processes.agreed(_earlier(metrics_path))
     start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, stepping, len(earlier)))
@@ -187,19 +187,22 @@ def train_as_set(
     seed: int,
     steps: int,
     learning_rate: float,
+    checkpoint_every: int,
     decay: float = 1.0,
     weight_decay: float = 0.0,
+    execution: ExecutionConfig = LOCAL,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """`train` by the settings of a config's section, fully or by LoRA; returns the model with its adapter still on.
 
     Args:
         objective: makes the objective, given the model that is trained (LoRA-wrapped or not).
+        checkpoint_every: steps between checkpoints where `execution` says none.
     """
     torch.manual_seed(seed)
     if config.adapter == "lora":
         model = add_lora(model, config.lora_rank)
-    if config.gradient_checkpointing:
+    if execution.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     settings = LoopConfig(
         steps=steps,
@@ -208,12 +211,12 @@ def train_as_set(
         decay=decay,
         weight_decay=weight_decay,
         max_grad_norm=config.max_grad_norm,
-        checkpoint_every=config.checkpoint_every,
-        sharding=config.sharding,
+        checkpoint_every=execution.checkpoint_every or checkpoint_every,
+        sharding="ddp" if config.adapter == "lora" else execution.sharding,  # an adapter is small
         seed=seed,
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)
-    if config.gradient_checkpointing:
+    if execution.gradient_checkpointing:
         model.activation_checkpointing_disable()
     return gathered(model), history
 

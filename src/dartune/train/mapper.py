@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dartune import processes
-from dartune.config import MapperConfig
+from dartune.config import LOCAL, ExecutionConfig, MapperConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample
@@ -21,7 +21,7 @@ from dartune.rewards.text import same_text, skeleton
 from dartune.run import Cost, append_jsonl, read_jsonl
 from dartune.train.loop import train_as_set
 from dartune.train.objectives import group_advantages, vargrad_advantages
-from dartune.train.policy import COUNTED, PolicyObjective, a_few, totals, zero_variance
+from dartune.train.policy import CHECKPOINT_EVERY, COUNTED, PolicyObjective, a_few, totals, zero_variance
 
 EXAMPLES_FROM = 512
 """Demonstrations among which worked examples are looked for."""
@@ -227,6 +227,7 @@ def train_mapper(
     describe: Callable[[Demonstration, str], str | None] | None = None,
     probe: Probe | None = None,
     policy: Callable[[torch.nn.Module], LocalEngine] = engine_on,
+    execution: ExecutionConfig = LOCAL,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
     """Train `model` to rewrite, fully or by LoRA (which stays on); `samples.jsonl` keeps what it wrote.
@@ -247,6 +248,7 @@ def train_mapper(
             config,
             seed,
             folder / "samples.jsonl",
+            execution,
             reward=reward,
             describe=describe,
             probe=probe if config.probe_every else None,
@@ -261,6 +263,8 @@ def train_mapper(
         steps=config.steps,
         learning_rate=config.learning_rate,
         decay=0.0,
+        checkpoint_every=CHECKPOINT_EVERY,
+        execution=execution,
         on_step=on_step,
     )
     return model, totals(history)

@@ -19,6 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dartune import processes
+from dartune.config import LOCAL, ExecutionConfig
 from dartune.data.records import Demonstration
 from dartune.data.render import Renderer
 from dartune.models.engine import Engine, Sample, SampleSpec
@@ -32,6 +33,8 @@ from dartune.train.loop import shuffled_rows
 from dartune.train.microbatches import Piece, cut, padded_tokens, pieces
 from dartune.train.objectives import grpo
 
+CHECKPOINT_EVERY = 10
+"""Steps between checkpoints, unless the config says."""
 SAMPLES_ON_DISK = 5  # a step
 REHEARSED = 1000  # longest prompts that are cut into tokens to find the heaviest microbatch
 COUNTED = ("generated_tokens", "scored_tokens", "trained_tokens", "flops")
@@ -46,8 +49,6 @@ class PolicyConfig(Protocol):
     temperature: float
     max_new_tokens: int
     kl: float
-    microbatch_tokens: int
-    gradient_checkpointing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ class PolicyObjective:
         config: PolicyConfig,
         seed: int,
         samples_path: Path,
+        execution: ExecutionConfig = LOCAL,
     ):
         """`start` scores under the policy's initial weights; `samples_path` keeps a few samples of every step."""
         self.demonstrations, self.policy, self.start = demonstrations, policy, start
         self.renderer, self.config, self.seed, self.samples_path = renderer, config, seed, samples_path
+        self.execution = execution
         self.engines: list[Engine] = [policy, start]
         self._weights = multiplied_weights(policy.model)
         self._resumed = False
@@ -152,8 +155,9 @@ class PolicyObjective:
 
     def _forward(self) -> tuple[int, bool]:
         """Most tokens of a forward, and whether a prompt is read once for its group (see `group_logprobs`)."""
-        model, config = self.policy.model, self.config
-        return tokens_at_once(model, config.microbatch_tokens), not (config.gradient_checkpointing or is_sharded(model))
+        model, execution = self.policy.model, self.execution
+        shared = not (execution.gradient_checkpointing or is_sharded(model))
+        return tokens_at_once(model, execution.microbatch_tokens), shared
 
     def heaviest(self) -> Microbatch:
         """Prompts as a step may draw them, with samples of the length that fills a forward best."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dartune import processes
-from dartune.config import SFTConfig
+from dartune.config import LOCAL, ExecutionConfig, SFTConfig
 from dartune.data.render import Renderer
 from dartune.errors import InputError
 from dartune.models.adapter import merge_lora
@@ -23,6 +23,8 @@ from dartune.train.loop import shuffled_rows, train_as_set
 from dartune.train.microbatches import cut
 from dartune.train.objectives import asft, cross_entropy, dft
 
+CHECKPOINT_EVERY = 50
+"""Steps between checkpoints, unless the config says."""
 Loss = Literal["ce", "dft", "asft"]
 Row = tuple[list[int], list[int]]
 Microbatch = tuple[list[Row], int]
@@ -116,6 +118,7 @@ def fine_tune(
     *,
     loss: Loss = "ce",
     anchor: torch.nn.Module | None = None,
+    execution: ExecutionConfig = LOCAL,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
     """Fine-tune `model` on (question, solution) rows, fully or by LoRA (merged at the end).
@@ -126,7 +129,7 @@ def fine_tune(
     """
 
     def objective(trained: torch.nn.Module) -> SFTObjective:
-        context, limit = context_length(trained), tokens_at_once(trained, config.microbatch_tokens)
+        context, limit = context_length(trained), tokens_at_once(trained, execution.microbatch_tokens)
         return SFTObjective(rows, renderer, config.batch_size, seed, context, limit, loss, anchor)
 
     model, history = train_as_set(
@@ -138,6 +141,8 @@ def fine_tune(
         steps=config.steps,
         learning_rate=learning_rate,
         weight_decay=config.weight_decay,
+        checkpoint_every=CHECKPOINT_EVERY,
+        execution=execution,
         on_step=on_step,
     )
     each = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)

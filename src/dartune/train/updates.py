@@ -1,65 +1,35 @@
-"""How the gradients of all processes become a step of the optimiser: by accelerate (DDP), FSDP2, or DeepSpeed's ZeRO-2.
+"""How the gradients of all processes become a step of the optimiser: by accelerate (DDP) or FSDP2.
 
 The loop hands over one microbatch's loss after the other and then asks for the step; checkpoints hold the same tensors,
-by the same names, whichever of the three wrote them.
+by the same names, whichever of the two wrote them.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dartune import processes
-from dartune.errors import MachineError
 from dartune.models.sharding import full, shard, spread_like
 from dartune.models.shared_prefix import device_of, sequence_logprobs
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-MISSING = "sharding: deepspeed needs DeepSpeed: pip install deepspeed, or set sharding: fsdp2"
 
+class Updates:
+    """One process, DDP (by accelerate) or FSDP2: one training run's way of stepping.
 
-class Updates(Protocol):
-    """One training run's way of stepping."""
-
-    model: nn.Module
-    """What losses are computed with; its weights are the trained model's."""
-
-    def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """What a microbatch's forward and `backward` happen in; with the step's `last` one its gradient is complete.
-
-        That is, the sum over all microbatches of all processes; how much of it is summed earlier is each way's own.
-        """
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add a microbatch's gradient, within `accumulating`."""
-
-    def step(self, learning_rate: float) -> float:
-        """Scale the gradient down to the largest norm, step, forget it; returns its norm, which must be finite."""
-
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Everything the optimisers know, by `<optimiser>.<weight>.<name>`, spread or not; every process must ask."""
-
-    def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `state` said, whole."""
-
-
-class Plain:
-    """One process, DDP (by accelerate) or FSDP2, with the optimisers as they are.
-
-    Args:
-        optimizers: of the trained weights; made before or after spreading, whichever `spread` asks for.
+    `model` is what losses are computed with; its weights are the trained model's.
     """
 
-    def __init__(self, model: nn.Module, build: Any, max_norm: float, *, spread: bool):
+    def __init__(self, model: nn.Module, build: Callable[[nn.Module], Any], sharding: str, max_norm: float):
+        """`build` makes the optimisers of a model; `sharding` is `ddp` or `fsdp2`, without effect in one process."""
         self.apart: list[nn.Parameter] = []
-        if spread:
+        if sharding == "fsdp2" and processes.count() > 1:
             self.model = shard(model)
         elif processes.count() > 1:
             self.apart = _unreached(model)
@@ -70,16 +40,22 @@ class Plain:
         self.max_norm = max_norm
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """What a microbatch's forward and `backward` happen in; with the step's `last` one its gradient is complete.
+
+        That is the sum over all microbatches of all processes.
+        """
         # DDP decides in the forward whether the backward that follows sends gradients round. FSDP2 always sends them:
         # kept whole until the last microbatch, they would take the memory that spreading them saves.
         later = None if last else getattr(self.model, "no_sync", None)
         return later() if later else nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Add a microbatch's gradient, within `accumulating`."""
         # Gradients are averaged over the processes, and are to be summed.
         (loss * processes.count()).backward()
 
     def step(self, learning_rate: float) -> float:
+        """Scale the gradient down to the largest norm, step unless it is not finite, forget it; returns its norm."""
         self._sum_apart()
         norm = float(full(nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)))
         for optimizer in self.optimizers:
@@ -102,12 +78,14 @@ class Plain:
                 weight.grad /= processes.count()
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Everything the optimisers know, by `<optimiser>.<weight>.<name>`, spread or not; every process must ask."""
         for number, optimizer in enumerate(self.optimizers):
             for index, state in optimizer.state_dict()["state"].items():
                 for key, value in state.items():
                     yield f"{number}.{index}.{key}", torch.as_tensor(value)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state` said, whole."""
         states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in self.optimizers]
         trained = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in self.optimizers]
         for name, tensor in state.items():
@@ -119,82 +97,6 @@ class Plain:
         for optimizer, found in zip(self.optimizers, states, strict=True):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": found, "param_groups": groups})
-
-
-class DeepSpeed:
-    """ZeRO-2: weights whole in every process, gradients and AdamW's state spread over them.
-
-    Raises:
-        MachineError: DeepSpeed is not installed.
-    """
-
-    def __init__(self, model: nn.Module, build: Any, max_norm: float):
-        if device_of(model).type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise MachineError(MISSING) from error
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        (optimizer,) = build(model)
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,  # the loop's business; DeepSpeed only asks for a figure
-            "gradient_clipping": max_norm,
-            "zero_optimization": {"stage": 2},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-        }
-        self.model, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=settings, dist_init_required=False
-        )
-
-    def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        self.model.set_gradient_accumulation_boundary(last)
-        return nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        self.model.backward(loss * processes.count(), scale_wrt_gas=False)
-
-    def step(self, learning_rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.model.step()
-        return float(self.model.get_global_grad_norm())
-
-    def state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        steps = next(iter(self._optimizer.optimizer.state.values()))["step"]
-        for index, weight in enumerate(self.trained):
-            yield f"0.{index}.step", steps.clone()
-            for key in MOMENTS:
-                yield f"0.{index}.{key}", safe_get_full_optimizer_state(weight, key)
-
-    def load(self, state: dict[str, torch.Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        # What DeepSpeed does at the first step, with no public way to do it before: room for the state, by weight.
-        for part in self._optimizer.single_partition_of_fp32_groups:
-            room = {key: torch.zeros_like(part) for key in MOMENTS}
-            fused = self._optimizer.optimizer.defaults.get("fused")  # counts its steps where the weights are
-            steps = state["0.0.step"].clone().to(part.device if fused else "cpu")
-            self._optimizer.optimizer.state[part] = {"step": steps, **room}
-        self._optimizer._lazy_init_hp_params_optimizer_state()
-        for index, weight in enumerate(self.trained):
-            safe_set_full_fp32_param(weight, weight.detach().clone())
-            for key in MOMENTS:
-                safe_set_full_optimizer_state(weight, state[f"0.{index}.{key}"].to(weight.device), key)
-
-
-def updates(model: nn.Module, build: Any, sharding: str, max_norm: float) -> Updates:
-    """The way of stepping that a config names; with one process there is but one.
-
-    Args:
-        build: model -> its optimisers.
-    """
-    if sharding == "deepspeed" and processes.count() > 1:
-        return DeepSpeed(model, build, max_norm)
-    return Plain(model, build, max_norm, spread=sharding == "fsdp2" and processes.count() > 1)
 
 
 def _copied(model: nn.Module, apart: Sequence[nn.Parameter]) -> nn.Module:
