@@ -11,6 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
@@ -50,6 +51,8 @@ _LATEX = _rules(
     (r"(?<![\w\\^_}\])])\{([^{}A-Za-z\\]*)\}", r"\1"),
 )
 _SIGNS = _rules(
+    (r"²", "**2"),
+    (r"³", "**3"),
     (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
     (r"\\div(?![a-z])|÷", "/"),
     (r"[−–]", "-"),
@@ -92,11 +95,17 @@ _BEFORE_UNITS = re.compile(r"[\w.,:)%^/*+=(<>-]\Z|[-+*/^(<>\d] *\Z|[\d)] *= *\Z"
 OPERATIONS_IN_WORDS = {"divided by": "/", "times": "*", "multiplied by": "*", "plus": "+", "minus": "-"}
 PARTS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "tenth": 10}
 _NUMBER = r"\d++(?:\.\d++)?+"
+_THING = r"(?: [a-z]{2,14}s?)?"
+_COMES_TO = (
+    r"(?:,? (?:which|that) (?:is|are|equals|gives|makes|leaves|comes to)|,? (?:is|are|equals?|gives?|makes?|leaves?)"
+    r"(?: equal to)?)"
+)
 _IN_WORDS = re.compile(
-    rf"(?<![\d.])(?:(?P<left>{_NUMBER}) (?P<word>{'|'.join(OPERATIONS_IN_WORDS)}) (?P<right>{_NUMBER})"
-    rf"|(?:a |one )?\b(?P<part>{'|'.join(PARTS)}) of (?P<whole>{_NUMBER})"
-    rf"|\((?P<percent>{_NUMBER})/100\) \* (?P<base>{_NUMBER}))"  # what `_SIGNS` makes of 20% of 250
-    rf" (?:is|equals|gives|makes) (?P<result>{_NUMBER})"
+    rf"(?<![\d.])(?:(?P<left>{_NUMBER}){_THING} (?P<word>{'|'.join(OPERATIONS_IN_WORDS)}) (?P<right>{_NUMBER}){_THING}"
+    rf"|(?:a |one )?\b(?P<part>{'|'.join(PARTS)}) of (?P<whole>{_NUMBER}){_THING}"
+    rf"|\(?(?P<top>\d{{1,3}})/(?P<bottom>\d{{1,3}})\)? of (?P<of>{_NUMBER}){_THING}"
+    rf"|\((?P<percent>{_NUMBER})/100\) \* (?P<base>{_NUMBER}){_THING})"  # what `_SIGNS` makes of 20% of 250
+    rf"{_COMES_TO} (?P<result>{_NUMBER})"
     r"(?![\w%/*+^]|[.,:]\d| ?[-+*/^=%(]| (?:more|less|times|percent|of|and|remainder|with|or|\d))",
     re.IGNORECASE,
 )
@@ -105,6 +114,11 @@ _UNIT = re.compile(r"(?<=\d) ?([a-z]{2,14})")
 NOT_UNITS = frozenset(
     "dozen hundred thousand million billion half halve third quarter of time plus minu percent".split()
 )
+_UNIT_INSIDE = re.compile(r"(?<=\d) ?(?!x\b)[A-Za-z]{1,14}(?:/[A-Za-z]{1,14})?(?= ?[-+*/)=])")
+_PART_OF = re.compile(r"(?<=\d/\d)(\d{0,3}\)?) of (?=[$£€]?\d)")
+_CALCULATION = re.compile(rf"{_RUN}++")
+_LOOSE_ENDS = re.compile(r"\A[\s+\-*/]+|[\s+\-*/]+\Z")
+_OPERATOR = re.compile(r"[\d)]\s*[-+*/]{1,2}\s*[\d(.]|sqrt")
 LONGEST = 120
 ROUGHLY = 0.1
 """`≈` tells an estimate, such as 615 ≈ 600; what is further off is a wrong step."""
@@ -134,6 +148,43 @@ def false_sums(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def calculations(text: str) -> list[tuple[frozenset[Fraction], Fraction | float]]:
+    """Every written calculation of two numbers or more: its operands without those that change nothing, its value.
+
+    A calculation within a longer one counts, too. Signs in plain text and in LaTeX are read, units between the numbers
+    passed over (`12 beads + 15 beads`). A number that is calculated with itself (`12 + 12`) stands with its double.
+    """
+    found = []
+    for line in _plain(text).split("\n"):
+        for run in _CALCULATION.findall(_UNIT_INSIDE.sub("", _PART_OF.sub(r"\1*", line))):
+            trimmed = _LOOSE_ENDS.sub("", run[:LONGEST])
+            expression = _balanced(_balanced(trimmed, at_end=True) or "", at_end=False)
+            if expression and _OPERATOR.search(expression):
+                found += _parts(re.sub(r"\)\s*\(", ")*(", expression))
+    return found
+
+
+def _parts(expression: str) -> Iterator[tuple[frozenset[Fraction], Fraction | float]]:
+    """The operands and the value of an expression and of each calculation within it."""
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.BinOp | ast.Call):
+            continue
+        with suppress(ValueError, ZeroDivisionError, OverflowError, TypeError):
+            value = _evaluate(node)
+            terms = [_evaluate(leaf) for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)]
+            scaled = any(isinstance(part, ast.Mult | ast.Div | ast.Pow) for part in ast.walk(node))
+            operands = [term for term in terms if term != 0 and not (scaled and term == 1)]
+            if isinstance(node, ast.Call):
+                operands.append(value)
+            if len(operands) > 1:
+                found = frozenset(operands)
+                yield found | {2 * operands[0]} if len(found) == 1 else found, value
+
+
 def _false_in_words(line: str) -> Iterator[str]:
     """Wrong calculations in words: `36 divided by 1.5 is 20`, `20% of 250 is 60`, `half of 300 is 160`."""
     for match in _IN_WORDS.finditer(in_digits(line)):
@@ -142,6 +193,8 @@ def _false_in_words(line: str) -> Iterator[str]:
             continue
         if match["part"]:
             calculation = f"(1/{PARTS[match['part'].lower()]})*{match['whole']}"
+        elif match["top"]:
+            calculation = f"({match['top']}/{match['bottom']})*{match['of']}"
         elif match["percent"]:
             calculation = f"({match['percent']}/100)*{match['base']}"
         else:

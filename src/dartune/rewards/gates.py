@@ -17,7 +17,7 @@ from dartune.rewards.closing import solution_part
 from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.languages import CAPITALISED_NOUNS, gold_with_points, language_of, reader
 from dartune.rewards.leaks import leaks
-from dartune.rewards.quantities import CALCULATION, covered, reasoning
+from dartune.rewards.quantities import CALCULATION, covered, equations, reasoning
 from dartune.rewards.tasks import MATH
 from dartune.rewards.text import (
     aloud,
@@ -144,10 +144,10 @@ def follows(item: GateInput, thresholds: GateThresholds) -> bool:
 def no_loop(item: GateInput, thresholds: GateThresholds) -> bool:
     """No run of words repeats much more often than anything in the source does.
 
-    Stops: loops, whose every further round is nearly free. Three signs: one block back to back with
+    Stops: loops, whose every further round is nearly free. Four signs: one block back to back with
     itself, at any length of text; one sentence again and again; an n-gram that fills more than a tenth of the
-    text. Costs a few passes over the words. False positives: tables and long repeated additions that the
-    source does not have.
+    text; all of a solution's calculations a second time. Costs a few passes over the words. False positives: tables
+    and long repeated additions that the source does not have.
     """
     written, source = words(item.rewrite), words(item.solution)
     if tandem_repeats(written) > tandem_repeats(source) + thresholds.max_repeats:
@@ -156,11 +156,20 @@ def no_loop(item: GateInput, thresholds: GateThresholds) -> bool:
         return False
     if retold_share(item.rewrite) > max(RETOLD_SHARE, retold_share(item.solution)):
         return False
+    if _worked_twice(item.rewrite) and not _worked_twice(item.solution):
+        return False
     repeats, sentences = sentence_repeats(item.rewrite)
     if repeats > sentence_repeats(item.solution)[0] + max(thresholds.max_repeats, 2 * LOOP_SHARE * sentences):
         return False
     allowed = max(thresholds.max_repeats, LOOP_SHARE * len(written) / LOOP_NGRAM)
     return ngram_repeats(written, LOOP_NGRAM) <= ngram_repeats(source, LOOP_NGRAM) + allowed
+
+
+def _worked_twice(text: str) -> bool:
+    """Whether a text writes its equations, two or more, twice each on average."""
+    written = equations(text)
+    different = {(frozenset(numbers(expression)), result) for expression, result in written}
+    return len(different) > 1 and len(written) >= 2 * len(different)
 
 
 def length(item: GateInput, thresholds: GateThresholds) -> bool:

@@ -138,6 +138,8 @@ LEAKS: tuple[str, ...] = (
 
 OPENINGS: tuple[str, ...] = (
     r"(?:sure|certainly|absolutely|of course|no problem|gladly|happy to help|my pleasure)(?: thing)? [!,.]",
+    r"(?:got it|understood|great question|good question) [!,.:]",
+    r"(?:i (?:d|would|will|ll|am|m) )?(?:be )?(?:happy|glad|delighted|pleased) to (?:help|assist|explain|rewrite)",
     r"(?:okay|ok|alright|right) ,? the user",
     r"(?:thank you|thanks) for",
     r"here you (?:go|are)",
