@@ -53,7 +53,14 @@ _LATEX = _rules(
 _SIGNS = _rules(
     (r"²", "**2"),
     (r"³", "**3"),
-    (r"\\(?:times|cdot)(?![a-z])|[×·]|(?<=\d) x (?=\d)", "*"),
+    (r"\\(?:times|cdot)(?![a-z])|[×·⋅✕✖]|(?<=[\d)]) x (?=[\d(])|(?<=[1-9])x(?=\d)", "*"),
+    (r"√\s?(\d{1,20}(?:\.\d{1,20})?)", r"sqrt(\1)"),
+    (r"( [-+*/] [$£€]?\d[\d.,]{0,20}(?: [a-z]{2,14})?) (?:is equal to|equals) (?=[$£€]?\d)", r"\1 = "),
+    # A percentage that is added or taken off is one of what stands before it: 50 - 20% = 40.
+    (
+        r"(?<![\d.*/+-])(?<![*/+-] )(\d{1,20}(?:\.\d{1,20})?) ?([-+]) ?(\d{1,20}(?:\.\d{1,20})?)\s?\\?%(?=\s?=)",
+        r"\1*(1\2\3/100)",
+    ),
     (r"\\div(?![a-z])|÷", "/"),
     (r"[−–]", "-"),
     (r"\\approx(?![a-z])", "≈"),
@@ -65,7 +72,8 @@ _SIGNS = _rules(
 )
 _PREFIX = re.compile(r"(?m)^[ \t]*([-+*/×÷])[ \t]+(-?\d[\d.,]*)[ \t]+(-?\d[\d.,]*)(?=[ \t]*=)")
 """`* 56 9 = 504`, a calculation in prefix notation."""
-_MIXED = re.compile(r"(?<![\w.,/)^])(\d{1,9}) (\d{1,4})/(\d{1,4})(?![\w/(]|[.,]\d)")
+_MIXED = re.compile(r"(?<![\w.,/)^])(\d{1,9}) (?:and )?(\d{1,4})/(\d{1,4})(?![\w/(]|[.,]\d)")
+_MIXED_LATEX = re.compile(r"(?<![\w.,/)^}])(\d{1,9})\s?\\[dt]?frac\s?\{(\d{1,4})\}\s?\{(\d{1,4})\}")
 _OPERATOR_AT_START = re.compile(r"(?:^|\n)[ \t]*[-+*/×÷][ \t]+\Z")
 _LINES = _rules(
     # A calculation goes on in a line that opens with an equals sign, and in one that holds nothing but a result.
@@ -78,7 +86,21 @@ _LEFT = re.compile(rf"{_RUN}++$")
 _RIGHT = re.compile(rf"{_RUN}++")
 _TOUCHES = re.compile(r"[\w%\\^_{}.]$|\d:$")
 _RELATION = re.compile("([=≈])")
-_OF_ANOTHER_KIND = re.compile(r"[\s(\\]{0,8}(?:[pb]?mod\b|%|(?:text\s?\{)?\s?(?:R\b|r\b|(?:with )?(?:an? )?remainder))")
+_OF_ANOTHER_KIND = re.compile(
+    r"[\s(\\]{0,8}(?:[pb]?mod\b|%|(?:text\s?\{)?\s?(?:[Rr](?:\b|\d)|,?\s?(?:with )?(?:an? )?remainder)"
+    r"|(?:with|and) (?:\d{1,9}|an?|some|\w{1,20} \w{1,20}) (?:\w{1,20} )?(?:left|remaining|over)\b"
+    r"|(?:full|whole|complete|entire)\b|,?\s?rounded)"
+)
+"""What stands behind a quotient that is not exact: `17/5 = 3 full boxes`, `22/4 = 5 R2`."""
+_LABEL = re.compile(
+    r"\b(?:week|day|month|year|person|option|box|case|group|team|part|page|room|bag|child|student|player|trip|round|game|"
+    r"class|grade|level|chapter|question|problem|item|number|phase|stage|shelf|row|column|car|bus|house|floor|method|"
+    r"city|store|worker|friend|machine|tank|jar|plan|order|shift|lap|test|quiz|set|batch)s? #?\d{1,3}(?=\s?[=+])",
+    re.IGNORECASE,
+)
+"""Numbers that are names: `Week 1 = 5 + 3`."""
+_EQUATION = re.compile(r"(?:[^=\n.;]|\.\d){1,80}=(?:[^=\n.;]|\.\d){1,40}")
+_CENTS = re.compile(r"\d ?(?:cents?\b|¢)")
 _CONTINUES = re.compile(r"\b(?:of|x|times|plus|minus|squared|modulo|mod|(?:divided|multiplied) by)\s*$", re.IGNORECASE)
 _OPERATIONS = {
     ast.Add: operator.add,
@@ -224,10 +246,19 @@ def _false_with_units(line: str) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    text = _PREFIX.sub(r"\2 \1 \3", _NOTE.sub("", text))
+    text = _LABEL.sub("that", _PREFIX.sub(r"\2 \1 \3", _NOTE.sub("", text)))
+    if "$" in text and _CENTS.search(text):
+        text = _EQUATION.sub(_in_one_currency, text)
+    text = _MIXED_LATEX.sub(_improper, text)
     text = _MIXED.sub(_improper, VULGAR.sub(lambda sign: f" {vulgar_fraction(sign[0])}", text))
     text = _LIST_MARK.sub("", _rewritten(text, _LAYOUT))
     return _rewritten(text, _LATEX + _LATEX + _SIGNS + _LINES)  # twice: fractions and boxes stand in each other
+
+
+def _in_one_currency(equation: re.Match[str]) -> str:
+    """An equation, or if it has dollars and cents the same without its sign: it is not judged."""
+    mixed = "$" in equation[0] and _CENTS.search(equation[0])
+    return equation[0].replace("=", " is ") if mixed else equation[0]
 
 
 def _improper(mixed: re.Match[str]) -> str:
