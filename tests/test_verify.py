@@ -241,6 +241,29 @@ def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The car needs 4 hours 30 minutes.", "4.5 hours"),
+        ("Joe sleeps **8 hours and 15 minutes**.", "8 hours and 15 minutes"),
+        ("She is 5 ft 6 in tall.", "66 inches"),
+        ("It costs 1 dollar and 50 cents.", "1.5"),
+        ("The rope is 3.3 meters long.", "330 cm"),
+        ("The rope is 3.3 meters long.", "3.3"),
+        ("It takes her 5 hours to read 120 pages.", "5"),
+        ("She had $100 and needs to pay $30.", "30"),
+        ("She will have $45 left after buying 3 books.", "45"),
+        ("They need 4 buses, as 3.75 rounds up.", "4"),
+        ("The ratio of boys to girls is 3 to 2.", "3:2"),
+        ("Thus the ratio is $3:2$.", "3:2"),
+        ("The change was 5.01 in total.", "5.01"),
+        ("答：三十六元。", "36"),
+    ],
+)
+def test_a_closing_sentence_tells_its_value_with_its_unit(text, answer):
+    assert same_plain(stated_answer(text, TASKS["math"]), answer)
+
+
+@pytest.mark.parametrize(
     ("predicted", "gold"),
     [
         ("1,000", "1000"),
@@ -293,6 +316,17 @@ def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
         ("2 m and 30 cm", "2.3 m"),
         ("18 months", "1.5 years"),
         ("3 to 2", "3:2"),
+        ("The ratio is 3:2", "3:2"),
+        ("1:2:3", "1 to 2 to 3"),
+        ("2h 30m", "2.5 hours"),
+        ("20 minutes", "1/3 of an hour"),
+        ("at 3:30 PM on Tuesday", "3:30 PM"),
+        ("3:30 in the afternoon", "15:30"),
+        ("5 o'clock", "5:00"),
+        ("1 out of 4", "1/4"),
+        ("Answer: 72", "72"),
+        ("三百二十", "320"),
+        ("五", "5"),
         ("3 : 2", "3 to 2"),
         ("Natalia sold **72** clips in April and May", "72"),
         ("1e3", "1000"),
@@ -376,6 +410,10 @@ def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
         ("330", "3.3 m"),
         ("5 km", "5 miles"),
         ("2 to 3", "3:2"),
+        ("1:3:2", "1:2:3"),
+        ("3:30 in the morning", "3:30 PM"),
+        ("1 out of 5", "1/4"),
+        ("三十六", "63"),
         ("2 hours 30 minutes", "2.3 hours"),
         ("two", "3"),
         ("5 million", "5"),

@@ -22,13 +22,17 @@ TESTED = {"question/answer": ("question", "answer")}
 """Layouts of rows that are only tested on; the answer stands for the solution."""
 # Names seen in public data sets, only used to propose a column map.
 USUAL_NAMES = {
-    "question": "question problem instruction query prompt input user task title".split(),
+    "question": (
+        "question problem instruction query prompt input user task title frage aufgabe pregunta problema problème "
+        "probleme énoncé 问题 題目 题目"
+    ).split(),
     "solution": (
         "solution reasoning rationale explanation cot chain_of_thought thought working response output completion "
-        "chosen assistant equation answer text"
+        "chosen assistant equation answer text lösung loesung rechenweg solución solucion résolution 解答 解析 解题过程"
     ).split(),
     "answer": (
-        "final_answer result expected_answer target answer ground_truth gold label answerkey answer_key correct"
+        "final_answer result expected_answer target answer ground_truth gold answerkey answer_key label correct "
+        "antwort ergebnis respuesta resultado réponse reponse résultat 答案"
     ).split(),
     "messages": "conversations conversation dialogue dialog chat turns".split(),
 }
@@ -233,6 +237,8 @@ def proposed(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[d
             return {"messages": lower[usual]}, _texts_besides([lower[usual]], samples)
     for ours in ("question", "solution", "answer"):
         free = [lower[name] for name in USUAL_NAMES[ours] if name in lower and lower[name] not in proposal.values()]
+        if ours == "answer":
+            free = [name for name in free if not any(isinstance(at(row, name), list | Mapping) for row in rows)]
         if ours == "solution":
             free = [name for name in free if samples[name] and not _bare_answer(name, lower)]
         if free:

@@ -21,6 +21,8 @@ from dartune.redaction import printable
 
 PERCENTILES = (5, 50, 95, 100)
 UNKNOWN_SHARE = 0.01
+SHOWN_CHARS = 40
+"""Of an answer, in a message."""
 """Above this share of unknown tokens the tokenizer does not fit the data."""
 FEWEST_WORDS = 3
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
@@ -155,7 +157,7 @@ def check_report(
     demonstrations: Sequence[Demonstration],
     renderer: Renderer | None = None,
     has_answer: Callable[[Demonstration], bool] | None = None,
-    wrong: Iterable[Demonstration] = (),
+    wrong: Iterable[tuple[Demonstration, str]] = (),
     silent: Iterable[Demonstration] = (),
     *,
     longest: int | None = None,
@@ -166,7 +168,7 @@ def check_report(
     Args:
         renderer: the target's; without one nothing is counted in tokens.
         has_answer: whether a row's answer can be checked by program.
-        wrong: the rows whose own solution gives another answer.
+        wrong: the rows whose own solution gives another answer, each with it.
         silent: the rows whose own solution gives none.
         longest: tokens that a rewrite may have.
         trained: whether the rows are trained on; of test rows the solutions are of no matter.
@@ -195,9 +197,10 @@ def check_report(
         for kind in kinds:
             if trained or kind not in OF_SOLUTIONS:
                 found.add(kind, where)
-    for kind, rows in (("contradicted", wrong), ("silent", silent if trained else ())):
-        for row in rows:
-            found.add(kind, label(row))
+    for row, stated in wrong:
+        found.add("contradicted", f"{label(row)} (row: {_short(row.answer)}, solution: {_short(stated)})")
+    for row in silent if trained else ():
+        found.add("silent", label(row))
     several = repeats.tell(demonstrations, found)
     return QualityReport(
         rows=len(demonstrations),
@@ -222,6 +225,11 @@ def _marks(row: Demonstration, renderer: Renderer | None, closes: bool) -> Itera
         yield "thinking"
     if renderer is not None and renderer.thinking and "</think>" not in row.solution:
         yield "thoughtless"
+
+
+def _short(answer: str | None) -> str:
+    answer = " ".join((answer or "").split())
+    return answer if len(answer) <= SHOWN_CHARS else f"{answer[:SHOWN_CHARS]}..."
 
 
 def _invisible(row: Demonstration) -> set[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from dartune.rewards.languages import CJK
-from dartune.rewards.spelling import SCALES, VULGAR, vulgar_fraction
+from dartune.rewards.spelling import SCALES, VULGAR, dollars_and_cents, vulgar_fraction
 from dartune.rewards.text import aloud, in_digits
+from dartune.rewards.units import CONVERTED, in_one_unit, unit_name
 from dartune.rewards.verify import without_markup
 
 _NEXT_QUESTION = re.compile(
@@ -14,6 +15,8 @@ _NEXT_QUESTION = re.compile(
     r"|<\|[a-z_]{2,20}\|>",
     re.IGNORECASE,
 )
+LONGEST = 2000
+"""Characters at the end of a text in which its closing number is looked for."""
 NEAR = 48
 """Characters in front of a number that are looked at."""
 _CLOSING_REMARK = re.compile(r"\s?\([^()]{0,300}\)[\s.]{0,9}\Z")
@@ -27,8 +30,10 @@ _OPEN = re.compile(
     r"|\A[\s(]*[-+*/×÷](?:\s+[-+*/×÷]?[\d.]+){2,}\s*\Z"
 )
 """A sentence that ends on a formula, a calculation left to do, a range or a denial states no number."""
+_RATIO = re.compile(r"\bratio\b", re.IGNORECASE)
+_SIDES = re.compile(r"(?<![\d.])(\d{1,12}) to (\d{1,12})(?!\d|\.\d)")
 _LIST_MARK = re.compile(r"^\s*[-*•]\s+")
-_MATHS = re.compile(r"(?<!\\)\$([^$]*[\\=^{][^$]*|-?[\d./]+)\$")
+_MATHS = re.compile(r"(?<!\\)\$([^$]*[\\=^{][^$]*|-?[\d./:]+)\$")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _LATEX_FRACTION = re.compile(r"(\d)?\s?\\[dt]?frac\s?\{(\d+)\}\s?\{(\d+)\}")
 _DECIMAL = (
@@ -39,11 +44,12 @@ _SCIENTIFIC = r"\d+(?:\.\d+)?\s?(?:×|x|\*|\\times)\s?10\s?\^\s?\{?[-+]?\d{1,2}\
 _VALUE = re.compile(
     rf"(?<![^\W{CJK}])(?<![.^_{{/])(?:"
     r"(?P<time>\d{1,2}:\d\d(?:\s?[ap]\.?\s?m\b\.?)?|\d{1,2}\s?[ap]\.?m\b\.?)"
-    r"|\d+\s?:\s?\d+"  # a ratio
+    r"|\d+(?:\s?:\s?\d+)+"  # a ratio
     rf"|[$£€¥₹]?(?:{_SCIENTIFIC}|\d+\s\d+/\d+|\d+/\d+|{_DECIMAL}(?:\s?(?:{'|'.join(SCALES)})\b)?)(?:\s?\\?%)?"
     r"(?:\sand\s(?:an?|one|three)\s(?:half|third|quarters?)\b)?)",
     re.IGNORECASE,
 )
+_WORD_BEHIND = re.compile(r"\s(?!in\b)([A-Za-z]{1,14})\b(?!\s(?:per|an?|each|every|of|in|and)\b)")
 _SIGN_BEFORE = re.compile(r"(?:\A|[^\w)%}\s]|[^\d)%}\s]\s)\s*\$?[-−]\Z")
 _RESULT = re.compile(r"(?:[=≈]|\\approx)[\s$*({]*([-−]?)\Z")
 _GOES_ON = re.compile(r"\s*\$?\s*(?:[+*×·÷/−-]|\\(?:times|cdot|div))\s*\$?[\d(]")
@@ -59,6 +65,12 @@ _BETWEEN = (
 )
 _ASIDE = re.compile(
     r"\b(?:after|in|over|within|on|during|among|between|than|every|per|each|until|into|who (?:is|was|has)|to reach)"
+    + _BETWEEN
+    + r"|\b(?:after|by|before|from|when|while|for|as|since) [a-z]+ing"
+    + _BETWEEN
+    + r"|\b(?:as|since|because|so that|so as to [a-z]+|to [a-z]+ (?:at|by|until|before))"
+    + _BETWEEN
+    + r"|\d\S*\s(?!(?:and|but|so|then|or|is|are)\b)[a-z]+\s(?:(?!needs?\b|ha[sd]\b|wants?\b)[a-z]+\s)?to\s[a-z]+"
     + _BETWEEN,
     re.IGNORECASE,
 )
@@ -92,6 +104,7 @@ def closing_number(text: str) -> str:
     aside (`9 apples after 2 days`, `18 girls in a class of 30`). In a sentence with numbers in bold only these count. A
     remark in parentheses behind the last sentence is passed over.
     """
+    text = text[-LONGEST:]
     shorter = _CLOSING_REMARK.sub("", text.rstrip())
     for sentence in reversed(_SENTENCE.split(shorter if _VALUE.search(_plain(shorter)) else text)):
         told = _plain(sentence)
@@ -99,15 +112,22 @@ def closing_number(text: str) -> str:
             told = _with_one_number(told)
         if _VALUE.search(told):
             bold = " ; ".join(part for part in _BOLD.findall(told) if _VALUE.search(part))
-            return "" if _OPEN.search(sentence.replace("**", "")) else _told(bold or told.replace("**", ""))
+            return (
+                ""
+                if _OPEN.search(sentence.replace("**", "")) and not _RATIO.search(sentence)
+                else _told(bold or told.replace("**", ""))
+            )
     return ""
 
 
 def _plain(sentence: str) -> str:
-    """A sentence without list mark and LaTeX around its numbers; mixed numbers as `2 1/2`."""
+    """A sentence without list mark and LaTeX around its numbers; `2 1/2`, `270 minutes` and `3:2` where it says so."""
     sentence = _LATEX_FRACTION.sub(lambda part: f"{part[1] + ' ' if part[1] else ''}{part[2]}/{part[3]}", sentence)
     sentence = _MATHS.sub(r"\1", _LIST_MARK.sub("", sentence))
-    return VULGAR.sub(lambda part: f" {vulgar_fraction(part[0])}", without_markup(sentence, whole=False))
+    sentence = VULGAR.sub(lambda part: f" {vulgar_fraction(part[0])}", without_markup(sentence, whole=False))
+    if _RATIO.search(sentence):
+        sentence = _SIDES.sub(r"\1:\2", sentence)
+    return in_one_unit(dollars_and_cents(sentence))
 
 
 def _with_one_number(sentence: str) -> str:
@@ -146,5 +166,8 @@ def _aside(sentence: str, value: re.Match[str]) -> int:
 
 
 def _signed(sentence: str, value: re.Match[str]) -> str:
+    """The value as it is written, with its sign and a unit that converts to others."""
     negative = _SIGN_BEFORE.search(sentence[max(0, value.start() - NEAR) : value.start()])
-    return f"{'-' if negative else ''}{value[0]}".rstrip(". ")
+    unit = _WORD_BEHIND.match(sentence, value.end())
+    measured = unit and value[0][-1].isdigit() and unit_name([unit[1].lower()]) in CONVERTED
+    return f"{'-' if negative else ''}{value[0]}{unit[0] if measured else ''}".rstrip(". ")

@@ -104,8 +104,9 @@ def reader(question: str, solution: str) -> Callable[[str], str]:
 
 def gold_with_points(answer: str, solution: str) -> str:
     """The gold answer of a row with commas: `9.120` is 9120 if the solution has that number, else as it is written."""
-    plain = with_points(answer)
-    return plain if "," in answer or plain in numbers(with_points(solution)) else answer
+    plain, known = with_points(answer), numbers(with_points(solution))
+    there = numbers(plain)
+    return plain if "," in answer or (there and all(number in known for number in there)) else answer
 
 
 def _digits(number: str) -> str:

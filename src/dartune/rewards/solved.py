@@ -58,15 +58,19 @@ def _as_read(row: Demonstration, text: str, task: Task) -> tuple[str, str]:
 
 def contradicting(
     rows: Iterable[Demonstration], checker: AnswerChecker
-) -> tuple[list[Demonstration], list[Demonstration]]:
-    """Rows of one task family whose own solution gives another answer than the row has; and those that give none."""
-    wrong, silent, checked = [], [], (row for row in rows if row.answer)
+) -> tuple[list[tuple[Demonstration, str]], list[Demonstration]]:
+    """Rows of one task family whose own solution gives another answer than the row has, with it; those giving none."""
+    wrong: list[tuple[Demonstration, str]] = []
+    silent, checked = [], (row for row in rows if row.answer)
     while chunk := list(islice(checked, CHUNK)):
         (task,) = {TASKS[row.task] for row in chunk}
         pairs = [_as_read(row, row.solution, task) for row in chunk]
         for row, (stated, _), right in zip(chunk, pairs, checker.check(pairs, task), strict=True):
             if right is False:
-                (wrong if stated else silent).append(row)
+                if stated:
+                    wrong.append((row, stated))
+                else:
+                    silent.append(row)
     return wrong, silent
 
 

@@ -62,6 +62,12 @@ _HEDGE = r"(?!\s*(?:or|wait|not|no|maybe|perhaps|correct\w*)\b)"
 _IN_WORDS = re.compile(rf"\s?\({_HEDGE}[^()\d=+*/\\]{{2,}}\)$")
 _REMARK = re.compile(rf"(?<=\d)(\s+[^\W\d_]{{2,}}(?:\s+[^\W\d_]+)*)\s+\({_HEDGE}[^()]*\)$")
 _CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IGNORECASE)
+_OUT_OF = re.compile(r"^(\d{1,9})\s(?:out of|in)\s(\d{1,9})$", re.IGNORECASE)
+_CJK_DIGITS = "〇一二三四五六七八九"
+_CJK_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000}
+_CJK_NUMBER = re.compile("[零〇一二两三四五六七八九十百千万]{1,12}(?![分之])")
+_AT = re.compile(r"^(?:at|by|around)\s|\son\s\w{3,6}day$")
+_PART_OF_DAY = re.compile(r"\s(?:in the (?:(morning)|afternoon|evening)|at night)$")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([ap])m)?")
 _NAMED_TIMES = {"noon": (0, 0, "p"), "midnight": (0, 0, "a")}
 _COUNTER = re.compile(r"(?<=\d)\s?(?!.*[十百千万萬億亿兆半以未])[\u3040-\u30ff\u4e00-\u9fff]{1,4}$")
@@ -82,9 +88,10 @@ def ordinary(answer: str) -> str:
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
     text = _IN_PARTS.sub(_in_parts, _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text)))
     text = _SCIENTIFIC.sub(lambda number: format(Decimal(number[1]).scaleb(int(number[2])), "f"), text)
-    text = _CENTS.sub(lambda money: f"${money[1]}.{int(money[2]):02d}", text)
-    text = in_one_unit(text)
+    text = in_one_unit(dollars_and_cents(text))
+    text = _OUT_OF.sub(r"\1/\2", text)
     if not re.search(r"\d", text):
+        text = _CJK_NUMBER.sub(lambda number: str(_cjk_value(number[0])), text)
         text = _NUMBER_WORDS.sub(lambda words: str(value_of(words[0])), text)
     text = _MINUS.sub("-", text)
     return _SUBJECT.sub("", _COUNTER.sub("", _REMARK.sub(r"\1", _IN_WORDS.sub("", text))))
@@ -95,6 +102,10 @@ def clock_time(answer: str) -> tuple[int, int, str] | None:
 
     The half of the day is `a`, `p` or, where neither the answer nor its hour tells, empty.
     """
+    answer = _AT.sub("", answer).replace("12 noon", "noon").replace("12 midnight", "midnight")
+    answer = re.sub(r"^(\d{1,2}) ?o['’]clock", r"\1:00", answer)
+    if part := _PART_OF_DAY.search(answer):
+        answer = f"{answer[: part.start()]} {'am' if part[1] else 'pm'}"
     if answer in _NAMED_TIMES:
         return _NAMED_TIMES[answer]
     match = _TIME.fullmatch(answer)
@@ -109,6 +120,26 @@ def clock_time(answer: str) -> tuple[int, int, str] | None:
 def same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
     """Whether two results of `clock_time` agree, on the half of the day where both tell it."""
     return one[:2] == other[:2] and (one[2] == other[2] or not one[2] or not other[2])
+
+
+def dollars_and_cents(text: str) -> str:
+    """`1 dollar and 50 cents` -> `$1.50`."""
+    return _CENTS.sub(lambda money: f"${money[1]}.{int(money[2]):02d}", text)
+
+
+def _cjk_value(number: str) -> int:
+    """`三百二十` -> 320; digits alone (`二〇二四`) are read one by one."""
+    if not any(sign in _CJK_SCALES for sign in number):
+        return int("".join(str(_CJK_DIGITS.index(sign)) for sign in number.replace("零", "〇").replace("两", "二")))
+    total, group, digit = 0, 0, 0
+    for sign in number.replace("零", "").replace("〇", "").replace("两", "二"):
+        if sign == "万":
+            total, group, digit = (total + group + digit) * 10_000, 0, 0
+        elif sign in _CJK_SCALES:
+            group, digit = group + max(digit, 1) * _CJK_SCALES[sign], 0
+        else:
+            digit = _CJK_DIGITS.index(sign)
+    return total + group + digit
 
 
 def vulgar_fraction(sign: str) -> str:

@@ -89,7 +89,7 @@ def worked_out(text: str, given: Set[Fraction], steps: Mapping[Fraction, Step], 
         given: numbers that may be calculated with before any is worked out: the question's, and the source's own.
         steps: how the source works its numbers out; a step in words has to fit it.
     """
-    known, results, seen = set(given), set(), set()
+    known, results, seen, done = set(given), set(), set(), set()
     found = []
     for sentence in _sentences(text):
         told = _read(sentence)
@@ -108,6 +108,9 @@ def worked_out(text: str, given: Set[Fraction], steps: Mapping[Fraction, Step], 
             or _calculated(value, results, steps.get(value), there if signs else set())
             or (in_words and (not english or _fits(told, value, steps, seen)))
         }
+        done |= worked
+        # What follows from a result needs no sign of how, once all that it is made of has been said.
+        worked |= {value for value in there & steps.keys() if in_words and _follows(steps[value], seen, done)}
         known |= worked
         found.append(worked)
     return found
@@ -158,6 +161,11 @@ def _has_words(sentence: str) -> bool:
     """Whether a sentence has about as many words as numbers, and two at least; a list of values has not."""
     told = [word for word in words(sentence) if word.isalpha() and len(word) > 1]
     return len(told) >= max(2, len(numbers(sentence)) - 1)
+
+
+def _follows(step: Step, seen: Set[Fraction], done: Set[Fraction]) -> bool:
+    """Whether all numbers of a step have been stated, a result that was worked out among them."""
+    return step.operands <= seen and not step.operands.isdisjoint(done)
 
 
 def _fits(sentence: str, value: Fraction, steps: Mapping[Fraction, Step], seen: Set[Fraction]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
-from dartune.errors import InputError
+from dartune.errors import InputError, counted
 from dartune.models.engine import Sample
 from dartune.rewards.hacks import HACKS
 from dartune.rewards.items import GateInput
@@ -175,14 +175,10 @@ def _preference(item: Scored) -> tuple[bool, float]:
 SHOWN = 10
 
 
-def _refused_lines(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> list[str]:
-    """The first honest rewrites that a gate refuses, by id, gates and beginning."""
-    refused = [(f, item) for f, item in zip(fixtures, scored, strict=True) if f.label == HONEST and not item.accepted]
-    lines = [
-        f"  {f.demonstration.id[:40]}: {', '.join(item.failed)}: {' '.join(f.rewrite.split())[:80]}"
-        for f, item in refused[:SHOWN]
-    ]
-    return lines + ([f"  and {len(refused) - SHOWN} more"] if len(refused) > SHOWN else [])
+def _shown(pairs: Sequence[tuple[Fixture, str]]) -> list[str]:
+    """The first fixtures by id, with what is said of each and the beginning of its rewrite."""
+    lines = [f"  {f.demonstration.id[:40]}: {said}: {' '.join(f.rewrite.split())[:80]}" for f, said in pairs[:SHOWN]]
+    return lines + ([f"  and {len(pairs) - SHOWN} more"] if len(pairs) > SHOWN else [])
 
 
 def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
@@ -194,13 +190,19 @@ def table(fixtures: Sequence[Fixture], scored: Sequence[Scored]) -> str:
     for result in results:
         gates = ", ".join(f"{name} {count}" for name, count in result.failed.most_common(3))
         shares = [f"{won / result.pairs:.3f}" if result.pairs else "-" for won in (result.won, result.preferred)]
-        counted = f"{result.n:6}{shares[0]:>10}{shares[1]:>11}{result.stopped:9.3f}{result.paid:7.3f}"
-        lines.append(f"{result.hack:24}{counted}  {gates}")
+        figures = f"{result.n:6}{shares[0]:>10}{shares[1]:>11}{result.stopped:9.3f}{result.paid:7.3f}"
+        lines.append(f"{result.hack:24}{figures}  {gates}")
     lines.append(f"\nhonest rewrites that pass the gates: {passed} of {len(honest)} ({passed / len(honest):.1%})")
     refused = Counter(gate for item in honest for gate in item.failed)
     if refused:
         lines.append("honest rewrites are refused by " + ", ".join(f"{k} {n}" for k, n in refused.most_common()))
-        lines += _refused_lines(fixtures, scored)
+        known = zip(fixtures, scored, strict=True)
+        lines += _shown([(f, ", ".join(item.failed)) for f, item in known if f.label == HONEST and not item.accepted])
+    if passed_hacks := [
+        (f, f.label) for f, item in zip(fixtures, scored, strict=True) if f.label != HONEST and item.accepted
+    ]:
+        lines.append(f"{counted(len(passed_hacks), 'hack')} that pass the gates:")
+        lines += _shown(passed_hacks)
     alone = [result.hack for result in results if result.accuracy is None]
     if alone:
         lines.append(f"no honest rewrite of the same question to compare with: {', '.join(alone)}")

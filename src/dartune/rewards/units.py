@@ -40,10 +40,12 @@ _TABLE = {
 """Dimension -> (short name, size in the smallest unit, other names); no size where a factor does not convert."""
 _SHORT = {name: short for units in _TABLE.values() for short, _, names in units for name in names.split()}
 _SIZES = {short: (dimension, Fraction(size)) for dimension, units in _TABLE.items() for short, size, _ in units if size}
+CONVERTED = frozenset(_SIZES)
+"""Units that convert to others, by their short names."""
 MEASURES = frozenset((*_SHORT, *_SIZES, *"ton dozen pair percent".split())) - {"$", "¢"}
 """Units that are multiples of others, or of a number."""
 _TWO_MEASURES = re.compile(
-    r"(?<![\w.,$])(\d+(?:\.\d+)?)\s?([a-z]+)(?:,?\sand|,)?\s(\d+(?:\.\d+)?)\s?([a-z]+)\b", re.IGNORECASE
+    r"(?<![\w.,$])(\d+(?:\.\d+)?)\s?([a-z]+)(?:,?\sand\s|,\s|\s)?(\d+(?:\.\d+)?)\s?([a-z]+)\b", re.IGNORECASE
 )
 _PHRASES = tuple(
     (re.compile(rf"\b(?:{pattern})(?![\w^])"), short)
@@ -61,6 +63,8 @@ _CHANGES_UNIT = frozenset("per a an each every of squared cubed square cubic tim
 
 def unit_name(words: Sequence[str]) -> str:
     """The words behind a number as one unit: singular, its parts abbreviated; empty without words."""
+    if words and words[0] == "of":  # a third of an hour
+        words = words[1:] if words[1:2] and words[1] in ("a", "an") else words
     if words and words[0] in ("a", "an"):  # half an hour
         words = words[1:]
     unit = " ".join(_short(word) for word in words)
@@ -86,11 +90,16 @@ def in_one_unit(text: str) -> str:
     """The text with a measure in two units in the smaller one: `5 feet 6 inches` -> `66 inches`."""
 
     def joined(match: re.Match[str]) -> str:
-        large, small = (_SIZES.get(_short(match[group].lower())) for group in (2, 4))
+        names = [_short(match[group].lower()) for group in (2, 4)]
+        if names == ["h", "m"]:  # `2h 30m`
+            names = ["h", "min"]
+        large, small = map(_SIZES.get, names)
         if not large or not small or large[0] != small[0] or large[1] <= small[1]:
             return match[0]
         value = Fraction(match[1]) * large[1] / small[1] + Fraction(match[3])
-        return f"{value.numerator} {match[4]}" if value.denominator == 1 else match[0]
+        return (
+            f"{value.numerator} {names[1] if names[1] == 'min' else match[4]}" if value.denominator == 1 else match[0]
+        )
 
     return _TWO_MEASURES.sub(joined, _TWO_MEASURES.sub(joined, text))
 

@@ -103,7 +103,7 @@ _SAY_LITTLE = frozenset(
 _AND_MORE = re.compile(r"(?<=\d)\s+and\b|\band\s+(?=\d)")
 """`26 and a half`, `x and 5`; between words, as in `sold 72 clips in April and May`, it changes nothing."""
 _MATHS = re.compile(r"[\\^_{}=<>√π∞()\[\]|*/+]")
-_RATIO = re.compile(r"\d{1,30}\s?(?::|to)\s?\d{1,30}")
+_RATIO = re.compile(r"(?:(?:the )?ratio (?:is |of )?)?\d{1,30}(?:\s?(?::|-?to-?)\s?\d{1,30}){1,4}")
 _SUM = re.compile(r"[\d\s.,+*×x/÷-]+")
 _SEVERAL = re.compile(r"\bor\b|\band\b|;|,\s")
 _BETWEEN_NUMBERS = re.compile(r"(?<=[\d}%]),(?!\d{3}(?!\d))\s?(?=[-+.\d\\])|(?<=[\d}%])\s+and\s+(?=[-+.\d\\])")
@@ -141,6 +141,7 @@ _REWRITES = tuple(
         (r"³", "^3"),
         (r"^(?:about|approximately|approx\.?|roughly|around|nearly|exactly|≈|~|\\approx)\s?(?=[-$£€₹\d])", ""),
         (r"^(?:Rs\.?|INR|USD|EUR)\s?(?=\d)|^\([A-E]\)\s+(?=[-$\d])", ""),
+        (r"(?i)^(?:the )?(?:final )?answer\s?:\s", ""),
         (r"^(?:–|minus\b|negative\b)\s?(?=[$£€]?\d)", "-"),
         (r"^-\s+(?=\d)", "-"),
         (r"(?:US\s?|^)(?=\$\s?\d)", ""),
