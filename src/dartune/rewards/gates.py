@@ -63,11 +63,11 @@ def _goes_on(text: str) -> bool:
 def quantities(item: GateInput, thresholds: GateThresholds) -> bool:
     """The rewrite works out every quantity that the source works out, none before the ones that it needs.
 
-    Stops: the bare answer, dropped steps, values without steps (`24. 72.`, `24 = 24`), and meaningless reasoning in
-    front of an answer copied from the demonstration. Costs a pass over the sentences. Numbers that the question gives,
-    0 and 1 are not asked for. A value that the source works out and the rewrite first uses in a sum has come from
-    nowhere. False positives: another way of solving; two steps made one. Misses: a step whose result the question
-    gives as well.
+    Stops: the bare answer, dropped steps, values without steps (`24. 72.`, `24 = 24`, `May = 24`, `30 + 6 = 36` from
+    numbers that occur nowhere else), and meaningless reasoning in front of an answer copied from the demonstration.
+    Costs some passes over the sentences (`steps.py`). Numbers that the question gives, 0 and 1 are not asked for. A
+    value that the source works out and the rewrite first uses in a sum has come from nowhere. False positives: another
+    way of solving; two steps made one. Misses: a step whose result the question gives as well.
     """
     return covered(item) >= thresholds.quantity_coverage
 
