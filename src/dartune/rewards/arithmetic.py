@@ -142,6 +142,8 @@ _CALCULATION = re.compile(rf"{_RUN}++")
 _LOOSE_ENDS = re.compile(r"\A[\s+\-*/]+|[\s+\-*/]+\Z")
 _OPERATOR = re.compile(r"[\d)]\s*[-+*/]{1,2}\s*[\d(.]|sqrt")
 LONGEST = 120
+LONGEST_LINE = 4000
+"""Characters; a longer line is a loop, in which sums with words are not looked for."""
 ROUGHLY = 0.1
 """`≈` tells an estimate, such as 615 ≈ 600; what is further off is a wrong step."""
 SHORT_OF = 0.01
@@ -165,8 +167,9 @@ def false_sums(text: str) -> frozenset[str]:
             left, right = _left(sides[i - 1]), _right(sides[i + 1])
             if left and right and _judged(left, right) and not _known_to_hold(left, right, sides[i] != "="):
                 found.add(re.sub(r"\s", "", f"{left}{sides[i]}{right}"))
-        found.update(_false_with_units(line))
-        found.update(_false_in_words(line))
+        if len(line) <= LONGEST_LINE:
+            found.update(_false_with_units(line))
+            found.update(_false_in_words(line))
     return frozenset(found)
 
 
@@ -210,7 +213,7 @@ def _parts(expression: str) -> Iterator[tuple[frozenset[Fraction], Fraction | fl
 def _false_in_words(line: str) -> Iterator[str]:
     """Wrong calculations in words: `36 divided by 1.5 is 20`, `20% of 250 is 60`, `half of 300 is 160`."""
     for match in _IN_WORDS.finditer(in_digits(line)):
-        before = match.string[: match.start()]
+        before = match.string[max(0, match.start() - LONGEST) : match.start()]
         if _BEFORE_UNITS.search(before) or _GOES_BEFORE.search(before):
             continue
         if match["part"]:
@@ -232,7 +235,7 @@ def _false_with_units(line: str) -> Iterator[str]:
     """
     for match in _WITH_UNITS.finditer(line):
         left, sign, right = match.groups()
-        before = line[: match.start()]
+        before = line[max(0, match.start() - LONGEST) : match.start()]
         if _BEFORE_UNITS.search(before) or _CONTINUES.search(before) or _GOES_BEFORE.search(before):
             continue
         if not _UNIT.search(left) or re.search(r"/[^=]*/", left):  # without units on the left it is judged above

@@ -7,7 +7,7 @@ A number counts where the text calculates it: `48 + 24 = 72`, `half of 48 is 24`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -63,6 +63,12 @@ _A_HALF = re.compile(r"\bhalf an? |\b(?:a|one) half\b", re.IGNORECASE)
 _PARTS = {"half": Fraction(1, 2), "quarter": Fraction(1, 4), "three": Fraction(3, 4)}
 
 
+PARTS_BEFORE = 6
+"""Parts of a sentence that may lead to a value."""
+Part = tuple[str, set[Fraction]]
+"""A part of a sentence, with the values in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """How a solution works a number out: the signs of its calculation, and the numbers that stand in it."""
@@ -96,17 +102,18 @@ def worked_out(text: str, given: Set[Fraction], steps: Mapping[Fraction, Step], 
         there = values(told)
         seen |= there
         for operands, value in calculations(sentence):
-            if len(operands) > 1 and not known.isdisjoint(operands):
+            if len(operands) > 1 and not (known.isdisjoint(operands) and results.isdisjoint(operands)):
                 results.add(value)
         signs = bool(_SIGN.search(told))
         algebra = bool(_ALGEBRA.search(told)) and "=" in told
         in_words = _has_words(told) if english else _tells(told, english)
+        parts = [(part, values(part)) for part in _CLAUSE.split(told)] if in_words and english else []
         worked = {
             value
             for value in there
             if algebra
             or _calculated(value, results, steps.get(value), there if signs else set())
-            or (in_words and (not english or _fits(told, value, steps, seen)))
+            or (in_words and (not english or _fits(value, parts, steps, seen)))
         }
         done |= worked
         # What follows from a result needs no sign of how, once all that it is made of has been said.
@@ -168,16 +175,16 @@ def _follows(step: Step, seen: Set[Fraction], done: Set[Fraction]) -> bool:
     return step.operands <= seen and not step.operands.isdisjoint(done)
 
 
-def _fits(sentence: str, value: Fraction, steps: Mapping[Fraction, Step], seen: Set[Fraction]) -> bool:
+def _fits(value: Fraction, parts: Sequence[Part], steps: Mapping[Fraction, Step], seen: Set[Fraction]) -> bool:
     """Whether the words beside a value name a calculation like the source's, with a number of it stated so far.
 
-    A factor that is a word (`half`, `twice`) needs no other number.
+    A factor that is a word (`half`, `twice`) needs no other number. `parts` are those of the sentence.
     """
     step = steps.get(value)
     scales = step is None or not step.operators.isdisjoint("*/")
     adds = step is None or not step.operators.isdisjoint("+-")
     beside = step is None or not step.operands.isdisjoint(seen - {value})
-    for clause in _clauses(sentence, value, steps.keys() - (step.operands if step else set())):
+    for clause in _beside(value, parts, steps.keys() - (step.operands if step else set())):
         if scales and _PROPORTION.search(clause):
             return True
         if beside and ((scales and _SCALES.search(clause)) or (adds and _ADDS.search(clause))):
@@ -185,24 +192,20 @@ def _fits(sentence: str, value: Fraction, steps: Mapping[Fraction, Step], seen: 
     return False
 
 
-def _clauses(sentence: str, value: Fraction, results: Set[Fraction]) -> list[str]:
+def _beside(value: Fraction, parts: Sequence[Part], results: Set[Fraction]) -> Iterator[str]:
     """The parts of a sentence that have a value, each with the parts before it back to another one of the `results`.
 
     A part behind it that has no number, or opens with a factor (`24, half of 48`), belongs to it as well.
     """
-    parts = _CLAUSE.split(sentence)
-    having = [values(part) for part in parts]
-    found = []
-    for i, part in enumerate(parts):
-        if value not in having[i]:
+    for i, (part, there) in enumerate(parts):
+        if value not in there:
             continue
         first = i
-        while first and having[first - 1].isdisjoint(results):
+        while first > max(0, i - PARTS_BEFORE) and parts[first - 1][1].isdisjoint(results):
             first -= 1
-        behind = parts[i + 1] if i + 1 < len(parts) else ""
-        belongs = behind and (not having[i + 1] or _PROPORTION.match(behind.lstrip(" (a")))
-        found.append(f"{' '.join(parts[first:i])} {part} {behind if belongs else ''}")
-    return found
+        behind, next_values = parts[i + 1] if i + 1 < len(parts) else ("", set())
+        belongs = not next_values or _PROPORTION.match(behind.lstrip(" (a"))
+        yield f"{' '.join(text for text, _ in parts[first:i])} {part} {behind if belongs else ''}"
 
 
 def about(result: Fraction | float, value: Fraction) -> bool:
