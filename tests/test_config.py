@@ -291,7 +291,7 @@ def test_a_flag_of_an_earlier_version_is_told_its_place(tmp_path):
     old = {"target.device": "cpu", "server.url": "http://x", "server.model": "m", "sft.gradient_checkpointing": "true"}
     with pytest.raises(InputError) as raised:
         load_config(path, old)
-    assert raised.value.problems == [
+    assert list(raised.value.problems) == [
         "--target.device is --execution.device now",
         "--server.url is --execution.server now",
         "--server.model is --execution.server_model now",

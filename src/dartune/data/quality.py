@@ -201,7 +201,6 @@ def check_report(
         found.add("contradicted", f"{label(row)} (row: {_short(row.answer)}, solution: {_short(stated)})")
     for row in silent if trained else ():
         found.add("silent", label(row))
-    several = repeats.tell(demonstrations, found)
     return QualityReport(
         rows=len(demonstrations),
         checkable=None if has_answer is None else len(demonstrations) - found.count("unchecked"),
@@ -210,7 +209,7 @@ def check_report(
         unknown_share=unknown / max(1, sum(trained_lengths) - len(trained_lengths)) if renderer else None,
         found=found,
         longest=longest,
-        several=several,
+        several=repeats.tell(demonstrations, found),
         characters=characters,
     )
 
