@@ -34,7 +34,7 @@ from dartune.rewards.reward import GatedReward
 from dartune.run import Run, atomic_write_json
 from dartune.train.mapper import MapperObjective
 from dartune.train.sft import SFTObjective
-from dartune.train.updates import Plain
+from dartune.train.updates import Updates
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "gsm8k-qwen3-0.6b.yaml"
 ROWS = 96
@@ -104,8 +104,8 @@ class Recorder:
         for objective in (MapperObjective, SFTObjective):
             clock.wrap(objective, "loss", "forward")
         clock.wrap(loop_module, "rehearse", "rehearsal")
-        clock.wrap(Plain, "backward", "backward")
-        clock.wrap(Plain, "step", "optimiser")
+        clock.wrap(Updates, "backward", "backward")
+        clock.wrap(Updates, "step", "optimiser")
         self.steps = {"mapper": Steps(MapperObjective), "sft": Steps(SFTObjective)}
         plain = Run.stage
 

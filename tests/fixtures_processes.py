@@ -25,7 +25,7 @@ from dartune.train import checkpoint
 from dartune.train.loop import LoopConfig, build_optimizers, train_as_set
 from dartune.train.policy import PolicyObjective
 from dartune.train.sft import fine_tune
-from dartune.train.updates import updates
+from dartune.train.updates import Updates
 from fixtures_models import byte_tokenizer, tiny_model
 
 RENDERER = Renderer(byte_tokenizer())
@@ -93,7 +93,7 @@ def steps_with_a_part_that_text_does_not_reach() -> dict:
     trained = model()
     torch.manual_seed(0)
     trained.tower = torch.nn.Linear(2, 2)
-    ways = updates(trained, partial(build_optimizers, config=LoopConfig(2, 1e-2)), "ddp", 1.0)
+    ways = Updates(trained, partial(build_optimizers, config=LoopConfig(2, 1e-2)), "ddp", 1.0)
     sent = []
     ways.model.register_comm_hook(None, lambda state, bucket: sent.append(1) or allreduce_hook(state, bucket))
     rounds = []
