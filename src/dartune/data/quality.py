@@ -107,8 +107,8 @@ WARNINGS = {
         " ({several}); correct or remove what is wrong",
     ),
     "repeated rows": (
-        "row repeats an earlier row word for word",
-        "rows repeat an earlier row word for word",
+        "row repeats the question and solution of an earlier row",
+        "rows repeat the question and solution of an earlier row",
         "; {it_is} trained on twice",
     ),
     "repeated questions": (
@@ -245,18 +245,17 @@ class _Repeats:
     """What rows ask, say and answer, as hashes of 64 bits."""
 
     def __init__(self) -> None:
-        self.asked, self.said, self.words, self.answers = array("q"), array("q"), array("q"), array("q")
+        self.asked, self.said, self.answers = array("q"), array("q"), array("q")
 
     def add(self, row: Demonstration) -> None:
-        self.words.append(hash(row.question))
         self.said.append(hash((row.question, row.solution)))
         self.asked.append(hash(question_key(row.question) or row.question))
         self.answers.append(0 if row.answer is None else hash(answer_key(row.answer)) or 1)
 
     def tell(self, rows: Sequence[Demonstration], found: Tally) -> int:
         """Name the rows that repeat something; returns how many questions have several answers."""
-        said, words = ~_firsts(self.said), ~_firsts(self.words)
-        for kind, which in (("repeated rows", said), ("repeated questions", words & ~said)):
+        said, asked_before = ~_firsts(self.said), ~_firsts(self.asked)
+        for kind, which in (("repeated rows", said), ("repeated questions", asked_before & ~said)):
             for index in np.flatnonzero(which):
                 found.add(kind, label(rows[int(index)]))
         asked, answers = np.asarray(self.asked), np.asarray(self.answers)
