@@ -105,7 +105,7 @@ def data_card(run: Finished, adaptation: str, seed: int, licence: str | None, re
 
 
 def recipe(run: Finished) -> str:
-    """The settings of a run: models, files and folders by their names, without execution and trackers."""
+    """The settings of a run: models, files and folders by their names, no server and no trackers."""
     values = run.config.model_dump(mode="json")
     for section, key in (("target", "path"), ("target", "other"), ("mapper", "path")):
         if (address := values[section][key]) is not None:
@@ -114,7 +114,8 @@ def recipe(run: Finished) -> str:
     suites = values["evaluate"]["suites"]
     values["evaluate"]["suites"] = {name: data_name(path) for name, path in suites.items()}
     values["output"] = f"runs/{data_name(values['output'])}"
-    values["trackers"], values["execution"] = [], {}
+    values["trackers"] = []
+    values["execution"] |= {"server": None, "server_model": None}
     return dump(values)
 
 
