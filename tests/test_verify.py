@@ -257,6 +257,7 @@ def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
         ("Thus the ratio is $3:2$.", "3:2"),
         ("The change was 5.01 in total.", "5.01"),
         ("答：三十六元。", "36"),
+        ("They earn $400 000 - $385 000 = $15 000.", "15000"),
     ],
 )
 def test_a_closing_sentence_tells_its_value_with_its_unit(text, answer):
@@ -414,6 +415,7 @@ def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
         ("3:30 in the morning", "3:30 PM"),
         ("1 out of 5", "1/4"),
         ("三十六", "63"),
+        ("三分之一", "1"),
         ("2 hours 30 minutes", "2.3 hours"),
         ("two", "3"),
         ("5 million", "5"),

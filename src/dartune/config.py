@@ -97,11 +97,12 @@ class TargetConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """Where and how it is computed. Results do not depend on it: a run continues when it is changed (docs/scale.md)."""
+    """Where and how the work is computed. No stage depends on it: a run continues when it changes (docs/scale.md)."""
 
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     sharding: Literal["ddp", "fsdp2"] = Field(
-        "ddp", description="with several processes: a copy of a trained model in each, or fsdp2: spread over them"
+        "ddp",
+        description="with several processes: a copy of the trained model in each, or fsdp2: sharded; adapters are always copied",
     )
     microbatch_tokens: Positive = Field(
         16384, description="most tokens of one forward and backward (a CPU: 4096), padding counted; fewer save memory"

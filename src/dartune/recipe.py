@@ -290,8 +290,6 @@ def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> 
             lines.append(f"{key} is not set: put it into a recipe, or add --{_short(key)}")
         elif kind == "too_short" and given:
             pass  # its items are wrong, and said to be
-        elif isinstance(given, dict) and kind == "value_error":  # keys that do not go together
-            lines.append(f"{place}: {_said(item['msg'])}")
         else:
             lines.append(f"{place} is {shown} but {_wanted(item)}")
     return lines

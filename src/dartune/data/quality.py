@@ -21,9 +21,9 @@ from dartune.redaction import printable
 
 PERCENTILES = (5, 50, 95, 100)
 UNKNOWN_SHARE = 0.01
-SHOWN_CHARS = 40
-"""Of an answer, in a message."""
 """Above this share of unknown tokens the tokenizer does not fit the data."""
+SHOWN_CHARS = 40
+"""Characters of an answer in a message."""
 FEWEST_WORDS = 3
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
 INVISIBLE = re.compile(

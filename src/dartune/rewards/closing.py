@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from dartune.rewards.languages import CJK
-from dartune.rewards.spelling import SCALES, VULGAR, dollars_and_cents, vulgar_fraction
+from dartune.rewards.spelling import SCALES, VULGAR, dollars_and_cents, vulgar_fraction, without_spaces_in_thousands
 from dartune.rewards.text import aloud, in_digits
 from dartune.rewards.units import CONVERTED, in_one_unit, unit_name
 from dartune.rewards.verify import without_markup
@@ -121,13 +121,17 @@ def closing_number(text: str) -> str:
 
 
 def _plain(sentence: str) -> str:
-    """A sentence without list mark and LaTeX around its numbers; `2 1/2`, `270 minutes` and `3:2` where it says so."""
+    """The sentence without list mark and LaTeX around its numbers.
+
+    Mixed numbers become `2 1/2`, thousands lose their spaces, measures in two units become one (`270 minutes`), and
+    ratios are written as `3:2`.
+    """
     sentence = _LATEX_FRACTION.sub(lambda part: f"{part[1] + ' ' if part[1] else ''}{part[2]}/{part[3]}", sentence)
     sentence = _MATHS.sub(r"\1", _LIST_MARK.sub("", sentence))
     sentence = VULGAR.sub(lambda part: f" {vulgar_fraction(part[0])}", without_markup(sentence, whole=False))
     if _RATIO.search(sentence):
         sentence = _SIDES.sub(r"\1:\2", sentence)
-    return in_one_unit(dollars_and_cents(sentence))
+    return in_one_unit(dollars_and_cents(without_spaces_in_thousands(sentence)))
 
 
 def _with_one_number(sentence: str) -> str:

@@ -80,8 +80,8 @@ def covered(item: GateInput) -> float:
     """Share of the required quantities (0..1) that the rewrite works out: each in a step, none before what it needs.
 
     A step may be part of a longer calculation: `12 * 5 * 4 = 240` for `12 * 5 = 60` and `60 * 4 = 240`.
-    Where the source calculates, a number counts only in a sentence that calculates or tells a step; where it lists
-    values, every number counts, in the source's order. What the source itself does not work out so is not asked for.
+    Where the source calculates, a number counts only where the rewrite works it out (`steps.py`); where it lists
+    values, every number counts, in the source's order. What the source itself does not work out is not asked for.
     """
     needed = required_quantities(item)
     told = in_digits(item.rewrite)

@@ -65,7 +65,7 @@ _CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))?\s?([ap])\s?\.?\s?m\b\.?", re.IG
 _OUT_OF = re.compile(r"^(\d{1,9})\s(?:out of|in)\s(\d{1,9})$", re.IGNORECASE)
 _CJK_DIGITS = "〇一二三四五六七八九"
 _CJK_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000}
-_CJK_NUMBER = re.compile("[零〇一二两三四五六七八九十百千万]{1,12}(?![分之])")
+_CJK_NUMBER = re.compile("(?<![分之])[零〇一二两三四五六七八九十百千万]{1,12}(?![分之])")
 _AT = re.compile(r"^(?:at|by|around)\s|\son\s\w{3,6}day$")
 _PART_OF_DAY = re.compile(r"\s(?:in the (?:(morning)|afternoon|evening)|at night)$")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?: ([ap])m)?")
@@ -84,7 +84,7 @@ def ordinary(answer: str) -> str:
     text = _EMPHASIS.sub("", answer.translate(_FULL_WIDTH)).strip()
     text = VULGAR.sub(lambda part: f" {vulgar_fraction(part[0])}", text).strip()
     text = _CLOCK.sub(lambda time: f"{int(time[1])}:{time[2] or '00'} {time[3].lower()}m", text)
-    text = _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
+    text = without_spaces_in_thousands(text)
     text = _SCALED.sub(lambda number: _times(number[1], SCALES[number[2].lower()]), text)
     text = _IN_PARTS.sub(_in_parts, _MIXED.sub(_improper, _MIXED_LATEX.sub(_improper, text)))
     text = _SCIENTIFIC.sub(lambda number: format(Decimal(number[1]).scaleb(int(number[2])), "f"), text)
@@ -120,6 +120,11 @@ def clock_time(answer: str) -> tuple[int, int, str] | None:
 def same_time(one: tuple[int, int, str], other: tuple[int, int, str]) -> bool:
     """Whether two results of `clock_time` agree, on the half of the day where both tell it."""
     return one[:2] == other[:2] and (one[2] == other[2] or not one[2] or not other[2])
+
+
+def without_spaces_in_thousands(text: str) -> str:
+    """`15 000` -> `15000`."""
+    return _THOUSANDS.sub(lambda number: re.sub(r"\D", "", number[0]), text)
 
 
 def dollars_and_cents(text: str) -> str:

@@ -97,9 +97,7 @@ def in_one_unit(text: str) -> str:
         if not large or not small or large[0] != small[0] or large[1] <= small[1]:
             return match[0]
         value = Fraction(match[1]) * large[1] / small[1] + Fraction(match[3])
-        return (
-            f"{value.numerator} {names[1] if names[1] == 'min' else match[4]}" if value.denominator == 1 else match[0]
-        )
+        return f"{value.numerator} {names[1]}" if value.denominator == 1 else match[0]
 
     return _TWO_MEASURES.sub(joined, _TWO_MEASURES.sub(joined, text))
 
