@@ -102,7 +102,7 @@ class ExecutionConfig(Section):
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     sharding: Literal["ddp", "fsdp2"] = Field(
         "ddp",
-        description="with several processes: a copy of the trained model in each, or fsdp2: sharded; adapters are always copied",
+        description="with several processes: a copy of the trained model in each, or fsdp2: sharded (not adapters)",
     )
     microbatch_tokens: Positive = Field(
         16384, description="most tokens of one forward and backward (a CPU: 4096), padding counted; fewer save memory"
