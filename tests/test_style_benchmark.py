@@ -8,8 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dartune.config import load_config
+
 ROOT = Path(__file__).parents[1]
-MODULES = ("style_texts", "style_measure", "style_scores", "style_outcomes", "real_models", "real_data", "pages")
+MODULES = (
+    "style_texts",
+    "style_measure",
+    "style_scores",
+    "style_outcomes",
+    "real_models",
+    "real_data",
+    "pages",
+    "mapper_table",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +153,36 @@ def test_a_rank_correlation_comes_with_its_interval():
 
     r, low, high = style_outcomes._correlation([1, 2, 3, 4, 5, 6], [2, 1, 3, 5, 4, 6])
     assert low < r < high <= 1 and r == pytest.approx(0.886, abs=1e-3)
+
+
+def test_a_mapper_run_is_summed_up_by_ten_steps():
+    from mapper_table import by_steps, samples, trends
+
+    metrics = [
+        {
+            "reward": step / 20,
+            "gate_pass": 0.25 if step < 10 else 0.75,
+            "alignment_after": -2.0 + step / 20,
+            "alignment_before": -3.0,
+            "length": 30,
+            "gates": {"true_sums": 0.5 if step < 10 else 1.0, "entities": 0.75},
+            "generated_tokens": 100,
+            "scored_tokens": 200,
+        }
+        for step in range(20)
+    ]
+    first, last = by_steps(metrics).splitlines()[2:]
+    assert first == "| 1-10 | 0.23 | 25 | -1.77 | -3.00 | 30 |" and last == "| 11-20 | 0.72 | 75 | -1.27 | -3.00 | 30 |"
+    told = trends(metrics)
+    assert "reward: rank correlation with the step +1.00" in told and "generated_tokens: 2,000" in told
+    assert "first steps fail: true_sums 50%, entities 25%" in told and "last steps fail: entities 25%" in told
+    kept = [{"source": "+ 1 2 = 3", "rewrite": "1 + 2 = 3.\nSo 3.", "failed": failed} for failed in ([], ["no_loop"])]
+    assert samples(kept).splitlines() == [
+        "* \\+ `+ 1 2 = 3`: 1 + 2 = 3. / So 3.",
+        "* `+ 1 2 = 3`: 1 + 2 = 3. / So 3. (refused by `no_loop`)",
+    ]
+
+
+def test_the_recipe_of_the_rl_experiment_is_valid():
+    own = {"data.path": "lab:values", "target.path": "lab:backward"}
+    assert load_config(ROOT / "experiments" / "svamp-prefix.yaml", own).mapper.steps == 40
