@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dartune.rewards.arithmetic import false_sums
+from dartune.rewards.prefix import with_infix
 
 whole = st.integers(0, 10**6)
 
@@ -206,3 +207,26 @@ def test_every_false_sum_of_a_text_is_named_once():
         "24/4=7",
         "4*6=20",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "infix"),
+    [
+        ("* 56 9 = 504", "56 * 9 = 504"),
+        ("- * 8 3 4 = 20\n+ -6 12 = 6", "(8 * 3) - 4 = 20\n-6 + 12 = 6"),
+        ("+ + 2 3 4", "(2 + 3) + 4"),
+        ("/ 10 4/5 = 12.5", "10 / (4/5) = 12.5"),
+        ("- 72 - 12 = 60", "- 72 - 12 = 60"),
+        ("* Mia has 3 = 3", "* Mia has 3 = 3"),
+        ("5 * 6 = 30", "5 * 6 = 30"),
+        ("- 24 hours", "- 24 hours"),
+    ],
+)
+def test_prefix_notation_is_read_as_ordinary_notation(text, infix):
+    assert with_infix(text) == infix
+
+
+@pytest.mark.parametrize("text", ["- * 8 3 4 = 21", "* 36 2 = 71\n#### 71", "+ + 36 72 60 = 169"])
+def test_a_false_sum_in_prefix_notation_is_found(text):
+    assert false_sums(text)
+    assert not false_sums(text.replace("21", "20").replace("71", "72").replace("169", "168"))

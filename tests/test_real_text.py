@@ -53,6 +53,18 @@ def test_english_fixtures_written_without_sight_of_the_gates(checker):
     assert all(share < 0.1 for share in slipped.values()), slipped
 
 
+@pytest.mark.slow
+def test_rewrites_of_terse_demonstrations(checker):
+    """Prefix equations have no words and no names: what they calculate has to be worked out all the same."""
+    terse = {row["id"]: row["solution"] for row in read("terse_demonstrations.jsonl")}
+    rows = [row | {"solution": terse[row["id"]]} for row in read("english.jsonl") if row["id"] in terse]
+    passed, total = accepted(rows, checker)
+    assert total["honest"] == 93 and passed["honest"] >= 0.97 * 93
+    slipped = {label: passed[label] / n for label, n in total.items() if label not in ("honest", "garbage_reasoning")}
+    assert all(share < 0.1 for share in slipped.values()), slipped
+    assert passed["garbage_reasoning"] < 0.25 * total["garbage_reasoning"]
+
+
 @pytest.mark.parametrize("row", [row for row in read("leaks.jsonl") if row["leak"]], ids=lambda row: row["text"][:40])
 def test_every_labelled_leak_is_told(row):
     assert leaks(row["text"], "How many?", "2 + 3 = 5")

@@ -1,6 +1,7 @@
 """The default reward: signs, fallback, cap, and the same answer for one sample as for a batch."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -151,6 +152,28 @@ def test_answer_tokens_are_exactly_the_tokens_of_the_answer():
 def test_words_and_marks_around_the_digits_of_an_answer_do_not_count(text, digits):
     ids = RENDERER.response_ids(text)
     assert RENDERER.decode([ids[i] for i in answer_tokens(ids, text, RENDERER)]).strip() == digits
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("5 + 19 = 24\n#### 24", 0),
+        ("5 + 19 = 24 bags. They filled 24 bags.\nThe answer is 24.", 0),
+        ("He has 24 hours. 2 + 2 = 4. 4 * 6 = 24.\n#### 24", 1),
+        ("3 * 8 = 24. 24 / 2 = 12. 12 * 2 = 24. So 24.", 2),
+        ("2 * 5 = 10.0\nThe answer is 10.", 0),
+        ("0.24 * 99 is what we need.\n#### 24", 0),
+        (r"We get \frac{5}{4} and \boxed{\frac{5}{4}}.", 1),
+    ],
+)
+def test_the_answer_is_read_where_it_is_first_worked_out(text, place):
+    """A repeated answer is copied, so its probability says nothing about the reasoning in front of it."""
+    answer = "10" if "10" in text else "5}{4" if "frac" in text else "24"
+    starts = [match.start() for match in re.finditer(rf"(?<![\d.]){re.escape(answer)}", text)]
+    ids = RENDERER.response_ids(text)
+    positions = answer_tokens(ids, text, RENDERER)
+    before = RENDERER.decode(ids[: positions.start])
+    assert len(before) <= starts[place] < len(RENDERER.decode(ids[: positions.start + 1]))
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=50), st.integers(1, 40), st.floats(-5, 0))

@@ -15,6 +15,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
+from dartune.rewards.prefix import with_infix
 from dartune.rewards.spelling import VULGAR, vulgar_fraction
 from dartune.rewards.text import REMEMBERED, in_digits
 from dartune.rewards.units import MEASURES
@@ -70,8 +71,6 @@ _SIGNS = _rules(
     (r"\\?[$£€]|\*\*(?![\d(]|(?<=[\d)]\s\*\*)\s[\d(])", ""),
     (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
 )
-_PREFIX = re.compile(r"(?m)^[ \t]*([-+*/×÷])[ \t]+(-?\d[\d.,]*)[ \t]+(-?\d[\d.,]*)(?=[ \t]*=)")
-"""`* 56 9 = 504`, a calculation in prefix notation."""
 _MIXED = re.compile(r"(?<![\w.,/)^])(\d{1,9}) (?:and )?(\d{1,4})/(\d{1,4})(?![\w/(]|[.,]\d)")
 _MIXED_LATEX = re.compile(r"(?<![\w.,/)^}])(\d{1,9})\s?\\[dt]?frac\s?\{(\d{1,4})\}\s?\{(\d{1,4})\}")
 _OPERATOR_AT_START = re.compile(r"(?:^|\n)[ \t]*[-+*/×÷][ \t]+\Z")
@@ -249,7 +248,7 @@ def _false_with_units(line: str) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    text = _LABEL.sub("that", _PREFIX.sub(r"\2 \1 \3", _NOTE.sub("", text)))
+    text = _LABEL.sub("that", with_infix(_NOTE.sub("", text)))
     if "$" in text and _CENTS.search(text):
         text = _EQUATION.sub(_in_one_currency, text)
     text = _MIXED_LATEX.sub(_improper, text)

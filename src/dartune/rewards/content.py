@@ -12,8 +12,9 @@ its own, and moving a statement behind a phrase would pay.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 
 from dartune.data.render import Renderer
 from dartune.rewards.tasks import MATH, Task
@@ -63,22 +64,46 @@ def content_mask(ids: Sequence[int], text: str, decode: Callable[[Sequence[int]]
     return tuple(mask)
 
 
+_PLAIN_NUMBER = re.compile(r"(?<![\w.])[-−]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?!\w)")
+_OPERATOR = re.compile(r"\s*[-−+*/×÷x]\s*[0-9]")
 _FROM_DIGIT_TO_DIGIT = re.compile(r"[-−]?\d(?:.*\d)?", re.DOTALL)
+
+
+def _first_statement_of(text: str, span: tuple[int, int]) -> tuple[int, int]:
+    """Where the number at `span` is first stated: in its statement or the one before, and so on from there.
+
+    A number that came up earlier, with other statements between, is another quantity of the same size.
+    """
+    number = _value(text[slice(*span)])
+    if number is None:
+        return span
+    starts = [0, *(match.end() for match in _END_OF_STATEMENT.finditer(text))]
+    for match in reversed(list(_PLAIN_NUMBER.finditer(text, 0, span[0]))):
+        if match.start() < starts[max(0, bisect_right(starts, span[0]) - 2)]:
+            break
+        if _value(match[0]) == number and not _OPERATOR.match(text, match.end()):
+            span = match.span()
+    return span
+
+
+def _value(text: str) -> Decimal | None:
+    """The value of a plain number; None for anything else."""
+    return Decimal(text.replace(",", "").replace("−", "-")) if _PLAIN_NUMBER.fullmatch(text) else None
 
 
 def answer_tokens(ids: Sequence[int], text: str, renderer: Renderer, task: Task = MATH) -> range:
     """Positions of the tokens that write the final answer; empty where there is none or it is a whole block.
 
-    Stated more than once, it is the first time that counts: the second only repeats what the text has said. Not
-    announced, it is the number that the text ends on. Of an answer with digits (`24 bags`, `**72**`) what is in front
-    of them and behind them does not count: many words and marks would do there.
+    Stated more than once, it is the first time that counts: the second only repeats what the text has said
+    (`168 / 7 = 24. The answer is 24`). Not announced, it is the number that the text ends on. Of an answer with digits
+    (`24 bags`, `**72**`) what is in front of them and behind them does not count: many words and marks would do there.
     """
     stated = () if task.blocks else task.stated(text)
     span = (stated[0].start, stated[0].end) if stated else task.closing_span(text)
     if span is None:
         return range(0)
     if digits := _FROM_DIGIT_TO_DIGIT.search(text, *span) if task.of_numbers else None:
-        span = digits.span()
+        span = _first_statement_of(text, digits.span())
     last = len(ids)
     while last > 0 and len(renderer.decode(ids[: last - 1])) >= span[1]:
         last -= 1

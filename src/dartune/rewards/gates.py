@@ -98,6 +98,15 @@ def required_names(item: GateInput) -> list[str]:
     return needed if len(needed) > 1 else []
 
 
+def _enough_names(item: GateInput, needed: Sequence[str], coverage: float) -> float:
+    """How many of the needed names a rewrite must use; two where the source names nobody (`/ 68 2 = 34`).
+
+    Such a source does not say who matters, and an honest rewrite may leave out whose number the question gives.
+    """
+    unnamed = not mentions(item.solution) & set(needed)
+    return min(2, len(needed)) if unnamed and CALCULATION.search(reasoning(item.solution)) else coverage * len(needed)
+
+
 def _capitalises_nouns(item: GateInput) -> bool:
     return language_of(f"{item.question}\n{item.solution}") in CAPITALISED_NOUNS
 
@@ -113,7 +122,7 @@ def entities(item: GateInput, thresholds: GateThresholds) -> bool:
     needed = required_names(item)
     present, inside = mentions(item.rewrite), set(proper_names(item.question))
     present |= {word.capitalize() for word in present if word.capitalize() not in inside}
-    return sum(name in present for name in needed) >= thresholds.entity_coverage * len(needed)
+    return sum(name in present for name in needed) >= _enough_names(item, needed, thresholds.entity_coverage)
 
 
 def own_names(item: GateInput, thresholds: GateThresholds) -> bool:

@@ -30,7 +30,7 @@ LONGEST_NUMBER = 100
 _CAPITALISED = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _RESULT = re.compile(
     r"=\s*\\?[$£€]?\s*(-?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+))"
-    r"(?![\w^%]|[.,]\d|\s*(?:[+*/×÷·−-]|\\(?:cdot|times|div|pi))\s*[\w\\($.]|\\pi)"
+    r"(?![\w^%]|[.,]\d|[^\S\n]*(?:[+*/×÷·−-]|\\(?:cdot|times|div|pi))[^\S\n]*[\w\\($.]|\\pi)"
 )
 _BOXED = re.compile(r"\\f?boxed\s?\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac(\d)(\d)")
