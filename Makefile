@@ -1,10 +1,10 @@
-# make install | demo | test | test-all | crash | lint | audit | docs | clean      PYTHON=python3.12 picks another interpreter
+# make install | demo | test | test-all | crash | lint | types | audit | docs | clean      PYTHON=python3.12 picks another interpreter
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-all crash lint audit docs clean
+.PHONY: install demo test test-all crash lint types audit docs clean
 
 install: $(VENV)/runtime.done
 
@@ -30,6 +30,9 @@ audit:
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
+
+types: $(VENV)/dev.done
+	$(BIN)/basedpyright --project pyproject.toml --pythonpath $(BIN)/python
 
 docs: $(VENV)/docs.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -22,17 +22,17 @@ from loads import Load, end_after, frozen
 from measuring import ByStep, by_turns, compared, spread
 from transformers import TrainerCallback
 
-from dartune.config import ExecutionConfig, MapperConfig, SFTConfig
-from dartune.lab.suites import demonstrate, suite
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.answers.checker import AnswerChecker
+from dartune.config.schema import ExecutionConfig, MapperConfig, SFTConfig
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
+from dartune.gates.gate_input import GateThresholds
+from dartune.lab.suites import suite, write_demonstrations
 from dartune.models.loading import load_model
 from dartune.models.precision import compute_in
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import GateThresholds
 from dartune.rewards.references import source_references
 from dartune.rewards.reward import GatedReward
-from dartune.train.mapper import train_mapper
+from dartune.stages.mapper import train_mapper
 from dartune.train.sft import fine_tune
 
 ENDLESS = 1_000_000  # steps of a training that is stopped from outside
@@ -214,7 +214,7 @@ def evaluation(bench: Bench, load: Load, questions: int, *, new: int, at_once: i
     """Greedy solutions of the target, questions of two suites."""
     model, plain = frozen(load.target, bench.device), stock_trl.load(str(load.target), bench.device).eval()
     suites = ("in_distribution", "retention_long")
-    rows = [row for name in suites for row in demonstrate(suite(name, questions // 2), "values", name)]
+    rows = [row for name in suites for row in write_demonstrations(suite(name, questions // 2), "values", name)]
     asked = [load.renderer.prompt_ids(row.question) for row in rows]
     found = _generated(bench, load, model, plain, asked, n=1, new=new, at_once=at_once, greedy=True)
     return found | {"prompts": len(asked), "samples": 1, "at_once": at_once, "new_tokens": new}

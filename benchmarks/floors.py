@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dartune.models.engine import TokenIds
-from dartune.models.shared_prefix import device_of
+from dartune.engines.base import TokenIds
+from dartune.models.device import device_of
 
 ROW = 128  # tokens in a row of the bare forward
 CPU_TOKENS = 1024  # tokens of one forward on a CPU, where more leaves the caches

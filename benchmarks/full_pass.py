@@ -26,15 +26,16 @@ from random_model import MODELS, save_problems, save_random_model
 
 import dartune.rewards.reward as reward_module
 import dartune.train.loop as loop_module
-from dartune.config import load_config
-from dartune.environment import environment
-from dartune.models.hf_engine import HFEngine
+from dartune.config.load import load_config
+from dartune.engines.hf import HFEngine
 from dartune.pipeline import run
 from dartune.rewards.reward import GatedReward
-from dartune.run import Run, atomic_write_json
-from dartune.train.mapper import MapperObjective
+from dartune.run.environment import environment
+from dartune.run.files import atomic_write_json
+from dartune.run.folder import RunFolder
+from dartune.stages.mapper import MapperObjective
+from dartune.train.gradient_sync import GradientSync
 from dartune.train.sft import SFTObjective
-from dartune.train.updates import Updates
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "gsm8k-qwen3-0.6b.yaml"
 ROWS = 96
@@ -104,15 +105,15 @@ class Recorder:
         for objective in (MapperObjective, SFTObjective):
             clock.wrap(objective, "loss", "forward")
         clock.wrap(loop_module, "rehearse", "rehearsal")
-        clock.wrap(Updates, "backward", "backward")
-        clock.wrap(Updates, "step", "optimiser")
+        clock.wrap(GradientSync, "backward", "backward")
+        clock.wrap(GradientSync, "step", "optimiser")
         self.steps = {"mapper": Steps(MapperObjective), "sft": Steps(SFTObjective)}
-        plain = Run.stage
+        plain = RunFolder.stage
 
-        def stage(this: Run, name: str, inputs: Any, fn: Any) -> Path:
+        def stage(this: RunFolder, name: str, inputs: Any, fn: Any) -> Path:
             return plain(this, name, inputs, partial(self._measured, name, fn))
 
-        Run.stage = stage
+        RunFolder.stage = stage
 
     def _measured(self, name: str, fn: Any, out: Path) -> Any:
         if torch.cuda.is_available():

@@ -23,17 +23,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dartune import pipeline
-from dartune.config import SynthesiseConfig, load_config
-from dartune.data.adapted import write_adapted
+from dartune.config.load import load_config
+from dartune.config.schema import SynthesiseConfig
+from dartune.data.adapted_dataset import write_adapted
 from dartune.data.load import load_demonstrations
-from dartune.data.rows import Spool, demonstration, open_rows, write_rows
-from dartune.environment import peak_memory_mb, reset_peak_memory
-from dartune.models.engine import Sample
+from dartune.data.row_store import RowWriter, demonstration_from_dict, open_rows, write_rows
+from dartune.engines.base import Sample
 from dartune.report.adaptation import adapted_summary
-from dartune.rewards.reward import Scored
-from dartune.run import atomic_write_json
-from dartune.stages.references import References
+from dartune.rewards.reward import Rewrite
+from dartune.run.environment import peak_memory_mb, reset_peak_memory
+from dartune.run.files import atomic_write_json
+from dartune.stages.probe_references import References
 from dartune.stages.synthesise import synthesise
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def accepting(rows: Sequence[Any], samples: Sequence[Sequence[Any]]) -> list[lis
     def scored(row: Any, sample: Any) -> Any:
         good = row.id.endswith(tuple("02468ace"))
         shared = {"gates": gates, "accepted": good, "surplus": 0.5 if good else 0.0}
-        return Scored(row.solution, sample.ids, sample.logprobs, -0.5, 0.5, 0.5, **shared)
+        return Rewrite(row.solution, sample.ids, sample.logprobs, -0.5, 0.5, 0.5, **shared)
 
     return [[scored(row, sample) for sample in group] for row, group in zip(rows, samples, strict=True)]
 
@@ -155,11 +155,11 @@ def prepare_stages(folder: Path, rows: int) -> None:
 
 def inputs(folder: Path, rows: int) -> tuple[Any, ...]:
     """Demonstrations, probe, engines, and the other arguments of a synthesis."""
-    demonstrations = open_rows(folder / f"train-{rows}.jsonl", demonstration)
+    demonstrations = open_rows(folder / f"train-{rows}.jsonl", demonstration_from_dict)
     return demonstrations, open_rows(folder / f"probe-{rows}.jsonl"), Fixed(), Fixed()
 
 
-SETTINGS = (Words(), SynthesiseConfig(samples=2), "{question} {solution}", 128, 0)
+SETTINGS = (Words(), SynthesiseConfig(samples=2), "{question} {solution}", 128, 1.0, 0)
 
 
 def synthesis(folder: Path, rows: int) -> None:
@@ -173,7 +173,7 @@ def resume(folder: Path, rows: int) -> None:
         raise TimeoutError
 
     path = folder / f"rows-{rows}.jsonl"
-    with Spool(path) as spool:
+    with RowWriter(path) as spool:
         spool.cut(rows - 1)
     with suppress(TimeoutError):
         synthesise(*inputs(folder, rows), reached, *SETTINGS, path)
@@ -192,9 +192,7 @@ def report(folder: Path, rows: int) -> None:
 
 
 def check(folder: Path, rows: int) -> None:
-    pipeline.check(
-        load_config(None, {"data.path": str(generated(folder, rows)), "target.path": str(folder / "target")})
-    )
+    check(load_config(None, {"data.path": str(generated(folder, rows)), "target.path": str(folder / "target")}))
 
 
 def nothing(folder: Path, rows: int) -> None:

@@ -17,15 +17,15 @@ from memory import SHAPES as REAL_SHAPES
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
 from dartune.lab.build import MAPPER_PROMPT
 from dartune.lab.source import model_folder
-from dartune.lab.suites import DEMONSTRATIONS, demonstrate
+from dartune.lab.suites import DEMONSTRATIONS, write_demonstrations
 from dartune.lab.tokenizer import build_tokenizer
-from dartune.lab.world import ProblemSpec, draw_many
+from dartune.lab.world import ProblemSpec, sample_problems
+from dartune.models.device import device_of
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.models.shared_prefix import device_of
 
 LONG = ProblemSpec(steps=(4, 5))
 LAB_ROWS, LONG_ROWS = 256, 64
@@ -93,7 +93,7 @@ class Load:
 def lab_load() -> Load:
     """The shipped mapper start and target: texts end where the models end them."""
     policy = model_folder("lab:mapper")
-    rows = demonstrate(draw_many("speed", DEMONSTRATIONS, LAB_ROWS), "values")
+    rows = write_demonstrations(sample_problems("speed", DEMONSTRATIONS, LAB_ROWS), "values")
     renderer = Renderer(load_tokenizer(policy))
     return Load("lab", policy, model_folder("lab:backward"), renderer, rows, MAPPER_PROMPT, 3e-4)
 
@@ -106,7 +106,7 @@ def random_load(name: str, folder: Path, device: str, shape: Any = None) -> Load
     if not place.exists():
         _random_model(shape, tokenizer, device).save_pretrained(place)
         tokenizer.save_pretrained(place)
-    rows = demonstrate(draw_many("speed", LONG, LONG_ROWS), "explicit")
+    rows = write_demonstrations(sample_problems("speed", LONG, LONG_ROWS), "explicit")
     return Load(name, place, place, Renderer(load_tokenizer(place)), rows, MAPPER_PROMPT, 1e-5)
 
 

@@ -11,10 +11,16 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from dartune.config import MapperConfig
-from dartune.models.adapter import add_lora, remove_lora
-from dartune.models.memory import ROUNDED, TRAINED, TRIAL_TOKENS, activation_bytes, as_float32
-from dartune.models.norms import fuse_norms
+from dartune.config.schema import MapperConfig
+from dartune.models.fused_rmsnorm import fuse_norms
+from dartune.models.lora import add_lora, remove_lora
+from dartune.train.memory import (
+    BYTES_PER_CAST_WEIGHT,
+    BYTES_PER_TRAINED_WEIGHT,
+    MEASURED_TOKENS,
+    activation_bytes,
+    as_float32,
+)
 
 SHAPES = {
     "Qwen3-0.6B": Qwen3Config(
@@ -69,13 +75,13 @@ def measured(config, layers: int) -> dict[str, float]:
     model = fuse_norms(model)
     found = {"weights": sum(p.numel() for p in model.parameters())}
     with as_float32(model):
-        found["full"] = activation_bytes(model) / TRIAL_TOKENS
+        found["full"] = activation_bytes(model) / MEASURED_TOKENS
         model.activation_checkpointing_enable({"use_reentrant": False})
-        found["checkpointed"] = activation_bytes(model) / TRIAL_TOKENS
+        found["checkpointed"] = activation_bytes(model) / MEASURED_TOKENS
         model.activation_checkpointing_disable()
     model = add_lora(model, settings.lora_rank)
     found["lora_weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    found["lora"] = activation_bytes(model) / TRIAL_TOKENS
+    found["lora"] = activation_bytes(model) / MEASURED_TOKENS
     remove_lora(model)
     return found
 
@@ -105,8 +111,8 @@ def main() -> None:
         found = whole(config)
         cells = [
             f"{found['weights'] / 1e9:.2f} B, {COMPUTED * found['weights'] / 1e9:.1f} GB",
-            f"{(TRAINED + ROUNDED) * found['weights'] / 1e9:.0f} GB",
-            f"{TRAINED * found['lora_weights'] / 1e9:.2f} GB",
+            f"{(BYTES_PER_TRAINED_WEIGHT + BYTES_PER_CAST_WEIGHT) * found['weights'] / 1e9:.0f} GB",
+            f"{BYTES_PER_TRAINED_WEIGHT * found['lora_weights'] / 1e9:.2f} GB",
             *(f"{found[key] / 1e6:.2f} MB" for key in ("full", "lora", "checkpointed")),
             f"{found['cache'] / 1e3:.0f} kB",
         ]

@@ -18,24 +18,24 @@ from typing import Any
 
 import torch
 
-from dartune.data.render import Renderer
+from dartune.answers.checker import AnswerChecker
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import PLAIN_GATES, run_gates
+from dartune.hacks.detect import detect_hacks
 from dartune.lab.build import MAPPER_PROMPT
 from dartune.lab.source import model_folder
-from dartune.lab.suites import DEMONSTRATIONS, demonstrate
-from dartune.lab.world import draw_many
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.lab.suites import DEMONSTRATIONS, write_demonstrations
+from dartune.lab.world import sample_problems
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.gates import PLAIN_GATES, run_gates
-from dartune.rewards.items import GateInput, GateThresholds
+from dartune.red_team.fixtures import SHIPPED, apply_hacks, load_fixtures
 from dartune.rewards.penalties import PENALTIES, Rewritten
 from dartune.rewards.references import source_references
 from dartune.rewards.reward import GatedReward
-from dartune.rewards.signs import committed
-from dartune.rewards.trial import SHIPPED, attacked, load_fixtures
-from dartune.run import atomic_write_json
-from dartune.train.mapper import mapper_prompt
+from dartune.run.files import atomic_write_json
+from dartune.stages.mapper_prompt import mapper_prompt
 
 RESULTS = Path(__file__).parents[1] / "results" / "reward-throughput.json"
 QUESTIONS, SAMPLES = 12, 8
@@ -62,7 +62,7 @@ def gate_parts(items: list[GateInput], checker: AnswerChecker) -> dict[str, Call
     parts = {f"gate {name}": one(gate) for name, gate in PLAIN_GATES.items()}
     return parts | {
         "all gates": lambda: run_gates(items, THRESHOLDS, checker),
-        "naming hacks": lambda: [committed(i, gates, THRESHOLDS) for i, gates in zip(items, verdicts, strict=True)],
+        "naming hacks": lambda: [detect_hacks(i, gates, THRESHOLDS) for i, gates in zip(items, verdicts, strict=True)],
     }
 
 
@@ -71,7 +71,7 @@ def lab_parts(checker: AnswerChecker) -> tuple[int, dict[str, Callable[[], Any]]
     folder = model_folder("lab:backward")
     renderer, target = Renderer(load_tokenizer(folder)), HFEngine(load_model(folder))
     mapper = HFEngine(load_model(model_folder("lab:mapper")))
-    rows = demonstrate(draw_many("benchmark", DEMONSTRATIONS, QUESTIONS), "values")
+    rows = write_demonstrations(sample_problems("benchmark", DEMONSTRATIONS, QUESTIONS), "values")
     spec = SampleSpec(SAMPLES, 128, 1.0, renderer.stop_ids, 0)
     samples = mapper.generate([renderer.prompt_ids(mapper_prompt(MAPPER_PROMPT, row)) for row in rows], spec)
     reward = GatedReward(target, renderer, checker, THRESHOLDS, source_references(target, renderer, rows))
@@ -96,7 +96,7 @@ def lab_parts(checker: AnswerChecker) -> tuple[int, dict[str, Callable[[], Any]]
 
 def english_parts(checker: AnswerChecker) -> tuple[int, dict[str, Callable[[], Any]]]:
     fixtures = load_fixtures(SHIPPED)
-    rows = [(f.demonstration, f) for f in [*fixtures, *attacked(fixtures)]]
+    rows = [(f.demonstration, f) for f in [*fixtures, *apply_hacks(fixtures)]]
     items = [GateInput(d.question, d.solution, f.rewrite, d.answer, f.finish) for d, f in rows]
     return len(items), gate_parts(items, checker)
 

@@ -29,9 +29,9 @@ from measuring import machine  # noqa: E402
 from performance_tables import SCALING, write_page  # noqa: E402
 from speed import quiet  # noqa: E402
 
+from dartune.answers.checker import AnswerChecker  # noqa: E402
 from dartune.report.plots import COLOURS, TEXT, _svg, standalone  # noqa: E402
-from dartune.rewards.checker import AnswerChecker  # noqa: E402
-from dartune.run import atomic_write_json  # noqa: E402
+from dartune.run.files import atomic_write_json  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 SHOWN = {"stock": COLOURS[1], "dartune": COLOURS[2]}

@@ -30,8 +30,8 @@ from loads import Load, lab_load, random_load  # noqa: E402
 from measuring import free, machine, machine_rates  # noqa: E402
 from performance_tables import RESULTS, console, write_page  # noqa: E402
 
-from dartune.rewards.checker import AnswerChecker  # noqa: E402
-from dartune.run import atomic_write_json  # noqa: E402
+from dartune.answers.checker import AnswerChecker  # noqa: E402
+from dartune.run.files import atomic_write_json  # noqa: E402
 
 ROUNDS, BUDGET = 5, 60.0  # rounds and seconds of a part, its warm-up not counted
 GPU_ROUNDS, GPU_BUDGET, GPU_LIMIT = 4, 10.0, 170.0

@@ -152,12 +152,12 @@ def grpo_trainer(
 def main(steps: int, device: str) -> None:
     from dartune.lab.build import MAPPER_PROMPT
     from dartune.lab.source import model_folder
-    from dartune.lab.suites import demonstrate, demonstration_problems
+    from dartune.lab.suites import demonstration_problems, write_demonstrations
 
     folder = str(model_folder("lab:mapper"))
     rows = [
         {"question": one.question, "solution": one.solution, "answer": one.answer}
-        for one in demonstrate(demonstration_problems(256, 0, 128), "values")
+        for one in write_demonstrations(demonstration_problems(256, 0, 128), "values")
     ]
     rows = [row | {"prompt": MAPPER_PROMPT.format(**row)} for row in rows]
     with tempfile.TemporaryDirectory() as output:

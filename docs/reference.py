@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from dartune import cli
-from dartune.arms import ARMS
-from dartune.config import Config
+from dartune.config.arms import ARMS
+from dartune.config.schema import Config
 
 HERE = Path(__file__).parent
 MADE = "<!-- Written by `python docs/reference.py`; change the code it describes, not this page. -->"
@@ -80,7 +80,11 @@ def settings() -> str:
             about = (inner.__doc__ or "").splitlines()[0]
             lines += [f"## {name}", "", about, "", *table(f"{name}.", inner.model_fields, properties, schema)]
     lines += ["## Arms", "", "What `arms` can name; [the comparison](comparison.md) says more.", ""]
-    lines += ["| arm | what it is |", "|---|---|", *(f"| `{name}` | {cell(arm.says)} |" for name, arm in ARMS.items())]
+    lines += [
+        "| arm | what it is |",
+        "|---|---|",
+        *(f"| `{name}` | {cell(arm.description)} |" for name, arm in ARMS.items()),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,8 +1,8 @@
-"""dartune from Python: run a recipe, read what came out, and score solutions without a run.
+"""Use dartune from Python: run a recipe, read its results, and score solutions without a run.
 
     python examples/as_a_library.py --steps 10
 
-The settings are the command line's: a recipe, and `key -> value` over it, as text.
+The settings are those of the command line: a recipe, and overrides `key -> value` as text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHORT = {
 
 
 def main(steps: int, output: Path) -> None:
-    """Run the lab's recipe, cut short, and look at what it left in `output`."""
+    """Run a short form of the lab's recipe, then print results from its run folder `output`."""
     config = load_config(RECIPE, SHORT | {"output": str(output), "mapper.steps": str(steps)})
     pipeline.run(config)  # returns the summary that the command line prints
 
@@ -38,7 +38,7 @@ def main(steps: int, output: Path) -> None:
     rows = load_dataset(str(output / "stages" / "synthesise-s0" / "adapted"), split="train")
     print(f"{len(rows)} rows to train on, columns {', '.join(rows.column_names)}")
 
-    target = load_target(config.target.path)  # once, for many scores
+    target = load_target(config.target.path)  # loaded once for all scores
     for row in rows.select(range(3)):
         before = score(row["question"], row["source_solution"], target)
         after = score(row["question"], row["solution"], target)

@@ -1,10 +1,9 @@
-"""A user-defined score, penalty and gate, named in the config, and a short run on the lab with them.
+"""Define a score, a penalty and a gate, name them in the config, and run the lab briefly with them.
 
     python examples/own_reward.py --steps 10
 
-A part of the reward is named by its path, `module:function`, in a recipe, too: this file is the module `own_reward` for
-a dartune that is run in this folder. A finished stage knows a part by its name alone: after changing a function, give
-the run another output.
+A recipe names a part of the reward by its path, `module:function`. This file is the module `own_reward` if dartune is
+run in this folder. A finished stage identifies a part by its name only: after changing a function, use another output.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dartune import load_config, pipeline
-from dartune.data.render import Renderer
-from dartune.files import read_jsonl
-from dartune.models.engine import Engine, TokenStats
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import Engine, TokenStats
+from dartune.gates.gate_input import GateInput, GateThresholds
 from dartune.rewards.alignment import Reference, content_logprob
-from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import Rewritten
+from dartune.run.files import read_jsonl
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
 SHORT = {
@@ -33,23 +32,23 @@ SHORT = {
 
 
 def smooth(tokens: TokenStats, reference: Reference) -> float:
-    """A score: the default, and the strangest token once more, so that one leap costs more than many small steps."""
+    """Score: the default plus the least likely token again, so that one large jump costs more than many small ones."""
     return content_logprob(tokens, reference) + min(tokens.logprobs) / max(1, reference.length)
 
 
 def wordy(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list[float]:
-    """A penalty: tokens beyond three times the source's, as a share of the source's; its weight is in nats."""
+    """Penalty: tokens above three times the source's, as a fraction of the source's. Its weight is in nats."""
     source = [len(renderer.response_ids(row.demonstration.solution)) for row in rows]
     return [max(0.0, len(row.sample.ids) / length - 3.0) for row, length in zip(rows, source, strict=True)]
 
 
 def not_a_list(item: GateInput, thresholds: GateThresholds) -> bool:
-    """A gate: no line starts with a bullet, unless a line of the source does."""
+    """Gate: no line starts with a bullet, unless a line of the source does."""
     return "\n- " not in item.rewrite or "\n- " in item.solution
 
 
 def train(steps: int, output: Path) -> list[dict]:
-    """Run the lab's recipe, cut short, with the parts above; returns the mapper's metrics, a row a step."""
+    """Run a short form of the lab's recipe with the parts above; returns the mapper's metrics, one row per step."""
     settings = {
         "output": str(output),
         "mapper.steps": str(steps),

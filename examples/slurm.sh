@@ -1,9 +1,9 @@
 #!/bin/bash
-# A run on several machines under Slurm: two nodes of eight GPUs here; change the two numbers for others.
+# Run dartune on several machines under Slurm. Set the numbers of nodes (2) and GPUs per node (8) below.
 #
 #     sbatch examples/slurm.sh recipes/math-llama3-8b-lora.yaml --execution.sharding fsdp2
 #
-# The same job continues what an earlier one began: submit it again after a time limit, or let Slurm requeue it.
+# The same job resumes an earlier one: submit it again after a time limit, or let Slurm requeue it.
 #SBATCH --job-name=dartune
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8

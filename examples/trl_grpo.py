@@ -1,8 +1,8 @@
-"""dartune's reward in a stock TRL trainer: a mapper learns to rewrite for a target of the lab.
+"""Use dartune's reward in a stock TRL trainer: train a mapper for a target of the lab.
 
     python examples/trl_grpo.py --steps 20
 
-Needs `trl` (in dartune's `dev` extra). The loop, the sampling and the loss are TRL's; the reward is dartune's.
+Needs `trl` (in dartune's `dev` extra). TRL provides the loop, the sampling and the loss; dartune provides the reward.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import tempfile
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from dartune.data.render import Renderer
+from dartune.answers.checker import AnswerChecker
+from dartune.data.chat_template import Renderer
+from dartune.engines.hf import HFEngine
+from dartune.gates.gate_input import GateThresholds
 from dartune.lab.build import MAPPER_PROMPT
 from dartune.lab.source import model_folder
-from dartune.lab.suites import demonstrate, demonstration_problems
-from dartune.models.hf_engine import HFEngine
+from dartune.lab.suites import demonstration_problems, write_demonstrations
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import GateThresholds
 from dartune.rewards.references import source_references
 from dartune.rewards.reward import GatedReward
 from dartune.rewards.trl import as_reward_func
 
 
 def train(steps: int, target: str = "lab:backward", rows: int = 64) -> list[float]:
-    """Train for `steps` steps; returns the mean reward of each."""
+    """Train for `steps` steps; returns the mean reward of each step."""
     folder = model_folder(target)
     engine, renderer = HFEngine(load_model(folder)), Renderer(load_tokenizer(folder))
-    demonstrations = demonstrate(demonstration_problems(rows, 0, 128), "values")
+    demonstrations = write_demonstrations(demonstration_problems(rows, 0, 128), "values")
     data = Dataset.from_list(
         [
             {

@@ -1,10 +1,10 @@
-"""dartune's reward in verl, for mappers that need hundreds of GPUs: verl samples and trains, dartune says what pays.
+"""Use dartune's reward in verl, for mappers that need hundreds of GPUs: verl samples and trains, dartune scores.
 
 1. Write the training file (Parquet, in verl's columns):
 
        python examples/verl_reward.py --data my.jsonl --out mapper.parquet
 
-2. Name this file as verl's reward, with its batch reward manager (one call scores many rewrites):
+2. Set this file as verl's reward function, with its batch reward manager (one call scores many rewrites):
 
        python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_files=mapper.parquet \\
            reward_model.reward_manager=batch \\
@@ -13,8 +13,8 @@
            +custom_reward_function.reward_kwargs.data=my.jsonl \\
            +custom_reward_function.reward_kwargs.max_response_length=1024 ...
 
-verl hands over text, so a rewrite is tokenised once more here; where that gives other tokens than were sampled, its
-alignment is that of the text. Each reward worker holds a copy of the target.
+verl passes text, so rewrites are tokenised again here. If the tokens differ from the sampled ones, the alignment is
+that of the text. Each reward worker holds a copy of the target.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dartune.config import MapperConfig
+from dartune.answers.checker import AnswerChecker
+from dartune.config.schema import MapperConfig
+from dartune.data.chat_template import Renderer
 from dartune.data.load import load_demonstrations
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Sample
-from dartune.models.hf_engine import HFEngine
+from dartune.engines.base import Sample
+from dartune.engines.hf import HFEngine
+from dartune.gates.gate_input import GateThresholds
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import GateThresholds
 from dartune.rewards.references import source_references
 from dartune.rewards.reward import GatedReward
-from dartune.train.mapper import mapper_prompt
+from dartune.stages.mapper_prompt import mapper_prompt
 
 
 @lru_cache(maxsize=1)
 def reward_of(target: str, data: str) -> GatedReward:
-    """The reward under a target, with references from the demonstrations; loaded once per worker."""
+    """Return the reward under a target, with references from the demonstrations; loaded once per worker."""
     engine, renderer = HFEngine(load_model(target)), Renderer(load_tokenizer(target))
     references = source_references(engine, renderer, load_demonstrations(data))
     return GatedReward(engine, renderer, AnswerChecker(), GateThresholds(length_high=8.0), references)
@@ -58,7 +58,7 @@ def compute_score(
     max_response_length: int,
     **_: Any,
 ) -> list[dict[str, Any]]:
-    """What verl's batch reward manager calls; a rewrite whose answer could not be checked gets nothing, and says so."""
+    """Score rewrites for verl's batch reward manager. A failed answer check gives score 0 and `judged` False."""
     reward = reward_of(target, data)
     rows = [Demonstration(info["id"], info["question"], info["solution"], info.get("answer")) for info in extra_infos]
     replies = [tuple(reward.renderer.response_ids(text)) for text in solution_strs]
@@ -70,7 +70,7 @@ def compute_score(
 
 
 def verl_rows(demonstrations: Sequence[Demonstration], prompt: str) -> list[dict[str, Any]]:
-    """Rows in verl's columns; what the reward needs travels in `extra_info`."""
+    """Return rows in verl's columns; `extra_info` carries the inputs of the reward."""
     return [
         {
             "data_source": "dartune",

@@ -21,14 +21,15 @@ from comparison_tables import parts
 from pages import fill
 from seed_batches import merged, pooled
 
-from dartune.config import Config, load_config
+from dartune.config.load import load_config
+from dartune.config.matrix import combinations
+from dartune.config.schema import Config
 from dartune.lab.build import build_one
 from dartune.lab.dialects import EXPERTS, WRITERS
-from dartune.lab.suites import demonstrate, demonstration_problems
-from dartune.matrix import cells
+from dartune.lab.suites import demonstration_problems, write_demonstrations
 from dartune.pipeline import run
-from dartune.roster import Roster
-from dartune.run import atomic_write_json, read_jsonl
+from dartune.run.files import atomic_write_json, read_jsonl
+from dartune.stages.models import RunModels
 from dartune.train.sft import fine_tune
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +100,7 @@ SHOWN_ROWS = 10
 def configured(study: str) -> dict[str, Config]:
     """cell -> config; the models that the study starts from must be there."""
     if study == "matrix":
-        return dict(cells(load_config(ROOT / "recipes" / "lab-full.yaml", {"output": str(RUNS / "matrix")})))
+        return dict(combinations(load_config(ROOT / "recipes" / "lab-full.yaml", {"output": str(RUNS / "matrix")})))
     recipe = ROOT / "recipes" / "lab.yaml"
     return {
         name: load_config(recipe, changes | {"output": str(folder_of(study, name))})
@@ -131,8 +132,8 @@ def prepare(study: str) -> None:
 def _knowing_target(rows: int) -> None:
     """The target `backward`, fine-tuned on demonstrations in its own dialect of questions that no run trains on."""
     config = load_config(ROOT / "recipes" / "lab.yaml")
-    models, work = Roster(config), RUNS / "targets" / f".{rows}"
-    known = demonstrate(demonstration_problems(rows, PRETUNING_SEED, config.evaluate.questions), "backward")
+    models, work = RunModels(config), RUNS / "targets" / f".{rows}"
+    known = write_demonstrations(demonstration_problems(rows, PRETUNING_SEED, config.evaluate.questions), "backward")
     pairs = [(row.question, row.solution) for row in known]
     target = models.to_train(models.target_path, config.sft)
     model, _ = fine_tune(target, pairs, models.renderer, config.sft, 6e-4, 0, work)

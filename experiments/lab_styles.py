@@ -14,13 +14,13 @@ import numpy as np
 from style_measure import token_table
 from style_scores import SCORES, Tokens, as_tokens
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
 from dartune.lab.dialects import WRITERS
 from dartune.lab.source import model_folder
-from dartune.lab.suites import demonstrate, demonstration_problems
+from dartune.lab.suites import demonstration_problems, write_demonstrations
 from dartune.models.loading import load_model, load_tokenizer
 from dartune.report.summary import summary_of
-from dartune.rewards.content import content_mask
+from dartune.rewards.content_tokens import content_mask
 
 ROOT = Path(__file__).parents[1]
 COMPARISON = ROOT / "results" / "comparison.json"
@@ -47,9 +47,9 @@ def lab_scores(target: str) -> dict[str, dict[str, float]]:
 def _texts(model: Any, renderer: Renderer, writer: str, problems: Any) -> list[Tokens]:
     rows = [
         (renderer.prompt_ids(row.question), renderer.response_ids(row.solution))
-        for row in demonstrate(problems, writer)
+        for row in write_demonstrations(problems, writer)
     ]
-    lengths = [len(renderer.response_ids(row.solution)) for row in demonstrate(problems, PLAIN)]
+    lengths = [len(renderer.response_ids(row.solution)) for row in write_demonstrations(problems, PLAIN)]
     found = []
     for (_, ids), length, table in zip(rows, lengths, token_table(model, rows), strict=True):
         found.append(as_tokens(table, content_mask(ids, renderer.decode(ids), renderer.decode), length))

@@ -25,11 +25,12 @@ from comparison import collected
 from gpu_tables import fill_document
 from large_lab_models import EXPERT, Plan, pretrain
 
-from dartune.config import Config, load_config
-from dartune.environment import environment
+from dartune.config.load import load_config
+from dartune.config.schema import Config
 from dartune.lab.build import Recipe
 from dartune.pipeline import run
-from dartune.run import atomic_write_json, read_jsonl
+from dartune.run.environment import environment
+from dartune.run.files import atomic_write_json, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 TARGET = "backward"
@@ -72,9 +73,7 @@ SIZES = {
             "sft.steps": "120",
             "sft.batch_size": "32",
             "sft.learning_rates": "[1e-4, 3e-4]",
-            "direct_rl.questions_per_step": "48",
             "direct_rl.learning_rates": "[5e-5, 1.5e-4]",
-            "direct_rl.max_new_tokens": "192",
             "evaluate.questions": "96",
             "evaluate.max_new_tokens": "192",
         },
@@ -93,9 +92,7 @@ SIZES = {
             "sft.steps": "2",
             "sft.batch_size": "4",
             "sft.learning_rates": "[1e-4]",
-            "direct_rl.questions_per_step": "12",
             "direct_rl.learning_rates": "[5e-5]",
-            "direct_rl.max_new_tokens": "24",
             "evaluate.questions": "2",
             "evaluate.max_new_tokens": "24",
         },

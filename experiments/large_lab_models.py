@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
 from dartune.lab.build import GUIDED_STEPS, MAPPER_PROMPT, Recipe, build_model, mapper_example, target_example
-from dartune.lab.checker import check
 from dartune.lab.guidance import attention_loss
-from dartune.lab.suites import DEEP, demonstrate
+from dartune.lab.step_checker import check_solution
+from dartune.lab.suites import DEEP, write_demonstrations
 from dartune.lab.tokenizer import build_tokenizer
-from dartune.lab.world import draw_many
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.lab.world import sample_problems
+from dartune.models.fused_rmsnorm import fuse_norms
 from dartune.models.loading import save_model
-from dartune.models.norms import fuse_norms
-from dartune.models.precision import compute_in, rounded
-from dartune.run import append_jsonl
+from dartune.models.precision import cast_to_compute_dtype, compute_in
+from dartune.run.files import append_jsonl
 from dartune.train.loop import LoopConfig, build_optimizers
 
 LEVEL = DEEP
@@ -151,7 +151,7 @@ def pretrain(name: str, plan: Plan, folder: Path, attention: str = "sdpa") -> Pa
             measuring += time.monotonic() - at
         if elapsed >= plan.seconds:
             break
-    return save_model(rounded(model).to(torch.bfloat16), tokenizer, folder / name)
+    return save_model(cast_to_compute_dtype(model).to(torch.bfloat16), tokenizer, folder / name)
 
 
 def _one_step(model, optimizers, ids, wanted, rows: list[Row], rate: float) -> torch.Tensor:
@@ -175,9 +175,10 @@ def measured(name: str, model, renderer: Renderer, n: int) -> dict[str, Any]:
     model.eval()
     engine = HFEngine(model)
     if name == "mapper":
-        problems = draw_many("large-lab-progress", LEVEL.demonstrated, n)
+        problems = sample_problems("large-lab-progress", LEVEL.demonstrated, n)
         prompts = [
-            MAPPER_PROMPT.format(question=row.question, solution=row.solution) for row in demonstrate(problems, EXPERT)
+            MAPPER_PROMPT.format(question=row.question, solution=row.solution)
+            for row in write_demonstrations(problems, EXPERT)
         ]
         verdicts = _verdicts(engine, renderer, problems, prompts, 2, 1.0)
         shares = Counter(verdict.dialect or "none" for verdict in verdicts)
@@ -185,7 +186,7 @@ def measured(name: str, model, renderer: Renderer, n: int) -> dict[str, Any]:
         return {"steps_right": mean(verdict.steps_correct for verdict in verdicts), "dialects": told}
     found = {}
     for suite in ("retention_short", "retention_long"):
-        problems = draw_many("large-lab-progress", LEVEL.suites[suite], n)
+        problems = sample_problems("large-lab-progress", LEVEL.suites[suite], n)
         verdicts = _verdicts(engine, renderer, problems, [problem.question for problem in problems], 1, 0.0)
         found[suite] = mean(verdict.steps_correct for verdict in verdicts)
     return found
@@ -195,7 +196,7 @@ def _verdicts(engine: HFEngine, renderer: Renderer, problems, prompts: list[str]
     spec = SampleSpec(samples, MAX_NEW_TOKENS, temperature, (renderer.end_id,), 0)
     drawn = engine.generate([renderer.prompt_ids(prompt) for prompt in prompts], spec)
     return [
-        check(renderer.decode(sample.ids), problem)
+        check_solution(renderer.decode(sample.ids), problem)
         for problem, group in zip(problems, drawn, strict=True)
         for sample in group
     ]

@@ -14,7 +14,7 @@ from typing import Any
 from pages import table
 from scipy.stats import spearmanr
 
-from dartune.run import read_jsonl
+from dartune.run.files import read_jsonl
 
 STEPS_A_LINE = 10
 SHOWN_SAMPLES = 10

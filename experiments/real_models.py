@@ -235,8 +235,8 @@ def _short_problems(data: Path) -> list[Problem]:
 
 def _fine_tuned(folder: Path, start: str, name: str, pairs: list[tuple[str, str]], task: str) -> Path:
     """One epoch of `pairs`, eight a step, from the model `start` into the folder `name`."""
-    from dartune.config import SFTConfig
-    from dartune.data.render import Renderer
+    from dartune.config.schema import SFTConfig
+    from dartune.data.chat_template import Renderer
     from dartune.models.loading import load_model, load_tokenizer, save_model, stop_at
     from dartune.train.sft import fine_tune
 

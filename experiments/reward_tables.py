@@ -20,12 +20,12 @@ RESAMPLES = 4000
 INTRODUCTION = """\
 # Which parts of the reward matter
 
-Made by `python experiments/rewards.py run`, `collect`, `write` from `results/rewards.json`; what to make of it is
-said in [rewards](rewards.md) and [experiments](experiments.md).
+Made by `python experiments/rewards.py run`, `collect`, `write` from `results/rewards.json`; the interpretation is
+in [rewards](rewards.md) and [experiments](experiments.md).
 
-The lab's recipe, expert `values`, target `backward`, but a mapper start pretrained for a quarter of the steps
-(`dartune lab build --only mapper --steps 1500 --output FOLDER`): it gets half of its rewrites wrong, so that
-cheating is the easy way. Targets are trained on the rows that stayed originals as well (`dart_keep_original`).
+The lab's recipe, expert `values`, target `backward`, but an initial mapper pretrained for a quarter of the steps
+(`dartune lab build --only mapper --steps 1500 --output FOLDER`): it gets half of its rewrites wrong, so
+hacks are easy. Targets are trained on the rows that stayed originals as well (`dart_keep_original`).
 Variants change the reward or one dial, nothing else; every target is fine-tuned
 with learning rate 6e-4. Accuracies in %, 128 questions a suite; base is the untouched target. Where a cell has three
 figures they are mean, lowest and highest of three seeds; elsewhere one seed.
@@ -42,7 +42,7 @@ def page(rows: Sequence[Row]) -> str:
         "## Two optimisers\n\n" + _optimiser_table(rows),
         "## Dials\n\n" + _dial_table(rows),
         "## Does alignment predict what the target gains?\n\n" + _correlations(rows),
-        "## Three rewrites of each\n\nThe first three of seed 0, as they come.\n\n" + _rewrites(rows),
+        "## Three rewrites of each\n\nThe first three of seed 0, unselected.\n\n" + _rewrites(rows),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

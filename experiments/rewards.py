@@ -17,15 +17,16 @@ from typing import Any
 
 from reward_tables import page
 
-from dartune.arms import ARMS
-from dartune.config import Config, load_config
-from dartune.data.adapted import VIEWS
+from dartune.config.arms import ARMS
+from dartune.config.load import load_config
+from dartune.config.schema import Config
+from dartune.data.adapted_dataset import VIEWS
 from dartune.lab.build import build_one
 from dartune.pipeline import run
 from dartune.rewards.alignment import SCORES, Reference
 from dartune.rewards.references import response_stats
-from dartune.roster import Roster
-from dartune.run import atomic_write_json, read_jsonl
+from dartune.run.files import atomic_write_json, read_jsonl
+from dartune.stages.models import RunModels
 from dartune.stages.probe import load_probe
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,7 @@ def run_variants(names: list[str]) -> None:
 
 def scores_of(config: Config, seed: int) -> dict[str, float]:
     """Every alignment score's mean over what the target was trained on, whatever the variant was paid for."""
-    roster, stages = Roster(config), Path(config.output) / "stages"
+    roster, stages = RunModels(config), Path(config.output) / "stages"
     references: dict[str, Reference] = load_probe(stages / "probe")[1]
     trained_on = VIEWS[ARMS[config.arms[-1]].view].provenances
     rows = [row for row in read_jsonl(stages / f"synthesise-s{seed}" / "rows.jsonl") if row["provenance"] in trained_on]

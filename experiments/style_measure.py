@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from style_texts import STYLES, Problem, all_problems
 
-from dartune.data.render import Renderer
-from dartune.models.engine import SampleSpec, TokenIds
-from dartune.models.hf_engine import HFEngine
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import SampleSpec, TokenIds
+from dartune.engines.hf import HFEngine
+from dartune.engines.logprobs import sequence_inputs
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.models.shared_prefix import sequence_inputs
 
 TEMPERATURES = {1.0: 1, 0.7: 1, 0.3: 1}
 """Sampling temperature -> own samples per question."""

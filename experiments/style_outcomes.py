@@ -30,14 +30,14 @@ from style_measure import own_style
 from style_scores import SCORES, page_parts, read
 from style_texts import STYLES, Problem, all_problems, chain_problems, gsm8k_problems, one_step_problems
 
-from dartune.config import SFTConfig
-from dartune.data.render import Renderer
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.config.schema import SFTConfig
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
+from dartune.engines.logprobs import anchored_logprobs
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.models.shared_prefix import anchored_logprobs
-from dartune.rewards.text import numbers
-from dartune.run import append_jsonl, atomic_write_json, read_jsonl
+from dartune.run.files import append_jsonl, atomic_write_json, read_jsonl
+from dartune.text.features import numbers
 from dartune.train.sft import fine_tune
 
 ROOT = Path(__file__).parents[1]

@@ -22,10 +22,10 @@ import numpy as np
 from pages import fill
 from style_texts import STYLES, all_problems
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
 from dartune.models.loading import load_tokenizer
-from dartune.rewards.content import content_mask
-from dartune.run import atomic_write_json
+from dartune.rewards.content_tokens import content_mask
+from dartune.run.files import atomic_write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results" / "style-scores.json", ROOT / "docs" / "alignment-scores.md"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dartune.rewards.checker import AnswerChecker
+from dartune.answers.checker import AnswerChecker
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: the few HTTP calls of an upload, on this machine, remembering what it got."""
+"""A local fake of the Hugging Face Hub: it answers the HTTP requests of an upload and records what it received."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ LICENCES = ("apache-2.0", "mit")
 
 
 class Hub:
-    """What was uploaded, by (kind, owner/name), and every request.
+    """The uploaded files by (kind, owner/name), and all requests.
 
-    `refuse` maps a word of a path to the status and the message that it is answered with.
+    `errors` maps a part of a request's path to the status and the message of the response.
     """
 
     def __init__(self) -> None:
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.private: dict[tuple[str, str], bool] = {}
         self.requests: list[str] = []
-        self.refuse: dict[str, tuple[int, str]] = {}
+        self.errors: dict[str, tuple[int, str]] = {}
         self.endpoint = ""
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> tuple[int, Any]:
         self.requests.append(f"{method} {path}")
-        for word, (status, said) in self.refuse.items():
-            if word in path:
-                return status, {"error": said}
+        for path_part, (status, message) in self.errors.items():
+            if path_part in path:
+                return status, {"error": message}
         if token != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid user token."}
-        words = path.strip("/").split("/")
+        segments = path.strip("/").split("/")
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             text = json.loads(body)["content"]
-            named = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("license:")]
-            wrong = [{"message": f'"license" must be one of {LICENCES}'} for name in named if name not in LICENCES]
-            return (400, {"errors": wrong, "warnings": []}) if wrong else (200, {"errors": [], "warnings": []})
-        repo = (words[1].removesuffix("s"), "/".join(words[2:4]))
+            licences = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("license:")]
+            errors = [{"message": f'"license" must be one of {LICENCES}'} for name in licences if name not in LICENCES]
+            return (400, {"errors": errors, "warnings": []}) if errors else (200, {"errors": [], "warnings": []})
+        repo = (segments[1].removesuffix("s"), "/".join(segments[2:4]))
         if repo not in self.files:
             return 404, {"error": "Repository not found"}
-        if words[4:] == ["preupload", "main"]:
-            asked = json.loads(body)["files"]
+        if segments[4:] == ["preupload", "main"]:
+            files = json.loads(body)["files"]
             return 200, {
-                "files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False} for one in asked]
+                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
             }
-        if words[4:] == ["commit", "main"]:
+        if segments[4:] == ["commit", "main"]:
             return self._commit(repo, [json.loads(line) for line in body.splitlines()])
         return 200, {"id": repo[1], "private": self.private[repo], "sha": "0" * 40}
 
-    def _create(self, asked: dict[str, Any]) -> tuple[int, Any]:
-        kind, name = asked.get("type", "model"), f"{asked['organization']}/{asked['name']}"
-        made = {"url": f"{self.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"}
+    def _create(self, request: dict[str, Any]) -> tuple[int, Any]:
+        kind, name = request.get("type", "model"), f"{request['organization']}/{request['name']}"
+        response = {"url": f"{self.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"}
         if (kind, name) in self.files:
-            return 409, {"error": "You already created this repo", **made}
+            return 409, {"error": "You already created this repo", **response}
         self.files[kind, name] = {}
-        self.private[kind, name] = asked.get("visibility") == "private"
-        return 200, made
+        self.private[kind, name] = request.get("visibility") == "private"
+        return 200, response
 
     def _commit(self, repo: tuple[str, str], lines: list[dict[str, Any]]) -> tuple[int, Any]:
         for line in lines:
@@ -73,7 +73,7 @@ class Hub:
 
 @contextmanager
 def served_hub() -> Iterator[Hub]:
-    """The stand-in, reachable at its `endpoint` for as long."""
+    """Serve a fake Hub at its `endpoint` until the context ends."""
     hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):

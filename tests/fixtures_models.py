@@ -10,7 +10,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# How Qwen and Llama 3 cut text before BPE: line breaks stay with what precedes them.
+# Pre-tokenisation of Qwen and Llama 3: line breaks belong to the preceding characters.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -19,11 +19,11 @@ ARCHITECTURES = ("qwen3", "llama", "gemma3", "gpt2")
 
 
 def byte_tokenizer(chat: bool = True, *, bos: bool = False, eos: bool = True, merges: tuple[tuple[str, str], ...] = ()):
-    """A byte-level BPE tokenizer: 256 byte tokens, merged ones if asked for, then the special ones.
+    """Builds a byte-level BPE tokenizer: 256 byte tokens, then merged tokens, then special tokens.
 
     Args:
         chat: add a ChatML-like template and its two turn tokens.
-        bos: write `<s>` in front of every sequence, as Llama tokenizers do.
+        bos: add `<s>` at the start of every sequence, as Llama tokenizers do.
         eos: define an end-of-text token.
         merges: BPE merges in the byte-level alphabet, such as ("Ċ", "Ċ") for two line breaks.
     """
@@ -63,22 +63,35 @@ def byte_tokenizer(chat: bool = True, *, bos: bool = False, eos: bool = True, me
 
 
 def sentencepiece_tokenizer(prefix: str):
-    """A tokenizer as converted from SentencePiece: blanks are `▁`, unknown characters bytes, `<s>` in front.
+    """Builds a tokenizer as converted from SentencePiece: `▁` for spaces, byte fallback, and `<s>` at the start.
 
     Args:
-        prefix: where text gets a `▁` in front that is not in it: "first" at the start of the whole text only, "always"
-            behind special tokens too (as older conversions do), "never".
+        prefix: where a `▁` that is not in the text is added: "first" (at the start of the text only), "always" (also
+            after special tokens, as in older conversions) or "never".
     """
     from string import ascii_letters, digits, punctuation
 
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    bytes_ = [f"<0x{index:02X}>" for index in range(256)]
-    words = ["<unk>", "<pad>", "<s>", *bytes_, "▁", *ascii_letters, *digits, *punctuation, "▁t", "he", "▁the", "▁▁"]
+    byte_tokens = [f"<0x{index:02X}>" for index in range(256)]
+    tokens = [
+        "<unk>",
+        "<pad>",
+        "<s>",
+        *byte_tokens,
+        "▁",
+        *ascii_letters,
+        *digits,
+        *punctuation,
+        "▁t",
+        "he",
+        "▁the",
+        "▁▁",
+    ]
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "▁")]
     model = models.BPE(
-        vocab={word: index for index, word in enumerate(words)},
+        vocab={token: index for index, token in enumerate(tokens)},
         merges=merges,
         unk_token="<unk>",
         byte_fallback=True,
@@ -118,7 +131,7 @@ def tiny_model(
     seed: int = 0,
     context: int = 512,
 ):
-    """A two-layer causal LM, 32 wide, fp32, of the named architecture (one of `ARCHITECTURES`)."""
+    """Builds a causal LM in float32 with two layers and hidden size 32, of one of `ARCHITECTURES`."""
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
 
@@ -135,9 +148,9 @@ def tiny_model(
         config = Qwen3Config(**shared, **wide, head_dim=8, tie_word_embeddings=True)
     elif architecture == "llama":
         config = LlamaConfig(**shared, **wide)
-    elif architecture == "gemma3":  # one layer sees the last 64 tokens only, the other all
-        kinds = ["sliding_attention", "full_attention"]
-        config = Gemma3TextConfig(**shared, **wide, head_dim=8, sliding_window=64, layer_types=kinds)
+    elif architecture == "gemma3":  # one layer attends to the last 64 tokens only, the other to all
+        layer_types = ["sliding_attention", "full_attention"]
+        config = Gemma3TextConfig(**shared, **wide, head_dim=8, sliding_window=64, layer_types=layer_types)
     elif architecture == "gpt2":
         config = GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=context)
     else:
@@ -175,7 +188,7 @@ def save_tiny(
 
 
 def without_dropout(model):
-    """The model, whose training mode is then as deterministic as its evaluation mode."""
+    """Disables dropout, so that training mode is as deterministic as evaluation mode, and returns the model."""
     import torch
 
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Made-up measurements for the report's tests, and a reader of its page."""
+"""Synthetic measurements for the tests of the report, and a parser of its page."""
 
 import copy
 from functools import cache
@@ -10,7 +10,7 @@ HOSTILE = "<script>alert(1)</script>{{ 7*7 }}<img src=http://x.invalid/a.png>\x1
 
 
 def evaluations(shares, n=60, seeds=(0,), steps=True):
-    """Records with the given share of correct answers: {arm: {suite: share}}, the first ones."""
+    """Evaluation records in which the first answers are correct, up to the share in {arm: {suite: share}}."""
     return [
         {
             "arm": arm,
@@ -91,7 +91,7 @@ def example(**changes):
 
 
 def full(**changes):
-    """Results with every part filled; `changes` are arguments of `build_results`, and the seeds."""
+    """Results with all parts filled; `changes` are arguments of `build_results`, or `seeds`."""
     return _full(**changes) if changes else copy.deepcopy(_unchanged())
 
 
@@ -148,7 +148,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.words, self.ids = [], [], []
+        self.tags, self.text_parts, self.ids = [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -156,11 +156,11 @@ class Page(HTMLParser):
         self.ids += [value for name, value in attrs if name == "id"]
 
     def handle_data(self, data):
-        self.words.append(data)
+        self.text_parts.append(data)
 
     @property
     def text(self):
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.text_parts).split())
 
 
 def page_of(results, folder):

@@ -1,12 +1,12 @@
-"""The adapted data set: no row is lost, it loads with `datasets` and trains with a stock trainer."""
+"""Tests of the adapted data set: no row is lost, it loads with `datasets`, and TRL's trainer trains on it."""
 
 import json
 import re
 
 import pytest
 
-from dartune.data.adapted import FIELDS, accounting, read_adapted, write_adapted
-from dartune.data.render import Renderer
+from dartune.data.adapted_dataset import ROW_FIELDS, accounting, read_adapted, write_adapted
+from dartune.data.chat_template import Renderer
 from dartune.errors import DartuneError, InputError
 from fixtures_models import save_tiny
 
@@ -15,7 +15,7 @@ NOTE = {"target": "tiny", "mapper": "a copy of the target", "seed": 0}
 
 def row(number, provenance, **changes):
     solution = "" if provenance == "dropped" else f"Take {number}. So {number}"
-    known = {
+    fields = {
         "id": f"r{number}",
         "question": f"What is {number}?",
         "solution": solution,
@@ -34,19 +34,19 @@ def row(number, provenance, **changes):
         "hacks_refused": ["leak"] if provenance == "dropped" else [],
         "reason": "the best accepted candidate",
     }
-    return known | changes
+    return fields | changes
 
 
 ROWS = [row(n, p) for n, p in enumerate(["rewrite", "rewrite", "own", "original", "dropped", "rewrite"])]
 
 
-def cached(tmp_path, *name):
+def load_view(tmp_path, *name):
     import datasets
 
     return datasets.load_dataset(str(tmp_path / "adapted"), *name, split="train", cache_dir=str(tmp_path / "cache"))
 
 
-def test_it_reads_back_as_written(tmp_path):
+def test_reading_returns_the_written_rows(tmp_path):
     folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
     assert read_adapted(folder) == ROWS
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -60,11 +60,11 @@ def test_it_reads_back_as_written(tmp_path):
 
 def test_both_views_load_with_datasets(tmp_path):
     write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
-    default, everything = cached(tmp_path), cached(tmp_path, "keep_original")
+    default, everything = load_view(tmp_path), load_view(tmp_path, "keep_original")
     assert default["id"] == ["r0", "r1", "r2", "r5"]
     assert everything["id"] == ["r0", "r1", "r2", "r3", "r5"]
     assert default.features == everything.features
-    assert set(FIELDS) <= set(default.column_names)
+    assert set(ROW_FIELDS) <= set(default.column_names)
     first = default[0]
     assert first["messages"] == first["prompt"] + first["completion"] == ROWS[0]["messages"]
     assert first["reward"] == {"gain": 1.5, "reward": 1.5} and first["gates"] == {
@@ -74,15 +74,15 @@ def test_both_views_load_with_datasets(tmp_path):
     assert everything[3]["reward"] == {"gain": None, "reward": None}
 
 
-def test_a_view_without_rows_is_left_out_and_the_other_still_loads(tmp_path):
+def test_a_view_without_rows_has_no_file_and_the_other_loads(tmp_path):
     rows = [row(0, "original", gates={}), row(1, "original", gates={})]
     folder = write_adapted(tmp_path / "adapted", rows, provenance_note={})
-    assert len(cached(tmp_path)) == 2
+    assert len(load_view(tmp_path)) == 2
     assert not (folder / "success_only.parquet").exists()
-    said = (folder / "README.md").read_text()
-    assert "no rows here" in said and re.findall(r'load_dataset\("[^"]*", "(\w+)"', said) == ["keep_original"]
+    card_text = (folder / "README.md").read_text()
+    assert "no rows here" in card_text and re.findall(r'load_dataset\("[^"]*", "(\w+)"', card_text) == ["keep_original"]
     with pytest.raises(ValueError, match="success_only"):
-        cached(tmp_path, "success_only")
+        load_view(tmp_path, "success_only")
     dropped = write_adapted(tmp_path / "none", [row(0, "dropped")], provenance_note={})
     assert len(read_adapted(dropped)) == 1 and not list(dropped.glob("*.parquet"))
     assert "load_dataset(" not in (dropped / "README.md").read_text()
@@ -90,7 +90,7 @@ def test_a_view_without_rows_is_left_out_and_the_other_still_loads(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_stock_trl_trainer_trains_on_it_and_on_the_response_only(chat, tmp_path):
+def test_a_trl_trainer_trains_on_the_response_only(chat, tmp_path):
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
@@ -109,7 +109,7 @@ def test_a_stock_trl_trainer_trains_on_it_and_on_the_response_only(chat, tmp_pat
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(model=str(model), args=config, train_dataset=cached(tmp_path))
+    trainer = SFTTrainer(model=str(model), args=config, train_dataset=load_view(tmp_path))
     result = trainer.train()
     assert result.global_step == 2 and 0 < result.training_loss < 10
     batch = trainer.data_collator([trainer.train_dataset[0]])
@@ -130,32 +130,32 @@ SYSTEM = "Think in short steps.\nAnswer in English."
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_system_prompt_stands_before_every_question_as_the_target_is_asked(chat, tmp_path):
+def test_a_system_prompt_precedes_every_question(chat, tmp_path):
     from transformers import AutoTokenizer
 
     folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE, chat=chat, system_prompt=SYSTEM)
     tokenizer = AutoTokenizer.from_pretrained(save_tiny(tmp_path / "model", "qwen3", chat=chat))
-    first = cached(tmp_path)[0]
-    said = Renderer(tokenizer, SYSTEM).prompt_ids(ROWS[0]["question"])
+    first = load_view(tmp_path)[0]
+    prompt_ids = Renderer(tokenizer, SYSTEM).prompt_ids(ROWS[0]["question"])
     if chat:
         turn = {"role": "system", "content": SYSTEM}
         assert first["messages"] == first["prompt"] + first["completion"] == [turn, *ROWS[0]["messages"]]
         text = tokenizer.apply_chat_template(first["prompt"], tokenize=False, add_generation_prompt=True)
-        assert tokenizer.encode(text, add_special_tokens=False) == said
+        assert tokenizer.encode(text, add_special_tokens=False) == prompt_ids
     else:
-        assert tokenizer.encode(first["prompt"], add_special_tokens=False) == said
+        assert tokenizer.encode(first["prompt"], add_special_tokens=False) == prompt_ids
     assert all(row["messages"][0]["content"] == SYSTEM for row in read_adapted(folder))
     card = (folder / "README.md").read_text()
     assert "begins with the system prompt" in card and f"* system prompt: {' '.join(SYSTEM.split())}" in card
 
 
-def test_without_a_system_prompt_nothing_is_said_of_one(tmp_path):
+def test_without_a_system_prompt_the_card_mentions_none(tmp_path):
     folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE, chat=False, system_prompt=None)
-    assert cached(tmp_path)[0]["prompt"] == "What is 0?\n"
+    assert load_view(tmp_path)[0]["prompt"] == "What is 0?\n"
     assert read_adapted(folder) == ROWS and "system" not in (folder / "README.md").read_text()
 
 
-def test_a_second_writing_replaces_the_first_and_a_failed_one_leaves_it(tmp_path, monkeypatch):
+def test_a_second_write_replaces_the_first_and_a_failed_one_does_not(tmp_path, monkeypatch):
     folder = write_adapted(tmp_path / "adapted", ROWS, provenance_note=NOTE)
     write_adapted(folder, ROWS[:2], provenance_note=NOTE)
     assert len(read_adapted(folder)) == 2
@@ -172,7 +172,7 @@ def test_a_second_writing_replaces_the_first_and_a_failed_one_leaves_it(tmp_path
     assert len(read_adapted(folder)) == 6 and [path.name for path in tmp_path.iterdir()] == ["adapted"]
 
 
-def test_values_json_cannot_hold_become_null_and_foreign_numbers_plain(tmp_path):
+def test_nonfinite_numbers_become_null_and_numpy_scalars_become_json_numbers(tmp_path):
     import numpy
 
     changed = row(
@@ -184,13 +184,13 @@ def test_values_json_cannot_hold_become_null_and_foreign_numbers_plain(tmp_path)
         hacks={"b", "a"},
     )
     folder = write_adapted(tmp_path / "adapted", [changed], provenance_note=NOTE)
-    (found,) = read_adapted(folder)
-    assert found["alignment_after"] is None and found["reward"] == {"reward": None, "gain": 0.5}
-    assert found["gates"] == {"answer": True} and found["hacks"] == ["a", "b"]
+    (restored,) = read_adapted(folder)
+    assert restored["alignment_after"] is None and restored["reward"] == {"reward": None, "gain": 0.5}
+    assert restored["gates"] == {"answer": True} and restored["hacks"] == ["a", "b"]
     json.loads((folder / "data.jsonl").read_text(), parse_constant=pytest.fail)
 
 
-def test_accounting_finds_lost_and_doubled_rows():
+def test_accounting_rejects_missing_and_repeated_rows():
     assert accounting(ROWS, 6) == {
         "input": 6,
         "adapted": 4,
@@ -209,7 +209,7 @@ def test_accounting_finds_lost_and_doubled_rows():
         accounting([*ROWS[:5], row(5, "magic")], 6)
 
 
-def test_rows_that_cannot_be_trained_on_are_refused(tmp_path):
+def test_rows_that_cannot_be_trained_on_are_rejected(tmp_path):
     incomplete = row(1, "rewrite")
     del incomplete["reason"], incomplete["gates"]
     with pytest.raises(DartuneError, match="row 1 .r0.: has an empty solution.*row 2: lacks gates, reason"):
@@ -217,7 +217,7 @@ def test_rows_that_cannot_be_trained_on_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_data_set(tmp_path):
+def test_a_folder_without_a_data_set_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no data.jsonl"):
         read_adapted(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"id": ')

@@ -1,19 +1,20 @@
-"""Architectures that attend in ways of their own are loaded, sampled and scored like all others."""
+"""Architectures with special attention are loaded, sampled and scored like all others."""
 
 import pytest
 import torch
 import transformers
 
-from dartune.models.decoding import Decoder
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.engines.base import SampleSpec
+from dartune.engines.decoding import Decoder
+from dartune.engines.hf import HFEngine
+from dartune.engines.logprobs import read_prompts
 from dartune.models.loading import load_model
-from dartune.models.shared_prefix import read_prompts
 from fixtures_models import byte_tokenizer
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
 WIDE = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
-CONFIGS = {  # no SDPA; distances made of masks (ALiBi); windows that the texts outgrow, and that they do not
+# Models without SDPA, with ALiBi, with sliding windows shorter than the texts, and with longer ones.
+CONFIGS = {
     "Gemma2Config": {**WIDE, "sliding_window": 16},
     "GptOssConfig": {**WIDE, "sliding_window": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
     "GPTJConfig": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 256},
@@ -38,7 +39,7 @@ def model(request, tmp_path):
     return load_model(tmp_path)
 
 
-def test_samples_have_the_log_probabilities_of_one_plain_forward(model):
+def test_samples_have_the_log_probabilities_of_a_plain_forward(model):
     samples = HFEngine(model).generate(PROMPTS, SampleSpec(3, NEW, 1.0, (), 0))
     for prompt, group in zip(PROMPTS, samples, strict=True):
         for sample in group:
@@ -49,9 +50,9 @@ def test_samples_have_the_log_probabilities_of_one_plain_forward(model):
             assert HFEngine(model).score([(prompt, sample.ids)])[0] == pytest.approx(plain.tolist(), abs=1e-4)
 
 
-def test_samples_share_a_row_wherever_every_token_sees_all_before_it(model):
+def test_samples_share_a_row_where_every_token_attends_to_all_earlier_ones(model):
     with torch.no_grad():
         decoder = Decoder(model, read_prompts(model, PROMPTS), [0, 0, 0, 1, 1, 1], NEW)
     short_windows = "MistralConfig", "Gemma2Config", "GptOssConfig"
-    own_masks = "BloomConfig", "FalconConfig", "MptConfig"
-    assert decoder.packed == (type(model.config).__name__ not in (*short_windows, *own_masks))
+    alibi = "BloomConfig", "FalconConfig", "MptConfig"
+    assert decoder.packed == (type(model.config).__name__ not in (*short_windows, *alibi))

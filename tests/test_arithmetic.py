@@ -1,22 +1,22 @@
-"""Written sums: what does not hold is found, what is only part of a longer expression is left alone."""
+"""False equations are detected; equations that are true or part of a longer expression are not reported."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dartune.rewards.arithmetic import false_sums
-from dartune.rewards.prefix import with_infix
+from dartune.text.equations import false_equations
+from dartune.text.prefix_notation import with_infix
 
-whole = st.integers(0, 10**6)
+whole_numbers = st.integers(0, 10**6)
 
 
-@given(whole, whole, st.sampled_from("+-*"), st.sampled_from(["", " "]))
-def test_a_true_sum_passes_and_the_next_number_does_not(a, b, sign, space):
+@given(whole_numbers, whole_numbers, st.sampled_from("+-*"), st.sampled_from(["", " "]))
+def test_true_sum_passes_and_off_by_one_is_reported(a, b, sign, space):
     a, b = max(a, b), min(a, b)
     value = {"+": a + b, "-": a - b, "*": a * b}[sign]
     text = f"So it is {a}{space}{sign}{space}{b}{space}={space}{{}} pens ."
-    assert not false_sums(text.format(value))
-    assert false_sums(text.format(value + 1)) == {f"{a}{sign}{b}={value + 1}"}
+    assert not false_equations(text.format(value))
+    assert false_equations(text.format(value + 1)) == {f"{a}{sign}{b}={value + 1}"}
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_a_true_sum_passes_and_the_next_number_does_not(a, b, sign, space):
         "",
     ],
 )
-def test_true_or_not_judged(text):
-    assert not false_sums(text)
+def test_true_or_uncheckable_equations_pass(text):
+    assert not false_equations(text)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_true_or_not_judged(text):
         ("Week 1 = 5 + 3 = 9", "5+3=9"),
     ],
 )
-def test_sums_of_things_and_in_words_are_judged(text, false):
-    assert false_sums(text) == {false}
+def test_false_equations_with_units_or_words_are_reported(text, false):
+    assert false_equations(text) == {false}
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_sums_of_things_and_in_words_are_judged(text, false):
         "25% of 60 is $15",
     ],
 )
-def test_what_holds_or_cannot_be_told_is_left_alone(text):
-    assert not false_sums(text)
+def test_true_or_undecidable_equations_with_units_or_words_pass(text):
+    assert not false_equations(text)
 
 
 @pytest.mark.parametrize("text", ["72 × 3 ≈ 320", r"\frac{100}{7} \approx 20"])
-def test_an_estimate_may_be_a_tenth_off_and_no_more(text):
-    assert len(false_sums(text)) == 1
+def test_estimate_beyond_the_tolerance_is_reported(text):
+    assert len(false_equations(text)) == 1
 
 
 FORMS = (
@@ -178,30 +178,30 @@ FORMS = (
 )
 
 
-@given(whole, whole, st.sampled_from("+-*"), st.sampled_from(["", " "]), st.sampled_from(FORMS))
-def test_a_sum_is_read_in_every_usual_layout(a, b, sign, space, form):
+@given(whole_numbers, whole_numbers, st.sampled_from("+-*"), st.sampled_from(["", " "]), st.sampled_from(FORMS))
+def test_sums_are_read_in_common_layouts(a, b, sign, space, form):
     a, b = max(a, b), min(a, b)
     value = {"+": a + b, "-": a - b, "*": a * b}[sign]
     text = f"First.\n\n{form}\n\nSo we go on with {a} pens."
-    assert not false_sums(text.format(f"{a}{space}{sign}{space}{b}", value))
-    assert false_sums(text.format(f"{a}{space}{sign}{space}{b}", value + 1)) == {f"{a}{sign}{b}={value + 1}"}
+    assert not false_equations(text.format(f"{a}{space}{sign}{space}{b}", value))
+    assert false_equations(text.format(f"{a}{space}{sign}{space}{b}", value + 1)) == {f"{a}{sign}{b}={value + 1}"}
 
 
-@given(st.lists(whole, min_size=2, max_size=5), st.sampled_from(["\n= {}", " \\\\\n&= {}", " = **{}**"]))
-def test_chains_are_read_step_by_step(parts, step):
+@given(st.lists(whole_numbers, min_size=2, max_size=5), st.sampled_from(["\n= {}", " \\\\\n&= {}", " = **{}**"]))
+def test_each_step_of_a_chain_is_checked(parts, step):
     total = sum(parts)
     right = "x = " + " + ".join(map(str, parts)) + "".join(step.format(f"{total - n} + {n}") for n in parts)
-    assert not false_sums(right + step.format(total))
-    assert false_sums(right + step.format(total + 1)) == {f"{total - parts[-1]}+{parts[-1]}={total + 1}"}
+    assert not false_equations(right + step.format(total))
+    assert false_equations(right + step.format(total + 1)) == {f"{total - parts[-1]}+{parts[-1]}={total + 1}"}
 
 
-def test_every_false_sum_of_a_text_is_named_once():
+def test_each_false_equation_is_reported_once():
     text = "Ada is 12 + 3 = 24 , Ben is 9 + 3 = 12 , again 12 + 3 = 24 . Uma = 22 - 7 = 14 ; 24 / 4 = 7 , 4 * $6 = $20"
     text += r" . 0.5 * 294 + 52 = 196 . $5 \cdot 6 = 31$"
     text += r" . $\frac{49}{4} - 3 = \frac{33}{4}$ , \sqrt{279} = 18"
-    found = false_sums(text)
-    assert {"((49)/(4))-3=((33)/(4))", "sqrt(279)=18"} <= found
-    assert found - {"((49)/(4))-3=((33)/(4))", "sqrt(279)=18"} == {"0.5*294+52=196", "5*6=31"} | {
+    reported = false_equations(text)
+    assert {"((49)/(4))-3=((33)/(4))", "sqrt(279)=18"} <= reported
+    assert reported - {"((49)/(4))-3=((33)/(4))", "sqrt(279)=18"} == {"0.5*294+52=196", "5*6=31"} | {
         "12+3=24",
         "22-7=14",
         "24/4=7",
@@ -222,11 +222,11 @@ def test_every_false_sum_of_a_text_is_named_once():
         ("- 24 hours", "- 24 hours"),
     ],
 )
-def test_prefix_notation_is_read_as_ordinary_notation(text, infix):
+def test_prefix_notation_is_converted_to_infix(text, infix):
     assert with_infix(text) == infix
 
 
 @pytest.mark.parametrize("text", ["- * 8 3 4 = 21", "* 36 2 = 71\n#### 71", "+ + 36 72 60 = 169"])
-def test_a_false_sum_in_prefix_notation_is_found(text):
-    assert false_sums(text)
-    assert not false_sums(text.replace("21", "20").replace("71", "72").replace("169", "168"))
+def test_false_prefix_equation_is_reported(text):
+    assert false_equations(text)
+    assert not false_equations(text.replace("21", "20").replace("71", "72").replace("169", "168"))

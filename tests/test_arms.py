@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dartune.arm_settings import adapted_config, problems, rates, rollouts
-from dartune.arms import ADAPTATIONS, ARMS, adaptations, in_order
 from dartune.cli import main
-from dartune.config import Config, load_config
-from dartune.train_arms import selected
+from dartune.config.arm_config import adapted_config, learning_rates, problems, samples_per_row
+from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
+from dartune.config.load import load_config
+from dartune.config.schema import Config
+from dartune.stages.finetune import select_by_gain
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
 
@@ -19,9 +20,9 @@ def config(**changes) -> Config:
 
 
 def test_an_arm_comes_after_what_it_needs():
-    assert in_order(["grpo_tokens", "sft"]) == ["dart", "grpo_tokens", "sft"]
-    assert in_order(["base", "sft_tokens", "dart"]) == ["base", "dart", "sft_tokens"]
-    assert in_order(["dart_then_grpo"]) == ["dart", "dart_then_grpo"]
+    assert with_dependencies(["grpo_tokens", "sft"]) == ["dart", "grpo_tokens", "sft"]
+    assert with_dependencies(["base", "sft_tokens", "dart"]) == ["base", "dart", "sft_tokens"]
+    assert with_dependencies(["dart_then_grpo"]) == ["dart", "dart_then_grpo"]
     assert adaptations(["base", "sft"]) == []
     assert adaptations(["grpo_seconds", "best_of_k"]) == ["dart", "best_of_k"]
 
@@ -35,10 +36,10 @@ def test_every_arm_trains_on_something_known():
 
 def test_best_of_k_draws_as_many_rewrites_as_dart_does_in_training_and_synthesis():
     lab = config()  # 40 steps of 12 x 8 for 1,000 rows, and 4 each at synthesis
-    assert rollouts(lab, 1000) == 4 + 4
+    assert samples_per_row(lab, 1000) == 4 + 4
     assert adapted_config(lab, "best_of_k", 1000).synthesise.samples == 8
     assert adapted_config(lab, "prompt_rewriter", 1000).synthesise.samples == 4
-    assert rollouts(lab, 2) == 4 + 320  # no more questions a step than there are
+    assert samples_per_row(lab, 2) == 4 + 320  # no more questions a step than there are
 
 
 def test_an_adaptation_changes_what_it_says_and_nothing_else():
@@ -52,7 +53,7 @@ def test_an_adaptation_changes_what_it_says_and_nothing_else():
 
 def test_every_arm_tries_as_many_learning_rates():
     lab = config()
-    tried = {arm: rates(lab, arm) for arm in ARMS if ARMS[arm].trained}
+    tried = {arm: learning_rates(lab, arm) for arm in ARMS if ARMS[arm].trained}
     assert {len(grid) for grid in tried.values()} == {3}
     assert tried["sft"] == tried["dart"] == (3e-4, 6e-4, 1e-3)
     assert tried["sft_low_lr"] == pytest.approx((3e-5, 6e-5, 1e-4))
@@ -76,12 +77,12 @@ def test_selection_takes_the_most_gain_within_its_share_and_no_originals():
         row("best", -9, -1, 10),
         row("kept", -1, -1, 10, "original"),
     ]
-    assert [one["id"] for one in selected(rows, 0.8)] == ["long", "best"]
-    assert [one["id"] for one in selected(rows, 0.3)] == ["low", "best"]
-    assert selected(rows, 0.1) == []
+    assert [one["id"] for one in select_by_gain(rows, 0.8)] == ["long", "best"]
+    assert [one["id"] for one in select_by_gain(rows, 0.3)] == ["low", "best"]
+    assert select_by_gain(rows, 0.1) == []
     # Gain counts per token as it is: twice as much in a long row is more than in ten short ones.
     rows = [row("long", -3, -1, 100), *(row(f"short {i}", -2, -1, 10) for i in range(10))]
-    assert [one["id"] for one in selected(rows, 0.5)] == ["long"]
+    assert [one["id"] for one in select_by_gain(rows, 0.5)] == ["long"]
 
 
 def test_direct_rl_without_answers_is_refused_before_anything_runs(tmp_path, capsys):
@@ -90,7 +91,7 @@ def test_direct_rl_without_answers_is_refused_before_anything_runs(tmp_path, cap
     data.write_text("\n".join(map(json.dumps, rows)))
     words = ["check", "--data", str(data), "--target", "lab:backward", "--arms", "[base, grpo_tokens]"]
     assert main(words) == 2
-    assert "no training row has one" in capsys.readouterr().err
+    assert "no training row has an answer" in capsys.readouterr().err
 
 
 SMALL = {
@@ -104,8 +105,6 @@ SMALL = {
     "sft.steps": "2",
     "sft.learning_rates": "[3e-4]",
     "direct_rl.learning_rates": "[1e-4]",
-    "direct_rl.questions_per_step": "4",
-    "direct_rl.group_size": "4",
     "evaluate.questions": "4",
     "evaluate.samples": "2",
 }
@@ -154,4 +153,4 @@ def test_all_arms_run_on_the_same_questions_and_bear_their_costs(tmp_path):
 def test_the_document_lists_the_arms_as_the_code_has_them():
     text = (Path(__file__).parents[1] / "docs" / "comparison.md").read_text("utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
-    assert {row[0].strip("`"): row[1] for row in rows} == {name: arm.says for name, arm in ARMS.items()}
+    assert {row[0].strip("`"): row[1] for row in rows} == {name: arm.description for name, arm in ARMS.items()}

@@ -1,12 +1,12 @@
-"""Standard benchmarks: the harness measures the models that a run chose, and its figures are kept."""
+"""Standard benchmarks: the harness evaluates the models of a run, and its scores are saved."""
 
 import json
 
 import pytest
 
-from dartune.benchmarks import benchmark, table
 from dartune.cli import main
-from dartune.run import read_jsonl, write_jsonl
+from dartune.publish.lm_eval import benchmark, format_scores
+from dartune.run.files import read_jsonl, write_jsonl
 from fixtures_models import save_tiny
 from test_pipeline import arguments, word_problems
 
@@ -37,22 +37,22 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
-def test_the_harness_measures_every_arm_and_adds_to_what_is_known(run, capsys, monkeypatch, tmp_path):
+def test_scores_of_arms_and_limits_are_added_to_the_file(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     command = ["benchmark", str(run), "--tasks", "even_numbers", "--include", str(run.parent / "tasks")]
     assert main([*command, "--arms", "base"]) == 0
     assert main([*command, "--arms", "sft", "--limit", "10"]) == 0
     assert main([*command, "--arms", "base", "--limit", "5"]) == 0
-    kept = json.loads((run / "benchmarks.json").read_text())["measured"]
-    assert [(one["arm"], one["limit"], one["seed"]) for one in kept] == [
+    entries = json.loads((run / "benchmarks.json").read_text())["measured"]
+    assert [(entry["arm"], entry["limit"], entry["seed"]) for entry in entries] == [
         ("base", None, 0),
         ("sft", 10, 0),
         ("base", 5, 0),
     ]
-    assert all(0 <= one["values"]["acc"] <= 1 for one in kept) and kept[0]["values"]["acc_stderr"] > 0
+    assert all(0 <= entry["values"]["acc"] <= 1 for entry in entries) and entries[0]["values"]["acc_stderr"] > 0
     assert main([*command, "--arms", "base"]) == 0
-    again = json.loads((run / "benchmarks.json").read_text())["measured"]
-    assert sorted(again, key=str) == sorted(kept, key=str)
+    repeated = json.loads((run / "benchmarks.json").read_text())["measured"]
+    assert sorted(repeated, key=str) == sorted(entries, key=str)
     assert "even_numbers  acc     " in capsys.readouterr().out
 
 
@@ -71,49 +71,52 @@ metric_list: [{{metric: exact_match}}]
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
-def test_a_model_answers_the_harness_as_it_answered_in_the_run(run, monkeypatch, tmp_path):
+def test_answers_in_the_harness_equal_those_of_the_run(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    said = {row["id"]: row["text"] for row in read_jsonl(run / "stages" / "evaluate-sft-s0" / "records.jsonl")}
-    asked = read_jsonl(run / "stages" / "data" / "suite-in_distribution.jsonl")
-    write_jsonl(tmp_path / "own.jsonl", [{"question": row["question"], "answer": said[row["id"]]} for row in asked])
+    texts = {row["id"]: row["text"] for row in read_jsonl(run / "stages" / "evaluate-sft-s0" / "records.jsonl")}
+    questions = read_jsonl(run / "stages" / "data" / "suite-in_distribution.jsonl")
+    write_jsonl(
+        tmp_path / "own.jsonl", [{"question": row["question"], "answer": texts[row["id"]]} for row in questions]
+    )
     (tmp_path / "own.yaml").write_text(ANSWERS.format(data=tmp_path / "own.jsonl"))
-    found = benchmark(run, ["own_answers"], ["sft"], include=tmp_path)
-    assert "own_answers  exact_match  1.000" in found
+    scores = benchmark(run, ["own_answers"], ["sft"], include=tmp_path)
+    assert "own_answers  exact_match  1.000" in scores
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the harness's own
-def test_a_task_that_cannot_be_used_is_told_before_any_model_is_loaded(run, monkeypatch, tmp_path, capsys):
+def test_an_unusable_task_is_reported_before_a_model_is_loaded(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     (tmp_path / "odd.yaml").write_text(TASK.format(name="no_data", data=tmp_path / "none.jsonl"))
     unsafe = TASK.format(name="writes_code", data=run.parent / "even.jsonl") + "unsafe_code: true\n"
     (tmp_path / "unsafe.yaml").write_text(unsafe)
     assert main(["benchmark", str(run), "--tasks", "no_data,writes_code", "--include", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "no_data cannot be loaded" in said and "writes_code would run code that a model wrote" in said
+    message = capsys.readouterr().err
+    assert "no_data cannot be loaded" in message and "writes_code would run model-generated code" in message
 
 
 @pytest.mark.slow
-def test_everything_that_is_wrong_is_told_at_once(run, capsys):
+def test_all_problems_are_reported_at_once(run, capsys):
     command = ["benchmark", str(run), "--tasks", "no_such_task_at_all", "--arms", "base,dart", "--seed", "4"]
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "arm dart was not run" in said and "seed 4 was not run" in said and "no task 'no_such_task_at_all'" in said
+    message = capsys.readouterr().err
+    assert "arm dart was not run" in message and "seed 4 was not run" in message
+    assert "no task 'no_such_task_at_all'" in message
 
 
 @pytest.mark.slow
-def test_without_the_harness_the_way_to_get_it_is_told(run, capsys, monkeypatch):
+def test_a_missing_harness_is_reported_with_how_to_install_it(run, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.tasks", None)
     assert main(["benchmark", str(run), "--tasks", "gsm8k"]) == 3
     assert "pip install lm-eval" in capsys.readouterr().err
 
 
-def test_figures_stand_with_their_standard_errors():
+def test_scores_are_shown_with_their_standard_errors():
     scores = {
         arm: {"gsm8k": {"exact_match,strict": share, "exact_match_stderr,strict": 0.01}}
         for arm, share in (("base", 0.25), ("dart", 0.5))
     }
-    assert table(scores).splitlines()[1].split("  ") == [
+    assert format_scores(scores).splitlines()[1].split("  ") == [
         "gsm8k",
         "exact_match,strict",
         "0.250 ± 0.010",

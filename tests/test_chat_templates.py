@@ -1,10 +1,10 @@
-"""For every family of chat templates: what is trained is the response and its end, and data stay data."""
+"""Tests for each family of chat templates: the response and its end are trained, and data is encoded as plain text."""
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
 from dartune.errors import InputError
 from fixtures_templates import FAMILIES, family_tokenizer
 
@@ -28,7 +28,7 @@ def special(tokenizer, ids):
 @given(text=TEXT)
 @example(text=" 0")
 def test_trained_tokens_are_the_response_and_its_end(name, text):
-    assume(text.strip())  # a solution of white space alone is no row
+    assume(text.strip())  # rows with an empty solution are rejected when the data is read
     renderer = Renderer(TOKENIZERS[name])
     ids = renderer.response_ids(text)
     assert special(TOKENIZERS[name], ids) == [FAMILIES[name].end]
@@ -38,10 +38,10 @@ def test_trained_tokens_are_the_response_and_its_end(name, text):
 @each_family
 @settings(max_examples=60, deadline=None)
 @given(text=TEXT, system=TEXT)
-def test_text_in_a_prompt_stays_text(name, text, system):
-    """Whatever the data say, the prompt has the special tokens of the template alone, and all of the text."""
+def test_data_in_a_prompt_is_plain_text(name, text, system):
+    """The prompt has the special tokens of the template only, and contains the complete text of the data."""
     family, tokenizer = FAMILIES[name], TOKENIZERS[name]
-    # A template may leave out a system prompt of white space alone, or refuse any.
+    # A template may drop a system prompt of white space, or reject all system prompts.
     system = f"Be brief. {system}" if family.system else None
     renderer = Renderer(tokenizer, system)
     ids = renderer.prompt_ids(text)
@@ -52,12 +52,12 @@ def test_text_in_a_prompt_stays_text(name, text, system):
 
 
 def conversation(renderer, *turns, **options):
-    """Ids of a whole conversation, by the tokenizer's own means; the template has the renderer's fixed date."""
+    """Returns the ids of a conversation from the tokenizer itself, with the renderer's template (fixed date)."""
     messages = [{"role": role, "content": text} for role, text in turns]
     return renderer.tokenizer.apply_chat_template(messages, chat_template=renderer.template, **options)["input_ids"]
 
 
-# Older SentencePiece conversions put a blank of their own in front of the one in the template.
+# Older SentencePiece conversions add another blank before the one in the template.
 @pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n].template and n != "mistral-legacy"])
 @settings(max_examples=60, deadline=None)
 @given(
@@ -65,21 +65,21 @@ def conversation(renderer, *turns, **options):
         "the {} end".format
     )
 )
-def test_prompt_and_response_are_how_the_template_writes_the_conversation(name, solution):
+def test_prompt_and_response_equal_the_rendered_conversation(name, solution):
     renderer = Renderer(TOKENIZERS[name])
-    whole = conversation(renderer, ("user", "How many?"), ("assistant", solution))
+    full_ids = conversation(renderer, ("user", "How many?"), ("assistant", solution))
     ids = renderer.prompt_ids("How many?") + renderer.response_ids(solution)
-    assert whole[: len(ids)] == ids
+    assert full_ids[: len(ids)] == ids
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if FAMILIES[n].template and FAMILIES[n].system])
-def test_a_system_prompt_stands_in_the_prompt_that_generation_uses(name):
-    """Also where the template forgets it as soon as an assistant has answered, as Mistral's do."""
+def test_a_system_prompt_is_part_of_the_generation_prompt(name):
+    """This includes templates that drop it once there is an assistant message, as Mistral's do."""
     renderer = Renderer(TOKENIZERS[name], "Be brief.")
     prompt = renderer.prompt_ids("How many?")
     used = conversation(renderer, ("system", "Be brief."), ("user", "How many?"), add_generation_prompt=True)
     shown, theirs = (TOKENIZERS[name].decode(ids) for ids in (prompt, used))
-    if "think" in theirs or name == "qwen3":  # unless the solutions think, a thought is closed, or not opened at all
+    if "think" in theirs or name == "qwen3":  # without thinking, the block is closed or not opened
         shown, theirs = shown.removesuffix("<think>\n\n</think>\n\n"), theirs.removesuffix("<think>\n")
         assert shown == theirs
     else:
@@ -87,17 +87,17 @@ def test_a_system_prompt_stands_in_the_prompt_that_generation_uses(name):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3-thinking", "deepseek-r1"])
-def test_a_thought_of_the_solution_is_opened_once(name):
+def test_the_think_block_of_a_solution_is_opened_once(name):
     renderer = Renderer(TOKENIZERS[name], thinking=True)
     ids = renderer.prompt_ids("How many?") + renderer.response_ids("<think>\n3 and 4\n</think>\n\nSeven.")
     generation = conversation(renderer, ("user", "How many?"), add_generation_prompt=True)
     assert ids[: len(generation)] == generation
     assert TOKENIZERS[name].decode(ids).count("<think>") == 1
-    if name != "deepseek-r1":  # which leaves thoughts out of conversations
-        whole = conversation(renderer, ("user", "How many?"), ("assistant", "<think>\n3 and 4\n</think>\n\nSeven."))
-        assert whole[: len(ids)] == ids
+    if name != "deepseek-r1":  # its template drops the reasoning from conversations
+        full_ids = conversation(renderer, ("user", "How many?"), ("assistant", "<think>\n3 and 4\n</think>\n\nSeven."))
+        assert full_ids[: len(ids)] == ids
 
 
-def test_a_system_prompt_that_a_family_refuses_is_an_input_error():
+def test_a_system_prompt_that_a_template_rejects_is_an_input_error():
     with pytest.raises(InputError, match="leave target.system_prompt out"):
         Renderer(TOKENIZERS["gemma2"], "Be brief.")

@@ -1,4 +1,4 @@
-"""The command line: thin, quick to answer, and every failure a message with its exit code."""
+"""Command line: subcommands, fast start-up, and a message with an exit code for every failure."""
 
 import errno
 import os
@@ -7,15 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from dartune import __version__
 from dartune.cli import main, split_overrides
+from dartune.config.recipe import SHIPPED
 from dartune.errors import SHOWN_PROBLEMS, InputError, MachineError
-from dartune.recipe import SHIPPED
-from dartune.run import Run
+from dartune.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 LAB = ["--data", "lab:values", "--target", "lab:equations"]
@@ -23,13 +23,23 @@ LAB = ["--data", "lab:values", "--target", "lab:equations"]
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """A pipeline that notes what it is asked for."""
+    """A fake pipeline that records its calls."""
     fake = ModuleType("dartune.pipeline")
     fake.calls = []
     fake.run = lambda config: fake.calls.append(("run", config)) or Path("runs/x/report/index.html")
-    fake.check = lambda config, every=False: fake.calls.append(("check", config)) or "all good"
-    fake.show = lambda subject, what: fake.calls.append(("show", subject, what)) or f"some {what}"
-    fake.report = lambda folder: fake.calls.append(("report", folder)) or "made"
+    parts = {
+        "dartune.check": ("check", lambda config, every=False: fake.calls.append(("check", config)) or "all good"),
+        "dartune.report.show": (
+            "show",
+            lambda subject, what: fake.calls.append(("show", subject, what)) or f"some {what}",
+        ),
+        "dartune.report.build": (
+            "rebuild_report",
+            lambda folder, sections=(): fake.calls.append(("report", folder)) or "made",
+        ),
+    }
+    for module, (name, function) in parts.items():
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: function}))
     monkeypatch.setitem(sys.modules, "dartune.pipeline", fake)
     monkeypatch.setattr("dartune.pipeline", fake, raising=False)
     return fake
@@ -56,13 +66,13 @@ def test_without_a_recipe_the_defaults_for_own_data_apply(pipeline):
     assert pipeline.calls[0][1].mapper.path is None
 
 
-def test_demo_is_the_lab_recipe_of_the_package(pipeline):
+def test_demo_runs_the_lab_recipe_of_the_package(pipeline):
     assert main(["demo", "--mapper.steps", "2"]) == 0
     assert (pipeline.calls[0][1].name, pipeline.calls[0][1].mapper.steps) == ("lab", 2)
     assert (SHIPPED / "lab.yaml").read_text() == (ROOT / "recipes/lab.yaml").read_text()
 
 
-def test_a_shipped_recipe_goes_by_its_name_unless_there_is_such_a_file(pipeline, tmp_path, monkeypatch, capsys):
+def test_a_shipped_recipe_is_addressed_by_name_unless_such_a_file_exists(pipeline, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["check", "lab"]) == 0
     assert main(["check", "lba"]) == 2
@@ -75,12 +85,12 @@ def test_a_shipped_recipe_goes_by_its_name_unless_there_is_such_a_file(pipeline,
     assert [config.name for _, config in pipeline.calls] == ["lab", "mine"]
 
 
-def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
-    from dartune.config import load_config
+def test_show_and_report_accept_existing_runs(pipeline, tmp_path, capsys):
+    from dartune.config.load import load_config
 
     config = load_config(None, {"data": "lab:values", "target": "lab:equations"})
-    with Run(tmp_path / "run", print) as run:
-        run.note_config(config)
+    with RunFolder(tmp_path / "run", print) as run:
+        run.note_config(config.resolved_yaml())
     folder = str(tmp_path / "run")
     assert main(["show", "config", folder]) == 0
     assert capsys.readouterr().out == config.resolved_yaml()
@@ -101,7 +111,7 @@ def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run", "no.yaml"], "there is no recipe no.yaml"),
         (["run", "."], ". is a folder, not a recipe"),
@@ -118,10 +128,10 @@ def test_show_and_report_take_runs_that_exist(pipeline, tmp_path, capsys):
         (["lab"], "required: {build,show}"),
     ],
 )
-def test_wrong_input_is_a_message_and_exit_code_2(pipeline, arguments, said, capsys):
+def test_invalid_input_gives_a_message_and_exit_code_2(pipeline, arguments, message, capsys):
     assert main(arguments) == 2
     shown = capsys.readouterr()
-    assert said in shown.err
+    assert message in shown.err
     assert shown.err.startswith("error: ") and "Traceback" not in shown.err
     assert shown.out == "" and pipeline.calls == []
 
@@ -133,11 +143,11 @@ def test_a_negative_number_is_a_value(pipeline):
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch's."""
+    """Has the name of torch's exception."""
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (InputError("bad rows", ["row 3: empty", "row 9: empty"]), 2, "error: bad rows\n  - row 3: empty\n"),
         (MachineError("no GPU"), 3, "error: no GPU"),
@@ -147,14 +157,14 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 3, "out of memory"),
     ],
 )
-def test_expected_failures_are_a_message_without_traceback(pipeline, error, code, said, capsys):
+def test_expected_failures_print_a_message_without_traceback(pipeline, error, code, message, capsys):
     failing(pipeline, error)
     assert main(["run", *LAB]) == code
     shown = capsys.readouterr().err
-    assert said in shown and "Traceback" not in shown
+    assert message in shown and "Traceback" not in shown
 
 
-def test_anything_else_is_a_bug_with_its_traceback(pipeline, capsys):
+def test_other_exceptions_are_reported_as_bugs_with_a_traceback(pipeline, capsys):
     failing(pipeline, RuntimeError("shapes (3,) and (4,)"))
     assert main(["run", *LAB]) == 1
     shown = capsys.readouterr().err
@@ -162,13 +172,13 @@ def test_anything_else_is_a_bug_with_its_traceback(pipeline, capsys):
     assert f"this is a bug in dartune {__version__}" in shown
 
 
-def test_interrupted_says_how_to_continue(pipeline, capsys):
+def test_an_interrupted_command_prints_how_to_continue(pipeline, capsys):
     failing(pipeline, KeyboardInterrupt())
     assert main(["run", *LAB]) == 130
     assert f"the same command continues: dartune run {' '.join(LAB)}" in capsys.readouterr().err
 
 
-def test_many_problems_are_cut_and_counted():
+def test_long_problem_lists_are_truncated_and_counted():
     error = InputError("bad rows", [f"row {n}" for n in range(SHOWN_PROBLEMS + 5)])
     lines = str(error).splitlines()
     assert len(lines) == 1 + SHOWN_PROBLEMS + 1
@@ -192,18 +202,7 @@ def command(code, **options):
     return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **options)
 
 
-def test_heavy_libraries_are_not_imported_before_they_are_needed():
-    heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "scipy", "matplotlib", "math_verify")
-    code = (
-        "import sys\nfrom dartune.cli import main\nassert main([]) == 0\n"
-        "assert main(['show', 'config', '--data', 'lab:values', '--target', 'lab:equations']) == 0\n"
-        f"print([name for name in {heavy} if name in sys.modules])"
-    )
-    out, _ = command(code, stdout=subprocess.PIPE).communicate(timeout=60)
-    assert out.splitlines()[-1] == "[]"
-
-
-def test_a_reader_that_stops_early_is_no_error(tmp_path):
+def test_a_closed_pipe_is_not_an_error(tmp_path):
     code = (
         "import sys\nfrom dartune.cli import main\n"
         "sys.exit(main(['show', 'config', '--data', 'lab:values', '--target', 'lab:equations', "
@@ -212,8 +211,8 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path):
     process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(10)
     process.stdout.close()
-    said = process.stderr.read()
-    assert (process.wait(timeout=60), said) == (0, "")
+    stderr = process.stderr.read()
+    assert (process.wait(timeout=60), stderr) == (0, "")
     process.stderr.close()
 
 
@@ -223,30 +222,30 @@ import sys, time, types
 from pathlib import Path
 import dartune
 from dartune.cli import main
-from dartune.recipe import SHIPPED
-from dartune.run import Run
+from dartune.config.recipe import SHIPPED
+from dartune.run.folder import RunFolder
 
 def work(out):
     print("working", flush=True)
     time.sleep(60)
 
 def run(config):
-    with Run(Path(config.output)) as folder:
+    with RunFolder(Path(config.output)) as folder:
         folder.stage("train", {{}}, work)
 
 sys.modules["dartune.pipeline"] = dartune.pipeline = types.SimpleNamespace(run=run)
 sys.exit(main([*{["run", *LAB]}, "--output", {str(tmp_path / "run")!r}]))
 """
-    # Whatever runs these tests in the background may have told its children to ignore Ctrl-C.
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heed)
+    # A background job may inherit that SIGINT is ignored.
+    default_sigint = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = command(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **default_sigint)
     assert process.stdout.readline() == "working\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command continues" in said and "Traceback" not in said
-    run = Run(tmp_path / "run", print)
+    assert "the same command continues" in stderr and "Traceback" not in stderr
+    run = RunFolder(tmp_path / "run", print)
     run.stage("train", {}, lambda out: None)
-    assert run.cost("train").seconds >= 0.05  # those of the interrupted attempt
+    assert run.cost("train").seconds >= 0.05  # the time of the interrupted attempt
     run.close()

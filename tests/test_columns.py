@@ -1,4 +1,4 @@
-"""Columns: every one is used, joined, refused or named; a column map says where a field is, also by a template."""
+"""Tests of columns: each is used, joined, rejected or reported; a column map names columns or templates."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ def jsonl(folder: Path, rows) -> Path:
     return path
 
 
-def one(folder, row, **settings):
-    (found,) = load_demonstrations(jsonl(folder, [row]), **settings)
-    return found
+def load_row(folder, row, **settings):
+    (loaded,) = load_demonstrations(jsonl(folder, [row]), **settings)
+    return loaded
 
 
-def refused(folder, rows, **settings):
+def load_error(folder, rows, **settings):
     with pytest.raises(InputError) as caught:
         load_demonstrations(jsonl(folder, rows), **settings)
     return caught.value
@@ -39,17 +39,21 @@ every_layout = pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS.keys
 
 @every_layout
 @pytest.mark.parametrize("name", ["context", "Body", "passage", "article"])
-def test_a_context_stands_above_the_question(row, name, tmp_path):
+def test_a_context_is_put_above_the_question(row, name, tmp_path):
     read = read_demonstrations(jsonl(tmp_path, [{**row, name: "Lena has 4 cards."}]))
     assert read.rows[0].question == "Lena has 4 cards.\n\nHow many?" and not read.warnings()
     assert f"joined with question and solution: column {name!r} (1 row)" in read.facts[0]
-    assert one(tmp_path, {**row, name: None}).question == one(tmp_path, {**row, name: " "}).question == "How many?"
+    assert (
+        load_row(tmp_path, {**row, name: None}).question
+        == load_row(tmp_path, {**row, name: " "}).question
+        == "How many?"
+    )
 
 
 def test_a_context_is_not_repeated_and_may_be_a_list(tmp_path):
-    assert one(tmp_path, {**QS, "context": "How many?"}).question == "How many?"
-    assert one(tmp_path, {**QS, "context": ["One.", "Two."]}).question == "One.\n\nTwo.\n\nHow many?"
-    assert "context: must be text" in refused(tmp_path, [{**QS, "context": {"a": 1}}]).problems[0]
+    assert load_row(tmp_path, {**QS, "context": "How many?"}).question == "How many?"
+    assert load_row(tmp_path, {**QS, "context": ["One.", "Two."]}).question == "One.\n\nTwo.\n\nHow many?"
+    assert "context: must be text" in load_error(tmp_path, [{**QS, "context": {"a": 1}}]).problems[0]
 
 
 SHOWN = "How many?\nA) 3\nB) 4.5\nC) 2"
@@ -67,29 +71,29 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options_stand_below_the_question(options, tmp_path):
-    assert one(tmp_path, {**QS, **options}).question == SHOWN
-    assert one(tmp_path, {**QS, **options, "question": SHOWN}).question == SHOWN
-    assert one(tmp_path, {**QS, **options, "answer": 1}, task="choice").answer == "B"
-    assert one(tmp_path, {**QS, **options, "answer": "4.5"}, task="choice").answer == "B"
-    assert one(tmp_path, {**QS, **options, "answer": "b"}, task="choice").answer == "b"
-    assert one(tmp_path, {**QS, **options, "answer": 1}).answer == "4.5"
-    assert one(tmp_path, {**QS, **options, "answer": "4.5"}).answer == "4.5"
+def test_options_are_put_below_the_question(options, tmp_path):
+    assert load_row(tmp_path, {**QS, **options}).question == SHOWN
+    assert load_row(tmp_path, {**QS, **options, "question": SHOWN}).question == SHOWN
+    assert load_row(tmp_path, {**QS, **options, "answer": 1}, task="choice").answer == "B"
+    assert load_row(tmp_path, {**QS, **options, "answer": "4.5"}, task="choice").answer == "B"
+    assert load_row(tmp_path, {**QS, **options, "answer": "b"}, task="choice").answer == "b"
+    assert load_row(tmp_path, {**QS, **options, "answer": 1}).answer == "4.5"
+    assert load_row(tmp_path, {**QS, **options, "answer": "4.5"}).answer == "4.5"
 
 
-def test_options_that_are_no_texts_are_refused(tmp_path):
-    assert "choices: must be a list of texts" in refused(tmp_path, [{**QS, "choices": [["a"], ["b"]]}]).problems[0]
+def test_options_that_are_not_texts_are_rejected(tmp_path):
+    assert "choices: must be a list of texts" in load_error(tmp_path, [{**QS, "choices": [["a"], ["b"]]}]).problems[0]
 
 
 @every_layout
 def test_a_system_column_is_kept_in_every_layout(row, tmp_path):
-    assert one(tmp_path, {**row, "system": "Be brief."}).meta == {"system": "Be brief."}
-    assert one(tmp_path, {**row, "system": ""}).meta == {}
+    assert load_row(tmp_path, {**row, "system": "Be brief."}).meta == {"system": "Be brief."}
+    assert load_row(tmp_path, {**row, "system": ""}).meta == {}
 
 
 @every_layout
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         ({"history": [["Hi", "Hello"]]}, "history: holds earlier turns"),
         ({"tools": [{"name": "f"}]}, "tools: the row has tools"),
@@ -99,19 +103,19 @@ def test_a_system_column_is_kept_in_every_layout(row, tmp_path):
         ({"reasoning": "4, as 2 + 2."}, "the reasoning is in 'reasoning': set target.thinking: true"),
     ],
 )
-def test_what_cannot_be_used_is_refused(row, extra, said, tmp_path):
-    assert said in refused(tmp_path, [{**row, **extra}]).problems[0]
+def test_columns_that_cannot_be_used_are_rejected(row, extra, message, tmp_path):
+    assert message in load_error(tmp_path, [{**row, **extra}]).problems[0]
     empty = {name: [] for name in extra}
-    assert one(tmp_path, {**row, **empty}).solution == "It is 4."
+    assert load_row(tmp_path, {**row, **empty}).solution == "It is 4."
 
 
 @every_layout
 def test_reasoning_in_a_column_is_joined_for_a_thinking_target(row, tmp_path):
-    found = one(tmp_path, {**row, "thinking": "2 + 2"}, thinking=True)
-    assert found.solution == "<think>\n2 + 2\n</think>\n\nIt is 4."
+    loaded = load_row(tmp_path, {**row, "thinking": "2 + 2"}, thinking=True)
+    assert loaded.solution == "<think>\n2 + 2\n</think>\n\nIt is 4."
 
 
-def test_every_column_that_is_not_used_is_named_with_its_count(tmp_path, caplog):
+def test_every_unused_column_is_reported_with_its_count(tmp_path, caplog):
     rows = [{**QS, "id": n, "source": "x", "level": n % 2 or None, "extra": {"a": None}} for n in range(4)]
     path = jsonl(tmp_path, rows)
     assert read_demonstrations(path).notes == [f"{path}: not used: columns 'source' (4 rows), 'level' (2 rows)"]
@@ -123,21 +127,23 @@ def test_every_column_that_is_not_used_is_named_with_its_count(tmp_path, caplog)
 
 def test_a_template_joins_columns(tmp_path):
     row = {"Body": "Lena has 4.", "Question": "How many?", "Working": "Four.", "Answer": 4.0, "Tags": ["a", "b"]}
-    found = one(tmp_path, row, columns={"question": "{Body} {Question}", "solution": "{Working} So {Answer} {{x}}"})
-    assert (found.question, found.solution) == ("Lena has 4. How many?", "Four. So 4 {x}")
+    loaded = load_row(
+        tmp_path, row, columns={"question": "{Body} {Question}", "solution": "{Working} So {Answer} {{x}}"}
+    )
+    assert (loaded.question, loaded.solution) == ("Lena has 4. How many?", "Four. So 4 {x}")
     columns = {"question": "{Tags}:\n{Question}", "solution": "Working", "answer": "Answer"}
-    found = one(tmp_path, row, columns=columns)
-    assert (found.question, found.answer) == ("a\nb:\nHow many?", "4")
+    loaded = load_row(tmp_path, row, columns=columns)
+    assert (loaded.question, loaded.answer) == ("a\nb:\nHow many?", "4")
 
 
-def test_a_template_of_columns_that_are_not_there_is_told(tmp_path):
+def test_a_template_with_missing_columns_is_an_error(tmp_path):
     row = {"Body": "b", "Question": "q", "Working": "w"}
-    error = refused(tmp_path, [row], columns={"question": "{Body} {Q}", "solution": "{Working"})
+    error = load_error(tmp_path, [row], columns={"question": "{Body} {Q}", "solution": "{Working"})
     assert "data.columns.question names the column 'Q', which does not exist" in error.problems[0]
-    assert "data.columns.solution is no template" in error.problems[1]
+    assert "data.columns.solution is not a valid template" in error.problems[1]
     columns = {"question": "{Body} {Question}", "solution": "Working"}
     rows = [row, {"Body": "b", "Working": "w"}, {**row, "Body": None}, {**row, "Body": {"a": 1}}]
-    error = refused(tmp_path, rows, columns=columns)
+    error = load_error(tmp_path, rows, columns=columns)
     assert error.problems == (
         "d.jsonl line 2: Question: the field is missing",
         "d.jsonl line 4: Body: must be text or a number, not dict",
@@ -150,7 +156,7 @@ def test_columns_within_structs(tmp_path):
     read = read_demonstrations(jsonl(tmp_path, [row]), columns=columns)
     assert (read.rows[0].question, read.rows[0].solution) == ("q", "a b")
     assert "not used: columns 'data_source' (1 row), 'extra_info.index' (1 row)" in read.notes[0]
-    assert "extra_info.question" in refused(tmp_path, [row]).message
+    assert "extra_info.question" in load_error(tmp_path, [row]).message
     read = read_demonstrations(jsonl(tmp_path, [{"row": {**QS, "level": 1}, "source": "x"}] * 2))
     assert read.rows[0].question == "How many?"
     assert "are read from the column 'row'" in read.notes[0] and "'source' (2 rows), 'level' (2 rows)" in read.notes[1]
@@ -166,57 +172,57 @@ SVAMP = {
 }
 
 
-def test_a_proposed_map_leaves_no_text_column_out_in_silence(tmp_path):
-    message = refused(tmp_path, [SVAMP]).message
+def test_a_proposed_map_reports_every_unused_text_column(tmp_path):
+    message = load_error(tmp_path, [SVAMP]).message
     assert 'data.columns: {question: "{Body}\\n\\n{Question}", solution: Equation, answer: Answer}' in message
     assert "Not used in this example: 'ID', 'Type'" in message
     rows = [{"frage": f"Wie viel ist das hier {n}?", "weg": f"Das sind genau {n} davon."} for n in range(5)]
-    message = refused(tmp_path, rows).message
+    message = load_error(tmp_path, rows).message
     assert "{question: frage, solution: weg}" in message and "Not used in this example" not in message
 
 
-def test_options_without_a_solution_are_no_solution(tmp_path):
+def test_options_are_not_proposed_as_a_solution(tmp_path):
     rows = [{"question": "What is 1 + 1?", "choices": ["1", "2"], "answer": 1, "subject": "sums"}]
-    message = refused(tmp_path, rows).message
+    message = load_error(tmp_path, rows).message
     assert "{question: question, solution: <their column>, answer: answer}" in message
     assert "No column looks like a worked solution" in message and "'subject'" in message
 
 
-def test_other_solutions_do_not_belong_to_the_question(tmp_path):
+def test_other_solutions_are_not_proposed_for_the_question(tmp_path):
     texts = {f"r1_solution_{i}": f"Way {i}: we add two and three and get five apples" for i in (1, 2, 3)}
     rows = [{"question": f"How many apples has Ann got on day {n}?", "final_answer": "5", **texts} for n in range(3)]
-    advice = str(refused(tmp_path, [row | {key: f"{row[key]} {n}" for key in texts} for n, row in enumerate(rows)]))
+    advice = str(load_error(tmp_path, [row | {key: f"{row[key]} {n}" for key in texts} for n, row in enumerate(rows)]))
     assert "{question: question, solution: r1_solution_1, answer: final_answer}" in advice
     assert "r1_solution_2" in advice.partition("Not used")[2]
 
 
 @pytest.mark.parametrize("missing", ["nan", "N/A", "#N/A", "null", " "])
-def test_what_tables_write_for_a_missing_answer_is_none(missing, tmp_path):
-    assert one(tmp_path, {**QS, "answer": missing}).answer is None
+def test_placeholders_for_a_missing_answer_become_none(missing, tmp_path):
+    assert load_row(tmp_path, {**QS, "answer": missing}).answer is None
 
 
-def test_every_text_that_reads_like_prose_is_in_the_proposed_map(tmp_path):
+def test_every_prose_column_is_in_the_proposed_map(tmp_path):
     row = {"Problem": "What is it {}?", "Setting": "There are {} cards here.", "Rationale": "It is {} as I count them."}
     row |= {"Response": "So {} it is.", "level": "easy"}
     rows = [{name: text.format(n) for name, text in row.items()} for n in range(4)]
-    message = refused(tmp_path, rows).message
+    message = load_error(tmp_path, rows).message
     assert 'question: "{Problem}\\n\\n{Setting}", solution: "{Rationale}\\n\\n{Response}"' in message
     assert "Not used in this example: 'level'" in message
     columns = {"question": "{Problem}\n\n{Setting}", "solution": "{Rationale} {Response}"}
-    assert one(tmp_path, rows[0], columns=columns).question == "What is it 0?\n\nThere are 0 cards here."
-    message = refused(tmp_path, [{"Instruction": "Add them.", "Input": "2, 3", "Response": "5"}]).message
+    assert load_row(tmp_path, rows[0], columns=columns).question == "What is it 0?\n\nThere are 0 cards here."
+    message = load_error(tmp_path, [{"Instruction": "Add them.", "Input": "2, 3", "Response": "5"}]).message
     assert 'question: "{Instruction}\\n\\n{Input}", solution: Response' in message
 
 
-def test_a_column_map_joins_what_it_does_not_name_and_a_template_says_all(tmp_path):
+def test_a_mapped_column_is_joined_with_related_columns_and_a_template_is_not(tmp_path):
     row = {"q": "How many?", "s": "It is 4.", "context": "Lena has 4.", "choices": ["3", "4"], "reasoning": "As I see."}
-    found = one(tmp_path, row, columns={"question": "q", "solution": "s"}, thinking=True)
-    assert found.question == "Lena has 4.\n\nHow many?\nA) 3\nB) 4"
-    assert found.solution == "<think>\nAs I see.\n</think>\n\nIt is 4."
+    loaded = load_row(tmp_path, row, columns={"question": "q", "solution": "s"}, thinking=True)
+    assert loaded.question == "Lena has 4.\n\nHow many?\nA) 3\nB) 4"
+    assert loaded.solution == "<think>\nAs I see.\n</think>\n\nIt is 4."
     read = read_demonstrations(jsonl(tmp_path, [row]), columns={"question": "{q}", "solution": "{s}"})
     assert (read.rows[0].question, read.rows[0].solution) == ("How many?", "It is 4.")
     assert "not used: columns 'context' (1 row), 'choices' (1 row), 'reasoning' (1 row)" in read.notes[0]
-    assert "gives 'q' to several fields" in str(refused(tmp_path, [row], columns={"question": "q", "solution": "q"}))
+    assert "maps 'q' to several fields" in str(load_error(tmp_path, [row], columns={"question": "q", "solution": "q"}))
 
 
 @pytest.mark.parametrize(
@@ -238,36 +244,36 @@ def test_a_column_map_joins_what_it_does_not_name_and_a_template_says_all(tmp_pa
 )
 def test_an_answer_among_options(options, answer, label, text, tmp_path):
     row = {**QS, "options": options, "answer": answer}
-    assert one(tmp_path, row, task="choice").answer == label
-    assert one(tmp_path, row).answer == text
+    assert load_row(tmp_path, row, task="choice").answer == label
+    assert load_row(tmp_path, row).answer == text
 
 
-def test_an_answer_that_is_no_option_is_told(tmp_path):
-    error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": 2}])
+def test_an_answer_that_is_not_an_option_is_an_error(tmp_path):
+    error = load_error(tmp_path, [{**QS, "choices": ["x", "y"], "answer": 2}])
     assert error.problems[0].endswith("answer: 2 is not one of the 2 options (numbered from 0)")
-    error = refused(tmp_path, [{**QS, "choices": ["x", "y"], "answer": "C"}], task="choice")
+    error = load_error(tmp_path, [{**QS, "choices": ["x", "y"], "answer": "C"}], task="choice")
     assert error.problems[0].endswith("answer: 'C' is not one of the 2 options (A, B)")
 
 
-def test_columns_that_are_no_texts_are_told_or_named(tmp_path):
-    assert "system: must be text, not list" in refused(tmp_path, [{**QS, "system": ["a"]}]).problems[0]
+def test_columns_that_are_not_text_are_rejected_or_reported(tmp_path):
+    assert "system: must be text, not list" in load_error(tmp_path, [{**QS, "system": ["a"]}]).problems[0]
     assert "'reasoning' (1 row)" in read_demonstrations(jsonl(tmp_path, [{**QS, "reasoning": True}])).notes[0]
 
 
 @every_layout
-def test_a_column_called_as_another_layouts_field_is_named(row, tmp_path):
-    others = {name: "Answer in Roman numerals." for name in ("solution", "completion") if name not in row}
-    others = others if "solution" in row or "messages" in row else {"completion2": "x"}
-    notes = read_demonstrations(jsonl(tmp_path, [{**row, **others}])).notes
-    assert all(f"{name!r} (1 row)" in notes[0] for name in others)
+def test_a_column_named_like_another_layouts_field_is_reported(row, tmp_path):
+    extras = {name: "Answer in Roman numerals." for name in ("solution", "completion") if name not in row}
+    extras = extras if "solution" in row or "messages" in row else {"completion2": "x"}
+    notes = read_demonstrations(jsonl(tmp_path, [{**row, **extras}])).notes
+    assert all(f"{name!r} (1 row)" in notes[0] for name in extras)
 
 
 @pytest.mark.parametrize("value", [["a", "b"], {"a": "b"}])
 def test_reasoning_in_a_column_must_be_text(value, tmp_path):
-    assert "reasoning: the reasoning in" in refused(tmp_path, [{**QS, "reasoning": value}]).problems[0]
+    assert "reasoning: the reasoning in" in load_error(tmp_path, [{**QS, "reasoning": value}]).problems[0]
 
 
-def test_a_column_beside_the_struct_that_has_it_too_is_named(tmp_path):
+def test_a_column_outside_a_struct_with_the_same_name_is_reported(tmp_path):
     row = {"answer": "5", "id": "a", "row": {**QS, "answer": "4", "id": "a"}}
     read = read_demonstrations(jsonl(tmp_path, [row]))
     assert read.rows[0].answer == "4" and read.notes[1].endswith("not used: column 'answer (beside row)' (1 row)")
@@ -276,18 +282,18 @@ def test_a_column_beside_the_struct_that_has_it_too_is_named(tmp_path):
 @pytest.mark.parametrize(
     "texts", [["a.m.", "p.m."], ["Homo sapiens", "E. coli", "C. elegans"], ["I. Newton", "B. Pascal"]]
 )
-def test_labels_are_read_from_texts_only_where_all_have_one(texts, tmp_path):
+def test_labels_are_read_from_texts_only_if_all_have_one(texts, tmp_path):
     shown = "".join(f"\n{label}) {text}" for label, text in zip("ABC", texts, strict=False))
-    found = one(tmp_path, {**QS, "choices": texts, "answer": 1})
-    assert found.question == "How many?" + shown and found.answer == texts[1]
-    assert one(tmp_path, {**QS, "choices": texts, "answer": 1}, task="choice").answer == "B"
+    loaded = load_row(tmp_path, {**QS, "choices": texts, "answer": 1})
+    assert loaded.question == "How many?" + shown and loaded.answer == texts[1]
+    assert load_row(tmp_path, {**QS, "choices": texts, "answer": 1}, task="choice").answer == "B"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"choices": {"label": ["A", "B"], "text": ["5", "6", "7"]}}, "as many labels as texts"),
-        ({"options": ["a", "b"], "choices": ["c", "d"]}, "stands beside 'choices', with other options"),
+        ({"options": ["a", "b"], "choices": ["c", "d"]}, "options: differs from the options in 'choices'"),
         ({"A": "", "B": "b", "C": "c"}, "A: is an empty option before others"),
         ({"option_a": "a", "option_b": None, "option_c": "c"}, "option_b: is an empty option before others"),
         ({"options": {"A": None, "B": "b"}}, "options: must be a list of texts"),
@@ -295,36 +301,36 @@ def test_labels_are_read_from_texts_only_where_all_have_one(texts, tmp_path):
         ({"options": r"['\frac{1}{2}', 'x']"}, "options: has a backslash that Python would read as another"),
         ({"options": r"['\times 3', 'x']"}, "options: has a backslash that Python would read as another"),
         ({"options": r"['\(x\)', 'x']"}, "options: has a backslash that Python would read as another"),
-        ({"options": "{'text': array(['a'], dtype=object)}"}, "options: is text of numpy's arrays"),
+        ({"options": "{'text': array(['a'], dtype=object)}"}, "options: is the printed form of numpy arrays"),
     ],
 )
-def test_options_that_would_be_lost_are_refused(options, said, tmp_path):
-    assert said in refused(tmp_path, [{**QS, **options}]).problems[0]
+def test_options_that_would_be_lost_are_rejected(options, message, tmp_path):
+    assert message in load_error(tmp_path, [{**QS, **options}]).problems[0]
 
 
 @pytest.mark.parametrize(
     "text", [r"['a\nb\tc', 'd']", r"['\\frac{1}{2}', 'x']", "['a', \"it's\"]", '["\\\\frac 1", "x"]']
 )
-def test_options_as_python_prints_them_are_read(text, tmp_path):
+def test_options_printed_by_python_are_read(text, tmp_path):
     import ast
 
     first, second = ast.literal_eval(text)
-    assert one(tmp_path, {**QS, "options": text}).question == f"How many?\nA) {first}\nB) {second}"
+    assert load_row(tmp_path, {**QS, "options": text}).question == f"How many?\nA) {first}\nB) {second}"
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "message"),
     [
         ({"solution": "{{solution}}"}, "data.columns.solution names no column"),
-        ({"answer": "{question:.2f}"}, "data.columns.answer has the format ':.2f', which is not applied"),
-        ({"question": "{question!r}"}, "data.columns.question has the format '!r', which is not applied"),
+        ({"answer": "{question:.2f}"}, "data.columns.answer has the format ':.2f', which is not supported"),
+        ({"question": "{question!r}"}, "data.columns.question has the format '!r', which is not supported"),
     ],
 )
-def test_a_template_that_would_be_misread_is_told(columns, said, tmp_path):
-    assert said in refused(tmp_path, [QS], columns=columns).problems[0]
+def test_a_template_without_columns_or_with_a_format_is_an_error(columns, message, tmp_path):
+    assert message in load_error(tmp_path, [QS], columns=columns).problems[0]
 
 
-def test_a_short_context_is_joined_although_the_question_has_its_letters(tmp_path):
+def test_a_short_context_is_joined_even_if_the_question_contains_its_letters(tmp_path):
     for context, question in (("0", "Are there 10?"), ("pie", "Is there apple pie?")):
         read = read_demonstrations(jsonl(tmp_path, [{**QS, "question": question, "context": context}]))
         assert read.rows[0].question == f"{context}\n\n{question}" and "'context'" in read.facts[0]
@@ -332,12 +338,12 @@ def test_a_short_context_is_joined_although_the_question_has_its_letters(tmp_pat
     assert read.rows[0].question == "How many?" and not read.facts and not read.notes
 
 
-def test_a_system_message_that_is_no_text_is_refused_beside_a_column(tmp_path):
+def test_a_system_message_that_is_not_text_is_rejected_beside_a_system_column(tmp_path):
     row = {"messages": [{"role": "system", "content": ["a", 5]}, *LAYOUTS["messages"]["messages"]]}
-    assert "system: must be text, not list" in refused(tmp_path, [{**row, "system": "Be brief."}]).problems[0]
+    assert "system: must be text, not list" in load_error(tmp_path, [{**row, "system": "Be brief."}]).problems[0]
 
 
-def test_a_table_that_names_a_column_twice_is_refused(tmp_path):
+def test_a_table_with_a_repeated_column_is_rejected(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -354,10 +360,10 @@ def test_a_table_that_names_a_column_twice_is_refused(tmp_path):
         load_demonstrations(tmp_path / "d.parquet")
 
 
-def test_a_proposed_map_asks_once_and_quotes_odd_names(tmp_path):
+def test_a_proposed_map_has_one_wording_of_the_question_and_quotes_unusual_names(tmp_path):
     rows = [{"query": f"How many are {n} and 2?", "response": f"It is {n + 2} then.", "type": "x"} for n in range(4)]
     rows = [{**row, "original_question": row["query"]} for row in rows]
-    message = refused(tmp_path, rows).message
+    message = load_error(tmp_path, rows).message
     assert "{question: query, solution: response}" in message and "'original_question'" in message
-    message = refused(tmp_path, [{"question": "How many?", " solution": "It is 4."}]).message
+    message = load_error(tmp_path, [{"question": "How many?", " solution": "It is 4."}]).message
     assert '{question: question, solution: " solution"}' in message

@@ -1,4 +1,4 @@
-"""Config: every problem at once, each with its key and place; what loads is what runs."""
+"""Config: all problems are reported at once with key and location; the resolved config reads back unchanged."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dartune.cli import main
-from dartune.config import Config, Section, describe_keys, load_config
+from dartune.config.load import describe_keys, load_config
+from dartune.config.recipe import REMOVED
+from dartune.config.schema import Config, Section
 from dartune.errors import InputError
-from dartune.run import changes
+from dartune.run.folder import changes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-LEAST = {"data": "lab:values", "target": "lab:equations"}
+REQUIRED = {"data": "lab:values", "target": "lab:equations"}
 
 
 def recipe(tmp_path, text):
@@ -35,19 +37,19 @@ def test_the_lab_recipe_loads_and_flags_win(tmp_path):
     config = load_config(RECIPES / "lab.yaml", flags)
     assert (config.mapper.steps, config.sft.learning_rates, config.seeds) == (7, (2e-5, 1e-4), (3,))
     assert config.mapper.path == "lab:mapper"
-    assert config.mapper.learning_rate == 3e-4  # written 3e-4, which YAML 1.1 would read as text
+    assert config.mapper.learning_rate == 3e-4  # written 3e-4, which YAML 1.1 reads as text
 
 
-def test_the_recipe_for_own_data_needs_only_its_two_paths(tmp_path):
+def test_the_own_data_recipe_needs_only_two_paths(tmp_path):
     data, model = tmp_path / "my.jsonl", tmp_path / "model"
     data.touch(), model.mkdir()
     config = load_config(RECIPES / "own-data.yaml", {"data": str(data), "target": str(model)})
     assert (config.data.path, config.target.path, config.mapper.path) == (str(data), str(model), None)
-    # The recipe says what the defaults are, so that both ways of starting do the same.
+    # The recipe spells out the defaults, so that running with it and without it is the same.
     assert config == load_config(None, {"data": str(data), "target": str(model)})
 
 
-def test_all_problems_come_at_once_with_key_and_place(tmp_path):
+def test_all_problems_are_reported_at_once_with_key_and_location(tmp_path):
     path = recipe(
         tmp_path,
         "data: {path: lab:values}\n"
@@ -59,12 +61,12 @@ def test_all_problems_come_at_once_with_key_and_place(tmp_path):
         "  kl: -1\n"
         "  prompt: rewrite {solution}\n"
         "sft: {steps: many, learning_rates: []}\n"
-        "length_band: [1, 2]\n"
+        "leak_phrases: [a]\n"
         "synthesise: 3\n",
     )
-    found = problems(path, mapper__group_size="1", steps="3", mapper="x")
-    text = "\n".join(found)
-    for wanted in (
+    reported = problems(path, mapper__group_size="1", steps="3", mapper="x")
+    text = "\n".join(reported)
+    for expected in (
         f"{path}:3 unknown key nme, did you mean name?",
         f"{path}:4 arms.1 is 'foo' but should be 'base', 'sft',",
         f"{path}:6 unknown key mapper.step, did you mean mapper.steps?",
@@ -72,17 +74,17 @@ def test_all_problems_come_at_once_with_key_and_place(tmp_path):
         f"{path}:8 mapper.prompt is 'rewrite {{solution}}' but must contain {{question}}",
         f"{path}:9 sft.steps is 'many' but should be a whole number",
         f"{path}:9 sft.learning_rates is [] but should have at least one item",
-        f"{path}:10 unknown key length_band, did you mean reward.length_band?",
+        f"{path}:10 unknown key leak_phrases, did you mean reward.leak_phrases?",
         f"{path}:11 synthesise is 3 but should be a mapping",
         "--mapper.group_size is 1 but should be greater than or equal to 2",
         "unknown flag --steps, did you mean --mapper.steps or --sft.steps?",
         "--mapper is a section; set one of its keys",
     ):
-        assert wanted in text
-    assert len(found) == 12
+        assert expected in text
+    assert len(reported) == 12
 
 
-def test_what_is_missing_is_named_with_its_flag(tmp_path):
+def test_missing_keys_are_reported_with_their_flags(tmp_path):
     assert problems(None) == (
         "data.path is not set: put it into a recipe, or add --data",
         "target.path is not set: put it into a recipe, or add --target",
@@ -90,7 +92,7 @@ def test_what_is_missing_is_named_with_its_flag(tmp_path):
     assert len(problems(recipe(tmp_path, "data:\ntarget:\nmapper:\n"))) == 2
 
 
-def test_a_nul_character_is_a_problem_where_it_stands(tmp_path):
+def test_a_nul_character_is_reported_with_its_key(tmp_path):
     (tmp_path / "r.yaml").write_text('output: "a\\0b"\ndata: {path: lab:values}\ntarget: {path: lab:backward}\n')
     with pytest.raises(InputError) as caught:
         load_config(tmp_path / "r.yaml")
@@ -99,12 +101,12 @@ def test_a_nul_character_is_a_problem_where_it_stands(tmp_path):
 
 def test_a_key_given_twice_is_a_problem(tmp_path):
     path = recipe(tmp_path, "data: {path: lab:values}\nmapper:\n  steps: 1\n  kl: 0.1\n  steps: 2\n")
-    said = f"{path}:5 mapper.steps is given twice, first in line 3"
-    assert problems(path, target="lab:equations") == (said,)
+    message = f"{path}:5 mapper.steps is given twice, first in line 3"
+    assert problems(path, target="lab:equations") == (message,)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("- a\n- b\n", "must map keys to values"),
         ("a: [1\n", "is not YAML"),
@@ -113,10 +115,10 @@ def test_a_key_given_twice_is_a_problem(tmp_path):
         ("\udcff", "cannot read the recipe"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path, text, said):
+def test_a_file_that_is_not_a_recipe(tmp_path, text, message):
     path = tmp_path / "r.yaml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         load_config(path)
 
 
@@ -132,14 +134,14 @@ def test_a_missing_recipe_and_a_folder(tmp_path):
 
 
 def test_missing_files_are_problems_and_hub_ids_are_not(tmp_path):
-    found = problems(
+    reported = problems(
         None,
         data="no.jsonl",
         target="./no/model",
         mapper__path="/no/model",
         evaluate__suites__hard="no.csv",
     )
-    assert [line.split(":")[0] for line in found] == [
+    assert [line.split(":")[0] for line in reported] == [
         "--data",
         "--target",
         "--mapper.path",
@@ -149,16 +151,16 @@ def test_missing_files_are_problems_and_hub_ids_are_not(tmp_path):
     assert config.target.path == "Qwen/Qwen3-0.6B"
 
 
-def test_flags_are_read_as_the_type_of_their_key():
+def test_flags_are_parsed_as_the_type_of_their_key():
     config = load_config(
         None,
         {
-            **LEAST,
+            **REQUIRED,
             "name": "12",  # text stays text
             "target.system_prompt": "null",
             "target.trust_remote_code": "true",
             "data.columns.question": "Problem",
-            "reward.length_band": "0.5,2",
+            "seeds": "3,4",
             "reward.answer_logprob": "-2",
             "reward.leak_phrases": "[as given, 'a, b']",
             "mapper.learning_rate": "2e-5",
@@ -169,7 +171,7 @@ def test_flags_are_read_as_the_type_of_their_key():
     assert config.target.system_prompt is None
     assert config.target.trust_remote_code is True
     assert config.data.columns == {"question": "Problem"}
-    assert config.reward.length_band == (0.5, 2.0)
+    assert config.seeds == (3, 4)
     assert config.reward.answer_logprob == -2.0
     assert config.reward.leak_phrases == ("as given", "a, b")
     assert config.mapper.learning_rate == 2e-5
@@ -187,8 +189,8 @@ def test_flags_are_read_as_the_type_of_their_key():
         ("mapper.learning_rate", "3"),
         ("mapper.temperature", ".inf"),
         ("reward.quantity_coverage", "1.1"),
-        ("reward.length_band", "2,1"),
-        ("reward.length_band", "1"),
+        ("reward.own_samples", "1.5"),
+        ("direct_rl.temperature", "0"),
         ("reward.answer_logprob", "0.1"),
         ("synthesise.ladder", "rewrite,rewrite"),
         ("synthesise.ladder", "[]"),
@@ -204,12 +206,12 @@ def test_flags_are_read_as_the_type_of_their_key():
     ],
 )
 def test_values_out_of_range_are_refused(key, value):
-    (said,) = problems(None, **LEAST, **{key: value})
-    assert said.startswith(f"--{key}")
+    (message,) = problems(None, **REQUIRED, **{key: value})
+    assert message.startswith(f"--{key}")
 
 
 def test_a_config_cannot_be_changed():
-    config = load_config(None, LEAST)
+    config = load_config(None, REQUIRED)
     with pytest.raises(ValidationError, match="frozen"):
         config.mapper.steps = 3
 
@@ -240,39 +242,39 @@ def test_the_resolved_config_reads_back_to_an_equal_one(tmp_path_factory, prompt
     assert load_config(path) == config
 
 
-def test_every_key_is_described_and_has_a_place_in_the_help():
-    shown = describe_keys()
+def test_every_key_has_a_description_and_is_listed_in_the_help():
+    help_text = describe_keys()
 
     def keys(section, prefix=""):
-        for name, part in section.model_fields.items():
-            if isinstance(part.annotation, type) and issubclass(part.annotation, Section):
-                assert part.annotation.__doc__
-                yield from keys(part.annotation, f"{prefix}{name}.")
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+                assert field.annotation.__doc__
+                yield from keys(field.annotation, f"{prefix}{name}.")
             else:
-                assert part.description, f"{prefix}{name} does not say what it is for"
+                assert field.description, f"{prefix}{name} has no description"
                 yield f"{prefix}{name}"
 
-    listed = re.findall(r"^  --(\S+) \[", shown, flags=re.M)
+    listed = re.findall(r"^  --(\S+) \[", help_text, flags=re.M)
     assert listed == sorted(keys(Config), key=listed.index)
-    assert "--data.path [required]" in shown and "--data.limit [null]" in shown
+    assert "--data.path [required]" in help_text and "--data.limit [null]" in help_text
 
 
 def test_the_demo_s_help_shows_the_demo_s_values(capsys):
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
-    said = capsys.readouterr().out
-    assert '--data.path ["lab:values"]' in said and "--data.limit [1000]" in said and "[required]" not in said
+    shown = capsys.readouterr().out
+    assert '--data.path ["lab:values"]' in shown and "--data.limit [1000]" in shown and "[required]" not in shown
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
-def test_every_recipe_is_valid_but_for_the_reader_s_own_paths(path):
+def test_every_recipe_is_valid_apart_from_the_paths_of_the_user(path):
     values = yaml.safe_load(path.read_text())
     own = {key: "lab:x" for key in ("data", "target") if not values[key]["path"].startswith(("lab:", "hub:"))}
     load_config(path, own)
 
 
 @pytest.mark.parametrize(
-    ("text", "now"),
+    ("text", "message"),
     [
         ("mapper: {checkpoint_every: 5}", "mapper.checkpoint_every is execution.checkpoint_every now"),
         ("sft: {sharding: fsdp2}", "sft.sharding is execution.sharding now"),
@@ -280,13 +282,12 @@ def test_every_recipe_is_valid_but_for_the_reader_s_own_paths(path):
         ("server: {url: 'http://localhost:1'}", "server is execution.server, with the address as its value now"),
     ],
 )
-def test_a_key_of_an_earlier_version_is_told_its_place(text, now, tmp_path):
+def test_a_key_of_an_earlier_version_is_reported_with_its_new_name(text, message, tmp_path):
     path = recipe(tmp_path, f"data: {{path: lab:values}}\ntarget: {{path: lab:equations}}\n{text}\n")
-    (found,) = problems(path)
-    assert found == f"{path}:3 {now}"
+    assert problems(path) == (f"{path}:3 {message}",)
 
 
-def test_a_flag_of_an_earlier_version_is_told_its_place(tmp_path):
+def test_a_flag_of_an_earlier_version_is_reported_with_its_new_name(tmp_path):
     path = recipe(tmp_path, "data: {path: lab:values}\ntarget: {path: lab:equations}\n")
     old = {"target.device": "cpu", "server.url": "http://x", "server.model": "m", "sft.gradient_checkpointing": "true"}
     with pytest.raises(InputError) as raised:
@@ -294,9 +295,31 @@ def test_a_flag_of_an_earlier_version_is_told_its_place(tmp_path):
     assert list(raised.value.problems) == [
         "--target.device is --execution.device now",
         "--server.url is --execution.server now",
-        "--server.model is --execution.server_model now",
+        "--server.model was removed: the first model that the server lists is used",
         "--sft.gradient_checkpointing is --execution.gradient_checkpointing now",
     ]
+
+
+@pytest.mark.parametrize("key", [key for key in REMOVED if key != "server.model"])  # all of `server` has moved
+def test_a_removed_key_is_reported_with_what_applies_instead(key, tmp_path):
+    section, _, name = key.partition(".")
+    text = "data: {path: lab:values}\ntarget: {path: lab:equations}\n"
+    assert problems(recipe(tmp_path, f"{text}{section}: {{{name}: 17}}\n")) == (
+        f"{tmp_path / 'r.yaml'}:3 {key} was removed: {REMOVED[key].message}",
+    )
+    with pytest.raises(InputError) as raised:
+        load_config(recipe(tmp_path, text), {key: "17"})
+    assert list(raised.value.problems) == [f"--{key} was removed: {REMOVED[key].message}"]
+
+
+def test_a_config_of_an_earlier_run_is_read_if_its_removed_settings_have_the_values_that_apply_now(tmp_path):
+    text = "data: {path: lab:values}\ntarget: {path: lab:equations}\n"
+    text += "mapper: {max_grad_norm: 1.0, warmup_steps: 3, group_size: 6}\nreward: {length_band: null}\n"
+    config = load_config(recipe(tmp_path, text + "direct_rl: {group_size: 6}\n"))
+    now = "data: {path: lab:values}\ntarget: {path: lab:equations}\nmapper: {group_size: 6}\n"
+    assert config == load_config(recipe(tmp_path, now))
+    (problem,) = problems(recipe(tmp_path, text + "direct_rl: {group_size: 7}\n"))
+    assert "direct_rl.group_size was removed: direct RL uses mapper.group_size" in problem
 
 
 def test_changes_are_dotted_and_complete():

@@ -1,12 +1,12 @@
-"""Which statements count in the alignment score: padding, repetition and the closing answer do not."""
+"""Statements that count in the alignment score. Filler, repetition and the closing answer do not count."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dartune.models.engine import TokenStats
+from dartune.engines.base import TokenStats
 from dartune.rewards.alignment import Reference, content_logprob
-from dartune.rewards.content import content_mask, content_spans
+from dartune.rewards.content_tokens import content_mask, content_spans
 from test_reward import RENDERER
 
 STEPS = "Ann has 3 * 4 = 12 pens.\nBob has 12 + 5 = 17 pens."
@@ -34,13 +34,13 @@ def test_filler_repetition_and_the_closing_answer_do_not_count(text):
     assert counted(text) == STEPS.split("\n")
 
 
-def test_a_text_of_one_statement_counts_whole():
+def test_single_statement_counts_in_full():
     for text in ("17", "So it is clear.", "We add 3, 4 and get 7, the answer is 7."):
         assert counted(text) == [text]
 
 
 @pytest.mark.parametrize("text", ["#### 17", "The answer is 17.", "Let me see.\nSo the answer is 17.\n#### 17"])
-def test_a_text_without_reasoning_gains_nothing(text):
+def test_text_without_reasoning_gains_nothing(text):
     ids = RENDERER.response_ids(text)
     mask = content_mask(ids, text, RENDERER.decode)
     assert not any(mask)
@@ -56,7 +56,7 @@ def test_decimals_do_not_end_a_statement():
     ]
 
 
-def test_tokens_belong_to_the_statement_that_they_write():
+def test_tokens_belong_to_their_statement():
     text = f"Well now.\n{STEPS}\nThat is it.{CLOSING}"
     ids = RENDERER.response_ids(text)
     mask = content_mask(ids, text, RENDERER.decode)
@@ -64,10 +64,10 @@ def test_tokens_belong_to_the_statement_that_they_write():
     assert written.strip() == STEPS and len(mask) == len(ids) and not mask[-1]
 
 
-def test_the_first_token_of_a_response_does_not_count_unless_it_is_the_only_one():
-    whole = RENDERER.response_ids("So it is.")
-    assert content_mask(whole, "So it is.", RENDERER.decode) == (False,) + (True,) * (len(whole) - 1)
-    assert content_mask(whole[:1], RENDERER.decode(whole[:1]), RENDERER.decode) == (True,)
+def test_first_token_counts_only_if_it_is_the_only_one():
+    ids = RENDERER.response_ids("So it is.")
+    assert content_mask(ids, "So it is.", RENDERER.decode) == (False,) + (True,) * (len(ids) - 1)
+    assert content_mask(ids[:1], RENDERER.decode(ids[:1]), RENDERER.decode) == (True,)
 
 
 LINES = st.lists(
@@ -78,22 +78,22 @@ LINES = st.lists(
 
 @given(LINES, st.sampled_from(["\n", " ", "\n\n"]))
 @settings(max_examples=150, deadline=None)
-def test_a_mask_covers_exactly_the_statements_that_count(lines, joint):
-    text = joint.join(lines)
+def test_mask_covers_exactly_the_counted_statements(lines, separator):
+    text = separator.join(lines)
     ids = RENDERER.response_ids(text)
     mask = content_mask(ids, text, RENDERER.decode)
     assert len(mask) == len(ids)
     spans = content_spans(text)
     expected = "".join(text[start:end] for start, end in spans)
-    kept = [index for index, counts in zip(ids, mask, strict=True) if counts]
+    counted_ids = [index for index, counts in zip(ids, mask, strict=True) if counts]
     if spans and spans[0][0] == 0 and not mask[0]:
-        kept.insert(0, ids[0])
-    assert RENDERER.decode(kept).split() == expected.split()
+        counted_ids.insert(0, ids[0])
+    assert RENDERER.decode(counted_ids).split() == expected.split()
 
 
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=30), st.lists(st.floats(-20, 0), max_size=30))
 @settings(max_examples=100)
-def test_tokens_that_do_not_count_change_nothing(content, other):
+def test_masked_tokens_do_not_change_the_score(content, other):
     reference = Reference(10, 0.0, None, 10)
     alone = content_logprob(TokenStats(tuple(content), content=(True,) * len(content)), reference)
     mask = (True,) * len(content) + (False,) * len(other)

@@ -1,4 +1,4 @@
-"""Conversations: of whatever form, what is said is read; what would be lost is refused, what does no harm is named."""
+"""Tests of conversations: all forms are read, unsupported content is rejected, and unused keys are reported."""
 
 import json
 from pathlib import Path
@@ -23,20 +23,20 @@ def written(folder: Path, rows, name="d.jsonl") -> Path:
     return path
 
 
-def one(folder, messages, **settings):
-    (found,) = load_demonstrations(written(folder, [{"messages": messages}]), **settings)
-    return found
+def load_row(folder, messages, **settings):
+    (loaded,) = load_demonstrations(written(folder, [{"messages": messages}]), **settings)
+    return loaded
 
 
-def problem(folder, *messages, **settings):
+def load_problem(folder, *messages, **settings):
     with pytest.raises(InputError) as caught:
         load_demonstrations(written(folder, [{"messages": list(messages)}]), **settings)
-    (said,) = caught.value.problems
-    return said
+    (message,) = caught.value.problems
+    return message
 
 
-def test_an_empty_system_message_is_none(tmp_path):
-    assert "system" not in one(tmp_path, [{"role": "system", "content": ""}, USER, ASSISTANT]).meta
+def test_an_empty_system_message_is_ignored(tmp_path):
+    assert "system" not in load_row(tmp_path, [{"role": "system", "content": ""}, USER, ASSISTANT]).meta
 
 
 FORMS = {
@@ -71,31 +71,31 @@ def test_a_line_may_be_a_conversation(tmp_path):
     assert [row.solution for row in load_demonstrations(tmp_path / "d.jsonl")] == ["s", "s"]
 
 
-def test_several_text_parts_are_lines(tmp_path):
+def test_text_parts_become_lines(tmp_path):
     parts = [{"type": "text", "text": "a"}, "b"]
-    assert one(tmp_path, [{"role": "user", "content": parts}, ASSISTANT]).question == "a\nb"
+    assert load_row(tmp_path, [{"role": "user", "content": parts}, ASSISTANT]).question == "a\nb"
 
 
-def test_a_developer_says_what_a_system_says(tmp_path):
-    found = one(tmp_path, [{"role": "developer", "content": "Be brief."}, USER, ASSISTANT])
-    assert found.meta == {"system": "Be brief."}
+def test_the_developer_role_is_read_as_system(tmp_path):
+    loaded = load_row(tmp_path, [{"role": "developer", "content": "Be brief."}, USER, ASSISTANT])
+    assert loaded.meta == {"system": "Be brief."}
     both = [{"role": "system", "content": "Be kind."}, {"role": "developer", "content": "Be brief."}]
-    assert one(tmp_path, [*both, USER, ASSISTANT]).meta == {"system": "Be kind.\n\nBe brief."}
+    assert load_row(tmp_path, [*both, USER, ASSISTANT]).meta == {"system": "Be kind.\n\nBe brief."}
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-def test_reasoning_is_joined_or_refused(key, tmp_path):
+def test_reasoning_is_joined_or_rejected(key, tmp_path):
     turn = {**ASSISTANT, key: "two and two"}
-    assert one(tmp_path, [USER, turn], thinking=True).solution == "<think>\ntwo and two\n</think>\n\ns"
-    assert f"the reasoning is in {key!r}: set target.thinking: true" in problem(tmp_path, USER, turn)
-    assert one(tmp_path, [USER, {**ASSISTANT, key: None}]).solution == "s"
+    assert load_row(tmp_path, [USER, turn], thinking=True).solution == "<think>\ntwo and two\n</think>\n\ns"
+    assert f"the reasoning is in {key!r}: set target.thinking: true" in load_problem(tmp_path, USER, turn)
+    assert load_row(tmp_path, [USER, {**ASSISTANT, key: None}]).solution == "s"
     both = {**turn, "content": "<think>other</think> s"}
-    assert "has a <think> block and" in problem(tmp_path, USER, both, thinking=True)
+    assert "has a <think> block and" in load_problem(tmp_path, USER, both, thinking=True)
     same = {**turn, "content": "<think>two and two</think> s"}
-    assert one(tmp_path, [USER, same]).solution == "<think>two and two</think> s"
+    assert load_row(tmp_path, [USER, same]).solution == "<think>two and two</think> s"
     parts = [{"type": "thinking", "thinking": "two and two"}, {"type": "text", "text": "s"}]
-    found = one(tmp_path, [USER, {"role": "assistant", "content": parts}], thinking=True)
-    assert found.solution == "<think>\ntwo and two\n</think>\n\ns"
+    loaded = load_row(tmp_path, [USER, {"role": "assistant", "content": parts}], thinking=True)
+    assert loaded.solution == "<think>\ntwo and two\n</think>\n\ns"
 
 
 CALL = [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]
@@ -103,7 +103,7 @@ IMAGE = [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "expected"),
     [
         ([USER, ASSISTANT, USER, ASSISTANT], "has 2 user turns; a row is one question and one answer"),
         (
@@ -119,11 +119,11 @@ IMAGE = [{"type": "text", "text": "q"}, {"type": "image_url", "image_url": {"url
         ([ASSISTANT, USER], "the roles must be user, assistant"),
     ],
 )
-def test_what_a_row_cannot_hold_is_refused(messages, said, tmp_path):
-    assert said in problem(tmp_path, *messages)
+def test_unsupported_conversations_are_rejected(messages, expected, tmp_path):
+    assert expected in load_problem(tmp_path, *messages)
 
 
-def test_keys_that_are_not_read_are_named(tmp_path):
+def test_unused_keys_are_reported(tmp_path):
     turns = [{**USER, "name": "Ann", "weight": 1}, {**ASSISTANT, "weight": 0.5, "tool_calls": [], "audio": None}]
     path = written(tmp_path, [{"messages": turns, "source": "x"}] * 3)
     assert read_demonstrations(path).notes == [
@@ -132,8 +132,8 @@ def test_keys_that_are_not_read_are_named(tmp_path):
 
 
 def test_a_prompt_may_be_messages_and_its_completion_text(tmp_path):
-    (found,) = load_demonstrations(written(tmp_path, [{"prompt": [USER], "completion": "s"}]))
-    assert (found.question, found.solution) == ("q", "s")
+    (loaded,) = load_demonstrations(written(tmp_path, [{"prompt": [USER], "completion": "s"}]))
+    assert (loaded.question, loaded.solution) == ("q", "s")
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -145,24 +145,24 @@ def test_a_prompt_may_be_messages_and_its_completion_text(tmp_path):
         {"content": [{"type": "reasoning", "summary": [{"text": "a"}]}, {"type": "text", "text": "s"}]},
     ],
 )
-def test_reasoning_that_is_no_text_is_refused(changed, thinking, tmp_path):
-    assert "the reasoning" in (said := problem(tmp_path, USER, {**ASSISTANT, **changed}, thinking=thinking)) or (
-        "'reasoning', whose text cannot be read" in said
-    )
+def test_reasoning_that_is_not_text_is_rejected(changed, thinking, tmp_path):
+    assert "the reasoning" in (
+        message := load_problem(tmp_path, USER, {**ASSISTANT, **changed}, thinking=thinking)
+    ) or ("'reasoning', whose text cannot be read" in message)
 
 
-def test_a_user_has_no_reasoning(tmp_path):
+def test_reasoning_of_a_user_is_rejected(tmp_path):
     parts = [{"type": "thinking", "thinking": "a"}, {"type": "text", "text": "q"}]
-    assert "only an assistant has one" in problem(tmp_path, {**USER, "content": parts}, ASSISTANT, thinking=True)
+    assert "only an assistant has one" in load_problem(tmp_path, {**USER, "content": parts}, ASSISTANT, thinking=True)
 
 
-def test_several_thoughts_are_one(tmp_path):
-    parts = [{"type": "thinking", "thinking": one} for one in "ab"] + [{"type": "text", "text": "s"}]
-    found = one(tmp_path, [USER, {**ASSISTANT, "content": parts}], thinking=True)
-    assert found.solution == "<think>\na\n\nb\n</think>\n\ns"
+def test_several_reasoning_parts_are_joined(tmp_path):
+    parts = [{"type": "thinking", "thinking": text} for text in "ab"] + [{"type": "text", "text": "s"}]
+    loaded = load_row(tmp_path, [USER, {**ASSISTANT, "content": parts}], thinking=True)
+    assert loaded.solution == "<think>\na\n\nb\n</think>\n\ns"
 
 
 @pytest.mark.parametrize("text", ["{{1, 2}, {3, 4}}", "[" * 5000, "[" * 300 + "1" + "]" * 300, r"['\d', 1](3)"])
-def test_a_text_that_only_looks_like_a_list_is_a_text(text, tmp_path):
-    (found,) = load_demonstrations(written(tmp_path, [{"prompt": "q", "completion": text}]))
-    assert found.solution == text
+def test_a_text_that_only_looks_like_a_list_is_read_as_text(text, tmp_path):
+    (loaded,) = load_demonstrations(written(tmp_path, [{"prompt": "q", "completion": text}]))
+    assert loaded.solution == text

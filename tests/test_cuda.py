@@ -5,9 +5,9 @@ from itertools import chain
 import pytest
 import torch
 
-from dartune.models import decoding
-from dartune.models.adapter import add_lora
-from dartune.models.hf_engine import HFEngine
+from dartune.engines import decoding
+from dartune.engines.hf import HFEngine
+from dartune.models.lora import add_lora
 from fixtures_models import ARCHITECTURES
 from test_engine import random_prompts, spec, tokens
 from test_shared_prefix import make
@@ -24,8 +24,8 @@ def test_recorded_steps_sample_what_others_do(name, lora, monkeypatch):
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
     found = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
-    assert len(replays) > 5 and model not in decoding.UNRECORDABLE
-    monkeypatch.setattr(decoding, "records", lambda device: False)
+    assert len(replays) > 5 and model not in decoding.NOT_CAPTURABLE
+    monkeypatch.setattr(decoding, "uses_cuda_graphs", lambda device: False)
     expected = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
     pairs = zip(chain(*tokens(found)), chain(*tokens(expected)), strict=True)
     same = sum(ours == theirs for ours, theirs in pairs)

@@ -1,4 +1,4 @@
-"""Reading demonstrations: every format and layout gives the same rows, and every bad row is named."""
+"""Tests of reading demonstrations: all formats and layouts give the same rows, and every bad row is reported."""
 
 import csv
 import json
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dartune.data.chat_template import Renderer
 from dartune.data.load import load_demonstrations
 from dartune.data.quality import check_report, show_rows
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
 from dartune.errors import InputError, MachineError
 from fixtures_models import byte_tokenizer
 
@@ -95,31 +95,31 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("row", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("write", [jsonl, as_parquet])
-def test_every_layout_is_recognised(row, write, tmp_path):
-    (found,) = load_demonstrations(write(tmp_path / f"d.{'jsonl' if write is jsonl else 'parquet'}", [row]))
-    assert (found.question, found.solution, found.answer, found.meta) == ("q", "s", None, {})
+def test_every_layout_is_detected(row, write, tmp_path):
+    (loaded,) = load_demonstrations(write(tmp_path / f"d.{'jsonl' if write is jsonl else 'parquet'}", [row]))
+    assert (loaded.question, loaded.solution, loaded.answer, loaded.meta) == ("q", "s", None, {})
 
 
 def test_a_mapped_column_may_hold_messages(tmp_path):
     row = {"prompt": TURN[:1], "steps": "s", "reward_model": {"ground_truth": "4"}}
     columns = {"question": "prompt", "solution": "steps", "answer": "reward_model.ground_truth"}
-    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]), columns=columns)
-    assert (found.question, found.solution, found.answer) == ("q", "s", "4")
+    (loaded,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]), columns=columns)
+    assert (loaded.question, loaded.solution, loaded.answer) == ("q", "s", "4")
 
 
 def test_a_system_message_is_kept_in_meta(tmp_path):
     row = {"messages": [{"role": "system", "content": "Be brief."}, *TURN]}
-    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]))
-    assert found.meta == {"system": "Be brief."} and found.question == "q"
+    (loaded,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", [row]))
+    assert loaded.meta == {"system": "Be brief."} and loaded.question == "q"
 
 
 def test_a_column_map_renames_and_a_mapped_column_is_not_read_twice(tmp_path):
     rows = [{"question": "q", "answer": "steps #### 4", "label": 4.0, "uid": 7}]
     columns = {"solution": "answer", "id": "uid"}
-    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows), columns=columns)
-    assert found == Demonstration("7", "q", "steps #### 4", None)
-    (found,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows), columns={**columns, "answer": "label"})
-    assert found.answer == "4"
+    (loaded,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows), columns=columns)
+    assert loaded == Demonstration("7", "q", "steps #### 4", None)
+    (loaded,) = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows), columns={**columns, "answer": "label"})
+    assert loaded.answer == "4"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_every_bad_row_is_reported_with_line_field_and_rule(tmp_path):
         "bad.jsonl line 5: invalid UTF-8 at byte 15; save the file as UTF-8",
         "bad.jsonl line 7: must be a JSON object, not a list",
         "bad.jsonl line 8: question: has a NUL character at position 1",
-        "bad.jsonl line 8: solution: has half of a surrogate pair at position 0, which is no valid Unicode",
+        "bad.jsonl line 8: solution: has an unpaired surrogate at position 0, which is invalid Unicode",
         "bad.jsonl line 9: solution: the field is missing",
         "bad.jsonl line 10: answer: must be text or a number, not list",
         "bad.jsonl line 10: id: must be text or a number, not bool",
@@ -193,7 +193,7 @@ def test_bad_conversations(messages, rule, tmp_path):
         load_demonstrations(jsonl(tmp_path / "d.jsonl", [{"messages": messages}]))
 
 
-def test_bad_csv_rows_are_named_by_their_first_line(tmp_path):
+def test_bad_csv_rows_are_reported_with_their_first_line(tmp_path):
     path = tmp_path / "d.csv"
     path.write_bytes(b'question,solution\nq,"two\nlines"\nq,s,more\nq,\xff\nq,\n"open,s\n')
     with pytest.raises(InputError) as caught:
@@ -218,7 +218,7 @@ def test_bad_rows_of_a_json_list_have_lines(tmp_path):
     ]
 
 
-def test_parquet_rows_are_named_by_number(tmp_path):
+def test_parquet_rows_are_reported_by_number(tmp_path):
     rows = [{"question": "q", "solution": "s"}, {"question": None, "solution": "s"}]
     with pytest.raises(InputError, match=r"d.parquet row 2: question: is empty \(null\)"):
         load_demonstrations(as_parquet(tmp_path / "d.parquet", rows))
@@ -250,7 +250,7 @@ def test_an_empty_file_has_one_clear_message(name, content, tmp_path):
 
 
 @pytest.mark.slow
-def test_paths_that_cannot_be_read(tmp_path):
+def test_unreadable_paths_are_input_errors(tmp_path):
     (tmp_path / "d.txt").write_text("x")
     with pytest.raises(InputError, match="does not exist"):
         load_demonstrations(tmp_path / "none.jsonl")
@@ -262,29 +262,29 @@ def test_paths_that_cannot_be_read(tmp_path):
         load_demonstrations(split_folder(tmp_path / "hub", ROWS), split="validation")
     with pytest.raises(InputError, match="no split 'test', only train"):
         load_demonstrations(saved_dataset(tmp_path / "saved", ROWS), split="test")
-    with pytest.raises(InputError, match="is no Hub address"):
+    with pytest.raises(InputError, match="is not a Hub address"):
         load_demonstrations("hub:a/b/c")
 
 
 def test_hub_addresses_and_their_errors(monkeypatch):
     import datasets
 
-    asked = []
+    calls = []
 
     def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert len(load_demonstrations("hub:openai/gsm8k:main@v1", split="test")) == 2
-    assert asked == [(("openai/gsm8k", "main"), {"revision": "v1", "split": "test"})]
+    assert calls == [(("openai/gsm8k", "main"), {"revision": "v1", "split": "test"})]
     for address, (config, revision) in {
         "hub:openai/gsm8k#dev": (None, None),
         "hub:openai/gsm8k:main#dev": ("main", None),
         "hub:openai/gsm8k:main@v1#dev": ("main", "v1"),
     }.items():
         load_demonstrations(address, split="train")
-        assert asked[-1] == (("openai/gsm8k", config), {"revision": revision, "split": "dev"})
+        assert calls[-1] == (("openai/gsm8k", config), {"revision": revision, "split": "dev"})
 
     def fail(error):
         def load_dataset(*args, **kwargs):
@@ -303,11 +303,11 @@ def test_hub_addresses_and_their_errors(monkeypatch):
 def test_repeated_rows_are_kept_with_a_warning_and_ids_follow_the_content(tmp_path, caplog):
     rows = [{"question": f"q{n}", "solution": "s"} for n in (1, 2, 1, 1)]
     with caplog.at_level(logging.WARNING):
-        found = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
+        loaded = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
     assert "2 rows repeat an earlier one" in caplog.text and "d.jsonl line 3 repeats d.jsonl line 1" in caplog.text
-    assert [row.id for row in found[2:]] == [f"{found[0].id}-2", f"{found[0].id}-3"]
+    assert [row.id for row in loaded[2:]] == [f"{loaded[0].id}-2", f"{loaded[0].id}-3"]
     other_order = load_demonstrations(jsonl(tmp_path / "e.jsonl", rows[1::-1]))
-    assert [row.id for row in other_order] == [found[1].id, found[0].id]
+    assert [row.id for row in other_order] == [loaded[1].id, loaded[0].id]
 
 
 def test_limit_stops_reading(tmp_path):
@@ -343,13 +343,13 @@ def test_any_text_survives_jsonl_json_and_csv_unchanged(pairs, tmp_path_factory)
         assert [(row.question, row.solution) for row in load_demonstrations(path)] == pairs
 
 
-def test_check_report_counts_what_a_user_must_know():
+def test_check_report_counts_repeated_and_unchecked_rows():
     rows = [Demonstration(str(n), f"question {n}", "a b c " * (n + 1), answer="4") for n in range(20)]
     rows += [Demonstration("x", "question 0", "42"), Demonstration("y", "question 1", rows[1].solution)]
     report = check_report(rows, Renderer(byte_tokenizer()), lambda row: row.answer is not None)
-    repeated = report.found.first("repeated rows"), report.found.first("repeated questions")
+    repeated = report.findings.first("repeated rows"), report.findings.first("repeated questions")
     assert (report.rows, report.checkable, *repeated) == (22, 20, ("y",), ("x",))
-    assert report.found.first("near-empty") == ("x",)
+    assert report.findings.first("near-empty") == ("x",)
     assert report.solution_tokens[100] == 6 * 20 + 1
     overhead = len(Renderer(byte_tokenizer()).prompt_ids("question 19"))
     assert report.tokens[100] == overhead + 121
@@ -358,7 +358,7 @@ def test_check_report_counts_what_a_user_must_know():
     assert report.unknown_share == 0 and "unknown" not in text
 
 
-def test_check_report_warns_of_a_tokenizer_that_does_not_know_the_data():
+def test_check_report_warns_of_unknown_tokens():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -370,7 +370,7 @@ def test_check_report_warns_of_a_tokenizer_that_does_not_know_the_data():
     assert any("25.0% of the tokens are unknown" in warning for warning in report.warnings())
 
 
-def test_check_report_notices_thinking_blocks_the_template_would_double():
+def test_check_report_warns_of_thinking_blocks_that_the_template_would_repeat():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -379,15 +379,15 @@ def test_check_report_notices_thinking_blocks_the_template_would_double():
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     rows = [Demonstration("a", "q", "<think>\nlong\n</think>\n\nfour"), Demonstration("b", "r", "five")]
-    assert check_report(rows, Renderer(tokenizer)).found.count("thinking") == 1
-    assert check_report(rows, Renderer(tokenizer, thinking=True)).found.count("thinking") == 0
-    assert check_report(rows, Renderer(tokenizer)).found.count("thoughtless") == 0
+    assert check_report(rows, Renderer(tokenizer)).findings.count("thinking") == 1
+    assert check_report(rows, Renderer(tokenizer, thinking=True)).findings.count("thinking") == 0
+    assert check_report(rows, Renderer(tokenizer)).findings.count("thoughtless") == 0
     report = check_report(rows, Renderer(tokenizer, thinking=True))
-    assert report.found.count("thoughtless") == len(rows) - 1
+    assert report.findings.count("thoughtless") == len(rows) - 1
     assert any("set target.thinking: false" in warning for warning in report.warnings())
 
 
-def test_shown_rows_mark_what_is_trained_and_cannot_steer_the_terminal():
+def test_shown_rows_mark_trained_tokens_and_escape_control_characters():
     renderer = Renderer(byte_tokenizer())
     rows = [Demonstration("a", "q", "so\n4 \x1b[2J"), Demonstration("b", "q", "s")]
     assert show_rows(rows, renderer, 1, colour=False) == (
@@ -397,12 +397,12 @@ def test_shown_rows_mark_what_is_trained_and_cannot_steer_the_terminal():
     assert "\x1b[32ms<|im_end|>\x1b[0m" in show_rows(rows, renderer, 2, colour=True)
 
 
-def test_rows_are_told_apart_however_many_repeat_and_bad_ones_are_counted_without_end(tmp_path):
+def test_repeated_rows_get_distinct_ids_and_all_bad_rows_are_counted(tmp_path):
     rows = [{"question": f"q{n % 3}", "solution": "s"} for n in range(30)] + [{"question": "q", "solution": "s"}]
-    found = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
-    assert len({row.id for row in found}) == 31
-    assert [row.id for row in found if row.id.startswith(found[0].id)] == [
-        found[0].id + (f"-{n}" if n > 1 else "") for n in range(1, 11)
+    loaded = load_demonstrations(jsonl(tmp_path / "d.jsonl", rows))
+    assert len({row.id for row in loaded}) == 31
+    assert [row.id for row in loaded if row.id.startswith(loaded[0].id)] == [
+        loaded[0].id + (f"-{n}" if n > 1 else "") for n in range(1, 11)
     ]
     bad = [{"question": "q", "solution": ""}] * 12
     with pytest.raises(InputError, match="12 problems.*1 other is good") as caught:

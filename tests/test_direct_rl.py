@@ -3,24 +3,24 @@
 import pytest
 import torch
 
-from dartune.config import DirectRLConfig, ExecutionConfig
-from dartune.data.render import Renderer
+from dartune.config.schema import DirectRLSettings, ExecutionConfig
+from dartune.data.chat_template import Renderer
+from dartune.engines.hf import HFEngine
 from dartune.lab.source import model_folder
-from dartune.lab.suites import demonstrate, demonstration_problems
-from dartune.models.hf_engine import HFEngine
+from dartune.lab.suites import demonstration_problems, write_demonstrations
 from dartune.models.loading import load_model, load_tokenizer
-from dartune.run import read_jsonl
-from dartune.train.direct_rl import Budget, train_directly
+from dartune.run.files import read_jsonl
+from dartune.stages.direct_rl import Budget, train_directly
 
 FOLDER = model_folder("lab:backward")
 # A temperature at which it is sometimes wrong: a group that agrees teaches nothing.
-CONFIG = DirectRLConfig(questions_per_step=4, group_size=4, max_new_tokens=96, warmup_steps=0, temperature=2.5)
+CONFIG = DirectRLSettings(questions_per_step=4, group_size=4, max_new_tokens=96, temperature=2.5)
 EXECUTION = ExecutionConfig(checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return demonstrate(demonstration_problems(24, 0, 0), "values")
+    return write_demonstrations(demonstration_problems(24, 0, 0), "values")
 
 
 def trained(rows, checker, folder, budget, on_step=None, rate=3e-4):

@@ -1,4 +1,4 @@
-"""The documents: every page is in the site's navigation, links lead somewhere, and what is generated is up to date."""
+"""Documentation: all pages are in the navigation, links resolve, named files exist, generated pages are current."""
 
 import ast
 import importlib.util
@@ -28,19 +28,19 @@ def prose(path: Path) -> str:
 
 
 def links(path: Path) -> list[str]:
-    """What a document points to, addresses on the web left out."""
-    found = [first or second for first, second in LINK.findall(re.sub(r"`[^`\n]*`", "", prose(path)))]
-    return [link for link in found if not re.match(r"[a-z]+:", link)]
+    """Link targets of a document, without web addresses."""
+    targets = [first or second for first, second in LINK.findall(re.sub(r"`[^`\n]*`", "", prose(path)))]
+    return [link for link in targets if not re.match(r"[a-z]+:", link)]
 
 
 def headings(path: Path) -> set[str]:
-    """Anchors of a document's headings, as GitHub makes them."""
+    """Anchors of a document's headings, as GitHub generates them."""
     titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def listed(entries) -> list[str]:
-    """The files of a navigation, however deep."""
+    """The files of a navigation, nested entries included."""
     if isinstance(entries, str):
         return [entries]
     inner = entries.values() if isinstance(entries, dict) else entries
@@ -61,37 +61,37 @@ def test_every_page_is_in_the_navigation_once():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
-def test_links_lead_to_files_and_headings(path):
-    lost = []
+def test_links_resolve_to_files_and_headings(path):
+    broken = []
     for link in links(path):
         file, _, anchor = link.partition("#")
-        goal = (path.parent / file).resolve() if file else path
-        if not goal.exists() or (anchor and anchor not in headings(goal)):
-            lost.append(link)
-        if path.parent == DOCS and not goal.is_relative_to(DOCS):
-            lost.append(f"{link} leaves docs/, where the site cannot follow: name the file in backquotes")
-    assert not lost
+        target = (path.parent / file).resolve() if file else path
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            broken.append(link)
+        if path.parent == DOCS and not target.is_relative_to(DOCS):
+            broken.append(f"{link} leaves docs/, which the site does not contain: name the file in backquotes")
+    assert not broken
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_lists_and_tables_begin_after_an_empty_line(path):
-    """GitHub does without, the site's Markdown does not."""
+    """The site's Markdown needs the empty line, GitHub does not."""
     lines = prose(path).splitlines()
-    glued = [
+    without_empty_line = [
         line
         for before, line in pairwise(lines)
         if BLOCK.match(line) and before.strip() and not BLOCK.match(before) and not before.startswith("  ")
     ]
-    assert not glued
+    assert not without_empty_line
 
 
-def test_the_reference_pages_are_what_the_code_says(reference):
+def test_the_reference_pages_match_the_code(reference):
     for path, text in reference.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: python docs/reference.py"
 
 
 def test_the_reference_has_every_command_and_every_key(reference):
-    from dartune.config import Config, Section
+    from dartune.config.schema import Config, Section
 
     commands, settings = reference.commands(), reference.settings()
     for verb in ("run", "check", "check-reward", "demo", "status", "report", "compare", "show", "lab build"):
@@ -106,8 +106,8 @@ def test_the_reference_has_every_command_and_every_key(reference):
     assert "above 0, at most 1" in settings and "lab:&lt;expert>" in settings
 
 
-def said_by_the_code() -> str:
-    """Every text in the package's source, what is filled in left out, a line each."""
+def string_constants() -> str:
+    """All string constants of the package's source, without interpolated values, one per line."""
     pieces = []
     for path in (ROOT / "src" / "dartune").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -116,9 +116,9 @@ def said_by_the_code() -> str:
     return "\n".join(pieces)
 
 
-def test_messages_under_troubleshooting_are_messages_of_the_code():
-    """A code span that begins a row is a message; `...` stands for what differs, or was left out."""
-    text, messages = said_by_the_code(), []
+def test_messages_in_troubleshooting_exist_in_the_code():
+    """A code span at the beginning of a row is a message; `...` stands for variable or omitted parts."""
+    text, messages = string_constants(), []
     for section in prose(DOCS / "troubleshooting.md").split("\n## ")[1:]:
         rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) if "| message |" in section else []
         messages += [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
@@ -129,7 +129,7 @@ def test_messages_under_troubleshooting_are_messages_of_the_code():
 
 
 def test_lock_files_agree():
-    """They are installed into one environment."""
+    """The lock files are installed into one environment."""
     pins: dict[str, set[str]] = {}
     for path in ROOT.glob("requirements*.lock"):
         for package, version in re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
@@ -140,12 +140,13 @@ def test_lock_files_agree():
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_files_and_functions_named_in_backquotes_exist(path):
-    """As in `train/mapper.py: mapper_prompt`; places count from the root, the package, or one of its folders."""
-    lost = []
+    """As in `stages/mapper_prompt.py: mapper_prompt`; paths start at the root, the package, or one of its folders."""
+    missing = []
     for file, function in re.findall(r"`([\w./-]+\.(?:py|ipynb|yaml|lock|j2))(?:: (\w+))?`", prose(path)):
         folders = [ROOT, ROOT / "src" / "dartune", *(ROOT / "src" / "dartune").iterdir()]
-        found = [folder / file for folder in folders if (folder / file).is_file()]
-        known = (re.search(rf"^(def|class) {function}\b", one.read_text("utf-8"), re.MULTILINE) for one in found)
-        if file != "config.resolved.yaml" and not (any(known) if function else found):
-            lost.append(f"{file}: {function}")
-    assert not lost
+        paths = [folder / file for folder in folders if (folder / file).is_file()]
+        definition = re.compile(rf"^(def|class) {function}\b", re.MULTILINE)
+        exists = any(definition.search(path.read_text("utf-8")) for path in paths) if function else paths
+        if file != "config.resolved.yaml" and not exists:
+            missing.append(f"{file}: {function}")
+    assert not missing

@@ -1,4 +1,4 @@
-"""The engine samples from the model's own distribution, scores it exactly, and its tricks change nothing."""
+"""The in-process engine samples from the model's distribution and scores exactly; optimisations change no results."""
 
 import math
 import random
@@ -8,11 +8,11 @@ from itertools import chain
 import pytest
 import torch
 
+from dartune.engines import decoding, hf
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
+from dartune.engines.logprobs import sequence_logprobs
 from dartune.errors import InputError
-from dartune.models import decoding, hf_engine
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
-from dartune.models.shared_prefix import sequence_logprobs
 from fixtures_models import ARCHITECTURES, tiny_model
 from test_shared_prefix import VOCABULARY, make, one_by_one
 
@@ -34,7 +34,7 @@ def tokens(groups):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_score_equals_the_textbook_way_in_input_order(name):
+def test_scores_equal_the_textbook_way_in_input_order(name):
     model, rng = make(name), random.Random(1)
     prompts = random_prompts(4)
     pairs = [(rng.choice(prompts), [rng.randrange(VOCABULARY) for _ in range(rng.randint(0, 12))]) for _ in range(20)]
@@ -125,23 +125,23 @@ def test_dropping_finished_rows_changes_nothing(name, threshold, monkeypatch):
     model, prompts = make(name), random_prompts()
     expected = HFEngine(model).generate(prompts, spec(n=5))
     assert len({len(ids) for group in tokens(expected) for ids in group}) > 5
-    monkeypatch.setattr(hf_engine, "CPU_COMPACT_BELOW", threshold)
-    found = HFEngine(model).generate(prompts, spec(n=5))
-    assert tokens(found) == tokens(expected)
-    for a, b in zip(chain(*found), chain(*expected), strict=True):
+    monkeypatch.setattr(hf, "CPU_COMPACT_BELOW", threshold)
+    compacted = HFEngine(model).generate(prompts, spec(n=5))
+    assert tokens(compacted) == tokens(expected)
+    for a, b in zip(chain(*compacted), chain(*expected), strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("threshold", [0.0, 1.01], ids=["never", "always"])
-def test_fixed_shapes_and_places_as_recorded_on_a_gpu_change_nothing(name, threshold, monkeypatch):
+def test_fixed_shapes_and_addresses_as_in_a_cuda_graph_change_nothing(name, threshold, monkeypatch):
     model, prompts = make(name), random_prompts()
-    monkeypatch.setattr(hf_engine, "CPU_COMPACT_BELOW", threshold)
+    monkeypatch.setattr(hf, "CPU_COMPACT_BELOW", threshold)
     expected = HFEngine(model).generate(prompts, spec(n=5))
-    monkeypatch.setattr(decoding, "records", lambda device: True)
-    found = HFEngine(model).generate(prompts, spec(n=5))
-    assert tokens(found) == tokens(expected)
-    for a, b in zip(chain(*found), chain(*expected), strict=True):
+    monkeypatch.setattr(decoding, "uses_cuda_graphs", lambda device: True)
+    fixed_shapes = HFEngine(model).generate(prompts, spec(n=5))
+    assert tokens(fixed_shapes) == tokens(expected)
+    for a, b in zip(chain(*fixed_shapes), chain(*expected), strict=True):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
@@ -149,24 +149,24 @@ def test_fixed_shapes_and_places_as_recorded_on_a_gpu_change_nothing(name, thres
 def test_the_packing_of_samples_changes_nothing(columns, monkeypatch):
     model, prompts = make("qwen3"), random_prompts()
     expected = tokens(HFEngine(model).generate(prompts, spec(n=5)))
-    chosen = []
-    monkeypatch.setattr(hf_engine.Decoder, "_columns", lambda self: chosen.append(columns) or columns)
+    calls = []
+    monkeypatch.setattr(hf.Decoder, "_columns", lambda self: calls.append(columns) or columns)
     assert tokens(HFEngine(model).generate(prompts, spec(n=5))) == expected
-    assert len(chosen) > 1
+    assert len(calls) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_batch_size_and_company_change_nothing(name):
+def test_batch_size_and_other_prompts_change_nothing(name):
     model, prompts = make(name), random_prompts()
     expected = tokens(HFEngine(model).generate(prompts, spec()))
-    done = []
-    small = HFEngine(model, max_batch_tokens=100, progress=lambda *state: done.append(state))
+    progress = []
+    small = HFEngine(model, max_batch_tokens=100, progress=lambda *state: progress.append(state))
     assert tokens(small.generate(prompts, spec())) == expected
-    assert len(done) > 5 and done[-1] == (30, 30)
+    assert len(progress) > 5 and progress[-1] == (30, 30)
     assert [tokens(HFEngine(model).generate([prompt], spec()))[0] for prompt in prompts] == expected
 
 
-def test_the_seed_decides_and_nothing_else_does():
+def test_samples_depend_on_the_seed_only():
     model, prompts = make("llama"), random_prompts()
     first = HFEngine(model).generate(prompts, spec())
     torch.manual_seed(123)
@@ -176,7 +176,7 @@ def test_the_seed_decides_and_nothing_else_does():
     assert [group[:6] for group in more] == tokens(first)
 
 
-def test_samples_of_a_prompt_differ_even_where_it_is_given_twice():
+def test_repeated_prompts_are_sampled_independently():
     [a, b] = tokens(HFEngine(make("llama")).generate([[5, 6], [5, 6]], spec(n=4, stop_ids=())))
     assert len({*a, *b}) == 8
 
@@ -191,7 +191,7 @@ def test_dropout_is_off_while_sampling_and_the_mode_is_restored():
     assert engine.score(pairs)[0] == pytest.approx(sequence_logprobs(model, pairs)[0][0].tolist(), abs=1e-5)
 
 
-def test_all_unreadable_prompts_are_refused_before_any_work():
+def test_all_invalid_prompts_are_listed_before_any_work():
     engine = HFEngine(make("llama"))
     with pytest.raises(InputError) as caught:
         engine.generate([[5], [], [VOCABULARY], [5] * 500], spec())
@@ -203,13 +203,13 @@ def test_all_unreadable_prompts_are_refused_before_any_work():
     assert engine.generate([], spec()) == []
 
 
-def test_impossible_specs_are_refused():
+def test_invalid_specs_are_rejected():
     with pytest.raises(InputError) as caught:
         spec(n=0, max_new_tokens=0, temperature=-1.0)
     assert len(caught.value.problems) == 3
 
 
-def test_sync_takes_over_all_weights_or_none():
+def test_sync_loads_all_weights_or_none():
     source, model = tiny_model("qwen3", VOCABULARY, pad=0, eos=1, seed=1), make("qwen3")
     engine, pairs = HFEngine(model), [([5, 6], [7, 8])]
     before = engine.score(pairs)
@@ -226,16 +226,19 @@ def test_sync_takes_over_all_weights_or_none():
     assert engine.score(pairs) == HFEngine(source.eval()).score(pairs) != before
 
 
-@pytest.mark.parametrize("words", [5, decoding.BLOCK, decoding.BLOCK + 1, 3 * decoding.BLOCK + 77])
+BLOCK = decoding.CDF_BLOCK
+
+
+@pytest.mark.parametrize("vocabulary", [5, BLOCK, BLOCK + 1, 3 * BLOCK + 77])
 @pytest.mark.parametrize("share", [0.0, 0.9], ids=["dense", "sparse"])
-def test_a_draw_inverts_the_cumulative_distribution_of_any_vocabulary(words, share):
-    generator = torch.Generator().manual_seed(words)
-    logits = torch.randn(40, words, generator=generator)
+def test_sampling_inverts_the_cumulative_distribution_of_any_vocabulary(vocabulary, share):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(40, vocabulary, generator=generator)
     logits[torch.rand(logits.shape, generator=generator) < share] = -torch.inf
-    logits[:, words // 2] = 1.0
+    logits[:, vocabulary // 2] = 1.0
     uniform = torch.rand(40, generator=generator, dtype=torch.float64)
     uniform[0], uniform[1] = 0.0, 1 - 1e-12
-    tokens, logprobs = decoding.draw(logits, 0.7, uniform)
+    tokens, logprobs = decoding.sample_tokens(logits, 0.7, uniform)
     probabilities = (logits.double() / 0.7).softmax(dim=-1)
     after = probabilities.cumsum(dim=-1).gather(-1, tokens[:, None])[:, 0]
     chosen = probabilities.gather(-1, tokens[:, None])[:, 0]

@@ -1,6 +1,6 @@
-"""What every engine has to do alike: the one in this process, and a vLLM server.
+"""The contract of every engine, tested with the in-process engine and a vLLM server.
 
-The server is a stub, or one of your own: docs/engines.md has the command.
+The server is a stub, or a real one that the environment names: docs/engines.md has the command.
 """
 
 import copy
@@ -12,12 +12,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
+from dartune.engines.vllm import VLLMEngine
 from dartune.errors import InputError
-from dartune.models.adapter import add_lora
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
-from dartune.models.vllm_engine import VLLMEngine
+from dartune.models.lora import add_lora
 from fixtures_models import byte_tokenizer, tiny_model
 from fixtures_vllm import Stub, serving
 
@@ -33,7 +33,7 @@ def spec(**changes):
 
 @pytest.fixture(scope="module")
 def renderer():
-    """Text for the model."""
+    """The chat template and tokenizer of the model."""
     if not URL:
         return Renderer(byte_tokenizer())
     from transformers import AutoTokenizer
@@ -43,7 +43,7 @@ def renderer():
 
 @pytest.fixture(scope="module")
 def model(renderer):
-    """What the server serves, in fp32."""
+    """The model that the server serves, in float32."""
     if not URL:
         return tiny_model("llama", len(renderer.tokenizer), pad=0, eos=1).eval()
     from transformers import AutoModelForCausalLM
@@ -71,7 +71,7 @@ def engine(request, model):
 
 @torch.no_grad()
 def logprobs(model, prompt, completion, temperature=1.0):
-    """The textbook way: no batch, no padding, no cache. A greedy sample's are those at temperature 1."""
+    """Log-probabilities without batch, padding or cache. Those of a greedy sample are taken at temperature 1."""
     rows = (model(torch.tensor([[*prompt, *completion]])).logits[0] / (temperature or 1.0)).log_softmax(dim=-1)
     return [rows[len(prompt) + t - 1, token].item() for t, token in enumerate(completion)]
 
@@ -106,7 +106,7 @@ def test_samples_end_at_the_first_stop_or_at_the_limit_and_carry_their_logprobs(
 
 def test_every_stop_token_ends_a_sample(engine):
     (plain,) = engine.generate([[5, 6]], spec(n=8, stop_ids=()))
-    assert all(len(sample.ids) == 12 for sample in plain)  # an end-of-text token of the model ends nothing by itself
+    assert all(len(sample.ids) == 12 for sample in plain)  # the model's own end-of-text token ends no sample
     last = plain[0].ids[-1]
     (cut,) = engine.generate([[5, 6]], spec(n=8, stop_ids=(last,)))
     assert cut[0].finish == "stop" and cut[0].ids == plain[0].ids[: plain[0].ids.index(last) + 1]
@@ -114,44 +114,44 @@ def test_every_stop_token_ends_a_sample(engine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_tokens_are_drawn_from_the_whole_distribution(engine, model, temperature):
+def test_tokens_are_sampled_from_the_full_distribution(engine, model, temperature):
     n, prompt = 2000, [5, 6, 7]
     (group,) = engine.generate([prompt], spec(n=n, max_new_tokens=1, stop_ids=(), temperature=temperature))
     with torch.no_grad():
         expected = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(dim=-1) * n
     counts = torch.bincount(torch.tensor([sample.ids[0] for sample in group]), minlength=len(expected))
     order = expected.argsort(descending=True)
-    rare = int((expected >= 5).sum()) - 1  # what is rarer counts as one
-    cells = [[*row[order][:rare].tolist(), row[order][rare:].sum().item()] for row in (counts, expected)]
+    common = int((expected >= 5).sum()) - 1  # all rarer tokens together are one cell
+    cells = [[*row[order][:common].tolist(), row[order][common:].sum().item()] for row in (counts, expected)]
     assert chisquare(*cells, sum_check=False).pvalue > 1e-6
 
 
-def test_a_seed_decides_and_equal_prompts_are_sampled_independently(engine):
-    again = [
+def test_samples_depend_on_the_seed_and_repeated_prompts_are_independent(engine):
+    runs = [
         [[sample.ids for sample in group] for group in engine.generate(PROMPTS, spec(seed=seed, n=8))]
         for seed in (0, 0, 1)
     ]
-    assert again[0] == again[1] != again[2]
-    assert again[0][0] != again[0][2]
+    assert runs[0] == runs[1] != runs[2]
+    assert runs[0][0] != runs[0][2]
     assert engine.generate([], spec()) == [] and engine.score([]) == []
 
 
 @pytest.mark.parametrize("text", ["naïve Größe: 3\u202f½", "日本語で 7 個", "👩‍🔬🙂", "a\x00b\u200b", ""])
-def test_text_of_any_script_and_no_text_are_scored_and_cut_anywhere(engine, model, renderer, text):
+def test_any_script_and_empty_text_can_be_scored_and_cut_anywhere(engine, model, renderer, text):
     prompt, response = renderer.prompt_ids(f"Say: {text}"), renderer.response_ids(text)
     (row,) = engine.score([(prompt, response)])
     assert row == pytest.approx(logprobs(model, prompt, response), abs=TOLERANCE)
     (greedy,) = engine.generate([prompt], spec(temperature=0.0, n=1, stop_ids=()))
-    ends = greedy[0].ids[0]
-    (empty,) = engine.generate([prompt], spec(temperature=0.0, n=1, stop_ids=(ends,)))
-    assert (empty[0].ids, empty[0].finish) == ((ends,), "stop")  # nothing but its end
-    for length in range(1, len(response) + 1):  # inside a character, too
+    stop = greedy[0].ids[0]
+    (empty,) = engine.generate([prompt], spec(temperature=0.0, n=1, stop_ids=(stop,)))
+    assert (empty[0].ids, empty[0].finish) == ((stop,), "stop")  # a sample that is only its stop token
+    for length in range(1, len(response) + 1):  # also within a character
         (cut,) = engine.score([(prompt, response[:length])])
         assert cut == pytest.approx(row[:length], abs=TOLERANCE)
         assert isinstance(renderer.decode(response[:length]), str)
 
 
-def test_everything_that_cannot_be_read_is_named_at_once(engine):
+def test_all_invalid_prompts_are_listed_in_one_error(engine):
     length = engine.context
     with pytest.raises(InputError) as error:
         engine.generate([[], [5] * length, [5]], spec())
@@ -161,16 +161,16 @@ def test_everything_that_cannot_be_read_is_named_at_once(engine):
         engine.score([([5], (10**7,))])
 
 
-def test_an_adapter_takes_the_place_of_the_one_before(model, server, tmp_path):
+def test_an_adapter_replaces_the_previous_one(model, server, tmp_path):
     pairs = [([5, 6], (7, 8)), ([9], (5, 6, 7))]
     plain = server.score(pairs)
     for version in (1, 2):
         expected = [logprobs(adapted(model, tmp_path / str(version), seed=version), *pair) for pair in pairs]
         server.load_adapter(tmp_path / str(version), version)
-        for row, wanted, before in zip(server.score(pairs), expected, plain, strict=True):
-            assert row == pytest.approx(wanted, abs=TOLERANCE) and row != pytest.approx(before, abs=TOLERANCE)
+        for row, tuned, untuned in zip(server.score(pairs), expected, plain, strict=True):
+            assert row == pytest.approx(tuned, abs=TOLERANCE) and row != pytest.approx(untuned, abs=TOLERANCE)
         assert server.version == version
-    names = [one["id"] for one in httpx2.get(f"{server.url}/v1/models").json()["data"]]
+    names = [card["id"] for card in httpx2.get(f"{server.url}/v1/models").json()["data"]]
     assert server.model in names and not any(name.startswith("dartune-1-") for name in names)
 
 

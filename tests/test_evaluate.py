@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dartune.answers.grading import grade_samples
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Sample
-from dartune.rewards.solved import solved
+from dartune.engines.base import Sample
 from dartune.stages.evaluate import accuracy, evaluate
 from fixtures_models import byte_tokenizer
 
@@ -52,7 +52,7 @@ def test_ordinary_endings_are_read_as_a_person_reads_them(checker):
         for i, row in enumerate(ANSWERS)
     ]
     samples = [[Sample(tuple(RENDERER.response_ids(row["text"])), (), "stop")] for row in ANSWERS]
-    verdicts = [group[0][1] for group in solved(rows, samples, RENDERER, checker)]
+    verdicts = [group[0][1] for group in grade_samples(rows, samples, RENDERER, checker)]
     wrong = [row["text"] for row, verdict in zip(ANSWERS, verdicts, strict=True) if bool(row["right"]) is not verdict]
     assert len(ANSWERS) == 42 and wrong == []
 
@@ -139,7 +139,7 @@ def test_ordinary_endings_are_read_as_a_person_reads_them(checker):
 def test_more_endings_of_the_same_kinds(text, answer, right, checker):
     row = Demonstration("a", "How many?", f"#### {answer}", answer)
     sample = Sample(tuple(RENDERER.response_ids(text)), (), "stop")
-    assert solved([row], [[sample]], RENDERER, checker)[0][0][1] is right
+    assert grade_samples([row], [[sample]], RENDERER, checker)[0][0][1] is right
 
 
 def test_whether_an_answer_is_announced_is_recorded(checker):
@@ -154,5 +154,5 @@ def test_whether_an_answer_is_announced_is_recorded(checker):
 def test_text_that_was_cut_is_not_right_whatever_it_says(checker):
     ids = tuple(RENDERER.response_ids("#### 6"))
     whole, cut = Sample(ids, (), "stop"), Sample(ids[:-1], (), "length")
-    [[(_, right), (text, after_all)]] = solved([SIX], [[whole, cut]], RENDERER, checker)
+    [[(_, right), (text, after_all)]] = grade_samples([SIX], [[whole, cut]], RENDERER, checker)
     assert right and after_all is False and text == "#### 6"

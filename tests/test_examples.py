@@ -1,4 +1,4 @@
-"""The examples run, and what they show is true."""
+"""The examples run, and their printed values match the files of the run."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from dartune.files import read_jsonl
+from dartune.run.files import read_jsonl
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOK = EXAMPLES / "inspect_a_run.ipynb"
 
 
 def run_example(name: str, folder: Path) -> tuple[str, Path]:
-    """What an example prints after two steps of mapper training, and its run folder."""
+    """Run an example with two steps of mapper training; returns its output and its run folder."""
     output = folder / "run"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(EXAMPLES / name), "--steps", "2", "--output", str(output)],
         cwd=folder,
         env=os.environ | {"HF_DATASETS_CACHE": str(folder / "cache")},
@@ -26,12 +26,12 @@ def run_example(name: str, folder: Path) -> tuple[str, Path]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, output
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout, output
 
 
 @pytest.mark.slow
-def test_a_reward_of_ones_own_pays_the_mapper(tmp_path):
+def test_a_user_defined_reward_is_used_for_the_mapper(tmp_path):
     printed, output = run_example("own_reward.py", tmp_path)
     assert len(re.findall(r"^step \d: reward ", printed, re.MULTILINE)) == 2
     rows = read_jsonl(output / "stages" / "synthesise-s0" / "rows.jsonl")
@@ -43,7 +43,7 @@ def test_a_reward_of_ones_own_pays_the_mapper(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_score_of_the_library_is_that_of_the_data_set(tmp_path):
+def test_the_score_from_python_equals_that_of_the_data_set(tmp_path):
     printed, output = run_example("as_a_library.py", tmp_path)
     scores = re.findall(r"^alignment (\S+) -> (\S+), in the data set (\S+):", printed, re.MULTILINE)
     assert len(scores) == 3
@@ -53,18 +53,18 @@ def test_the_score_of_the_library_is_that_of_the_data_set(tmp_path):
 
 
 def code_cells() -> list[dict]:
-    """The notebook's cells of code, as its file has them."""
+    """The code cells of the notebook, in the order of the file."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_the_notebook_was_run_in_order_and_tells_nothing_of_its_machine():
+def test_the_notebook_was_run_in_order_and_shows_no_local_path():
     cells = code_cells()
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    said = "".join(line for output in outputs for line in output.get("text", ()))
-    assert "dart - sft, retention" in said and not re.search(r"(?<![\w.])/\w+/\w+|Traceback|Warning", said)
+    printed = "".join(line for output in outputs for line in output.get("text", ()))
+    assert "dart - sft, retention" in printed and not re.search(r"(?<![\w.])/\w+/\w+|Traceback|Warning", printed)
     assert NOTEBOOK.stat().st_size < 100_000
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from dartune import pipeline
-from dartune.config import Config, Section, load_config
+from dartune.answers.checker import AnswerChecker
+from dartune.config.load import load_config
+from dartune.config.schema import Config, Section
 from dartune.data.records import Demonstration
-from dartune.inputs import fingerprint
-from dartune.rewards.checker import AnswerChecker
-from dartune.run import Cost, Run, stage_key
+from dartune.run.cost import Cost
+from dartune.run.folder import RunFolder, stage_key
+from dartune.stages.data import fingerprint
+from dartune.stages.prepare import start
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
 SMALL = {"data.limit": "20", "data.dev": "3", "evaluate.questions": "2", "mapper.format_steps": "1"}
@@ -31,7 +34,7 @@ NOT_OF_A_STAGE = {
 }
 
 
-class Recorded(Run):
+class Recorded(RunFolder):
     """Stages that only note their inputs, and leave what later stages read."""
 
     def __init__(self, folder):
@@ -55,14 +58,13 @@ class Recorded(Run):
 
 
 @pytest.fixture
-def stages(tmp_path, monkeypatch):
+def stages(tmp_path):
     """The stages of the lab's recipe with changed keys: a function that returns name -> (key, inputs)."""
-    monkeypatch.setattr(pipeline, "written_report", lambda job: "")
 
     def recorded(changes, name="run"):
         config = load_config(RECIPE, SMALL | {"arms": ARMS, "output": str(tmp_path / name)} | changes)
         with Recorded(tmp_path / name) as folder, AnswerChecker() as checker:
-            pipeline.work(pipeline.started(config, folder, checker))
+            pipeline.execute(start(config, folder, checker))
         return {stage: (folder.key(stage), inputs) for stage, inputs in folder.inputs.items()}
 
     return recorded
@@ -127,6 +129,4 @@ def test_how_it_is_computed_is_an_input_of_no_stage(stages):
     named = set().union(*(named_in(inputs) for _, inputs in before.values()))
     assert not any(key.rpartition(".")[2] in ("device", "sharding", "microbatch_tokens") for key in named)
     assert stages(changes, "changed") == before
-    assert set(changes) | {"execution.server", "execution.server_model"} == {
-        key for key in leaves(Config) if key.startswith("execution.")
-    }
+    assert set(changes) | {"execution.server"} == {key for key in leaves(Config) if key.startswith("execution.")}

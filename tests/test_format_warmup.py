@@ -5,11 +5,11 @@ import json
 import pytest
 
 from dartune.cli import main
-from dartune.config import MapperConfig
+from dartune.config.schema import MapperConfig
 from dartune.rewards.alignment import Reference
 from dartune.rewards.reward import GatedReward
-from dartune.run import read_jsonl
-from dartune.stages.format_warmup import examples
+from dartune.run.files import read_jsonl
+from dartune.stages.warmup import examples
 from fixtures_models import save_tiny
 from test_pipeline import arguments, word_problems
 from test_reward import GOOD, RENDERER, ROW, THRESHOLDS

@@ -1,4 +1,4 @@
-"""Files of many kinds: what they hold is the same wherever it stands, and what is not read is named."""
+"""Tests of file formats: all formats give the same rows, and input that is not read is reported."""
 
 import gzip
 import io
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dartune.config.recipe import read_recipe
 from dartune.data import json_files
 from dartune.data.load import load_demonstrations, read_demonstrations
 from dartune.data.records import Demonstration
 from dartune.errors import InputError
-from dartune.recipe import read_recipe
 
 ROWS = [
     {"id": "a", "question": "2 + 2, or 3?", "solution": "It is 4.\nSo 4", "answer": "4"},
@@ -57,14 +57,14 @@ def test_every_kind_of_file_gives_the_same_rows(name, packed, tmp_path):
 
 @pytest.mark.parametrize("head", [1, 7, 64, 200])
 @pytest.mark.parametrize("name", [name for name in CONTENTS if "json" in name.lower()])
-def test_json_is_read_piece_by_piece(name, head, monkeypatch):
+def test_json_is_parsed_incrementally(name, head, monkeypatch):
     monkeypatch.setattr(json_files, "HEAD", head)
     content = json.dumps(json.loads(CONTENTS[name]), ensure_ascii=False) if name[0] in "lpf" else CONTENTS[name]
     stream = json_files._Stream(io.BytesIO(content.encode()))
     assert [row.content for row in json_files._values(stream, name, [])] == ROWS
 
 
-def test_a_long_list_is_not_held_in_memory(tmp_path):
+def test_a_long_list_is_not_loaded_into_memory(tmp_path):
     import tracemalloc
 
     rows = [{"question": f"q{n}", "solution": "s" * 1000} for n in range(20_000)]
@@ -72,12 +72,12 @@ def test_a_long_list_is_not_held_in_memory(tmp_path):
     del rows
     tracemalloc.start()
     assert sum(1 for _ in json_files.json_rows(tmp_path / "d.json", [])) == 20_000
-    most = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 12e6  # of 20 MB
+    assert peak < 12e6  # of 20 MB
 
 
-def test_keys_beside_the_list_of_rows_are_named(tmp_path):
+def test_keys_beside_the_list_of_rows_are_reported(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps({"licence": "mit", "data": ROWS, "test": [{"name": "x"}], "n": None}))
     read = read_demonstrations(tmp_path / "d.json")
     assert read.rows == [Demonstration(**row) for row in ROWS]
@@ -97,42 +97,42 @@ def test_keys_beside_the_list_of_rows_are_named(tmp_path):
         ('{\n"a": 1,\n"a": 2}', "d.jsonl line 1: names 'a' twice"),
     ],
 )
-def test_broken_json_has_a_line(content, problem, tmp_path):
+def test_invalid_json_is_reported_with_its_line(content, problem, tmp_path):
     (tmp_path / "d.jsonl").write_text(content)
     with pytest.raises(InputError) as caught:
         load_demonstrations(tmp_path / "d.jsonl")
     assert problem in str(caught.value)
 
 
-def test_one_object_alone_is_one_row(tmp_path):
+def test_a_single_object_is_a_row(tmp_path):
     for row in (ROWS[0], {**ROWS[0], "tests": [{"in": 1}]}):
         for indent in (None, 1):
             (tmp_path / "d.json").write_text(json.dumps(row, indent=indent))
             assert load_demonstrations(tmp_path / "d.json") == [Demonstration(**ROWS[0])]
 
 
-def test_what_spreadsheets_leave_behind_is_left_out(tmp_path):
+def test_blank_rows_and_columns_of_spreadsheets_are_skipped(tmp_path):
     (tmp_path / "d.csv").write_text("question,solution,,\nHow many?,It is 4.,,\n,,,\n,,,\nWhy?,So.,note,\n")
     read = read_demonstrations(tmp_path / "d.csv")
     assert [row.question for row in read.rows] == ["How many?", "Why?"]
-    assert any("2 blank rows are left out" in note for note in read.notes)
+    assert any("2 blank rows were skipped" in note for note in read.notes)
     assert any("'(column 3)' (1 row)" in note for note in read.notes)
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.tsv"])
 @pytest.mark.parametrize(
-    ("encoding", "said"),
+    ("encoding", "expected"),
     [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE"), ("utf-32", "UTF-32")],
 )
-def test_other_encodings_are_named_once(name, encoding, said, tmp_path):
+def test_unsupported_encodings_are_reported_once(name, encoding, expected, tmp_path):
     (tmp_path / name).write_bytes((LINES if "json" in name else table(",")).encode(encoding))
     with pytest.raises(InputError) as caught:
         load_demonstrations(tmp_path / name)
     (problem,) = caught.value.problems
-    assert said in problem and f"`iconv -f {said} -t UTF-8 {name}`" in problem
+    assert expected in problem and f"`iconv -f {expected} -t UTF-8 {name}`" in problem
 
 
-def test_one_wrong_encoding_is_one_message(tmp_path):
+def test_invalid_utf8_in_many_rows_is_one_message(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(
         (LINES.replace("\\u00e4", "") * 20 + '{"question": "ä", "solution": "ü"}\n' * 30).encode("latin-1")
     )
@@ -142,25 +142,27 @@ def test_one_wrong_encoding_is_one_message(tmp_path):
     assert "invalid UTF-8" in problem and ": 30 rows (d.jsonl line 61, 62" in problem
 
 
-def test_several_lists_of_rows_are_not_mixed_up(tmp_path):
+def test_several_lists_of_rows_are_an_error(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps({"test": ROWS[:1], "train": ROWS[1:]}))
-    with pytest.raises(InputError, match="holds several lists of rows .'test', 'train'.; put each into a file of its"):
+    with pytest.raises(
+        InputError, match="holds several lists of rows .'test', 'train'.; put each into a separate file"
+    ):
         load_demonstrations(tmp_path / "d.json")
 
 
-@pytest.mark.parametrize(("start", "said"), [(b"PAR1", "a Parquet file"), (b"PK\x03\x04", "an Excel file")])
-def test_a_file_of_another_kind_is_named(start, said, tmp_path):
+@pytest.mark.parametrize(("start", "expected"), [(b"PAR1", "a Parquet file"), (b"PK\x03\x04", "an Excel file")])
+def test_a_file_of_another_kind_is_reported(start, expected, tmp_path):
     (tmp_path / "d.csv").write_bytes(start + bytes(range(256)))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=expected):
         load_demonstrations(tmp_path / "d.csv")
 
 
-def test_a_compressed_file_without_the_ending_is_read(tmp_path):
+def test_a_compressed_file_without_the_gz_suffix_is_read(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(gzip.compress(LINES.encode()))
     assert len(load_demonstrations(tmp_path / "d.jsonl")) == 3
 
 
-def test_a_damaged_gzip_file_is_told(tmp_path):
+def test_a_damaged_gzip_file_is_reported(tmp_path):
     packed = gzip.compress(LINES.encode() * 1000)
     for content in (packed[:-20], b"no gzip at all"):
         (tmp_path / "d.jsonl.gz").write_bytes(content)
@@ -188,21 +190,21 @@ def row(n):
     return {"question": f"q{n}", "solution": f"s{n}"}
 
 
-def test_every_shard_is_read_or_named(tmp_path):
+def test_every_shard_is_read_or_reported(tmp_path):
     folder = files(
         tmp_path / "a", {"part1.jsonl": [row(1)], "b/part2.json": [row(2)], "part3.csv": "question,solution\nq3,s3\n"}
     )
-    assert sorted(found.question for found in load_demonstrations(folder)) == ["q1", "q2", "q3"]
+    assert sorted(demonstration.question for demonstration in load_demonstrations(folder)) == ["q1", "q2", "q3"]
     folder = files(tmp_path / "c", {"train-questions.jsonl": [row(1)], "part2.jsonl": [row(2)], "Test.jsonl": [row(3)]})
     read = read_demonstrations(folder)
-    assert [found.question for found in read.rows] == ["q1"]
+    assert [demonstration.question for demonstration in read.rows] == ["q1"]
     assert len(read.notes) == 2
-    assert "the file Test.jsonl is not read: data.split is 'train', and its name says 'test'" in read.notes[0]
-    assert "the file part2.jsonl is not read: names of other files say 'train'" in read.notes[1]
-    assert [found.question for found in load_demonstrations(folder, split="test")] == ["q3"]
+    assert "the file Test.jsonl is not read: data.split is 'train', and its name contains 'test'" in read.notes[0]
+    assert "the file part2.jsonl is not read: names of other files contain 'train'" in read.notes[1]
+    assert [demonstration.question for demonstration in load_demonstrations(folder, split="test")] == ["q3"]
 
 
-def test_a_description_beside_the_rows_is_no_error(tmp_path):
+def test_a_description_file_beside_the_rows_is_skipped(tmp_path):
     folder = files(
         tmp_path, {"meta.json": '{"name": "x",\n "size": 2}', "part1.jsonl": [row(1)], "part2.jsonl": [row(2)]}
     )
@@ -210,28 +212,28 @@ def test_a_description_beside_the_rows_is_no_error(tmp_path):
     assert len(read.rows) == 2 and len(read.notes) == 1 and "the file meta.json is not read" in read.notes[0]
 
 
-def test_a_folder_of_one_object_a_file_is_read(tmp_path):
+def test_a_folder_with_one_object_per_file_is_read(tmp_path):
     folder = files(tmp_path, {f"{n}.json": json.dumps(row(n), indent=1) for n in range(4)} | {"meta.json": '{"a": 1}'})
     read = read_demonstrations(folder)
     assert len(read.rows) == 4 and len(read.notes) == 1
 
 
-def test_an_id_of_another_row_is_replaced_with_a_warning(tmp_path):
+def test_a_repeated_id_is_replaced_with_a_warning(tmp_path):
     rows = [{**row(n), "id": "x"} for n in range(3)]
     read = read_demonstrations(files(tmp_path, {"d.jsonl": rows}) / "d.jsonl")
-    assert [found.id for found in read.rows] == ["x", "x-2", "x-3"] and not read.problems.count
+    assert [demonstration.id for demonstration in read.rows] == ["x", "x-2", "x-3"] and not read.problems.count
     (warning,) = read.warnings()
     assert "2 rows have the id of an earlier row" in warning
     assert warning.endswith(": d.jsonl line 2 ('x' as in d.jsonl line 1), 3 ('x' as in d.jsonl line 1)")
 
 
 @pytest.mark.parametrize("name", ["my.jsonl", "my.json", "my.csv.gz", "my.parquet", "hub:a/b"])
-def test_data_in_the_place_of_a_recipe_suggest_the_flag(name):
+def test_a_data_file_given_as_a_recipe_suggests_the_flag(name):
     with pytest.raises(InputError, match=f"is data, not a recipe: give it as --data {name}"):
         read_recipe(Path(name))
 
 
-def told(path) -> str:
+def messages_of(path) -> str:
     try:
         read = read_demonstrations(path)
     except InputError as error:
@@ -240,7 +242,7 @@ def told(path) -> str:
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.json.gz", "d.parquet"])
-def test_a_file_without_permission_is_told(name, tmp_path, monkeypatch):
+def test_a_file_without_permission_is_reported(name, tmp_path, monkeypatch):
     def denied(path, *_, **__):
         raise PermissionError(13, "Permission denied")
 
@@ -248,54 +250,54 @@ def test_a_file_without_permission_is_told(name, tmp_path, monkeypatch):
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", denied)
     monkeypatch.setattr(Path, "open", denied)
     for path in (folder, folder / name):
-        assert f"{name}: cannot be read: Permission denied; give yourself the right to read it" in told(path)
+        assert f"{name}: cannot be read: Permission denied; give yourself the right to read it" in messages_of(path)
 
 
-def test_a_path_without_permission_is_told(tmp_path, monkeypatch):
+def test_a_path_without_permission_is_reported(tmp_path, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_dir", denied)
-    assert "cannot be read: Permission denied" in told(tmp_path / "d.jsonl")
+    assert "cannot be read: Permission denied" in messages_of(tmp_path / "d.jsonl")
     monkeypatch.undo()
-    assert "File name too long" in told("a" * 5000 + ".jsonl")
+    assert "File name too long" in messages_of("a" * 5000 + ".jsonl")
 
 
-def test_a_damaged_file_of_one_object_in_a_folder_is_told(tmp_path):
+def test_a_damaged_file_of_one_object_in_a_folder_is_reported(tmp_path):
     files(tmp_path, {"a.jsonl": [row(1)]})
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(row(2)).encode())[:-10])
-    assert "b.json.gz: is a damaged gzip file" in told(tmp_path)
+    assert "b.json.gz: is a damaged gzip file" in messages_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", [b"donn\xe9es.jsonl", b"a\nerror: forged\x1b.jsonl"])
-def test_a_file_name_stands_in_one_line(name, tmp_path):
+def test_a_file_name_is_printed_on_one_line(name, tmp_path):
     import os
 
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     path.write_text(json.dumps({**row(1), "x": 1}) + "\n{bad\n" + json.dumps(row(2)))
-    for one in (path, tmp_path):
-        assert len(told(one).encode().splitlines()) == 2
+    for source in (path, tmp_path):
+        assert len(messages_of(source).encode().splitlines()) == 2
 
 
-def test_a_row_nested_too_deeply_is_told(tmp_path):
+def test_a_row_nested_too_deeply_is_reported(tmp_path):
     for depth in (200, 480, 900):
         nested = json.dumps(row(1))[:-1] + ', "meta": ' + "[" * depth + "]" * depth + "}"
         files(tmp_path, {"d.jsonl": json.dumps(row(2)) + "\n" + nested})
-        assert told(tmp_path / "d.jsonl") == "d.jsonl line 2: is nested too deeply"
+        assert messages_of(tmp_path / "d.jsonl") == "d.jsonl line 2: is nested too deeply"
 
 
 @pytest.mark.parametrize(("name", "content"), [("dataset_dict.json", "{}"), ("state.json", "[]")])
-def test_a_folder_that_only_looks_saved_is_told(name, content, tmp_path):
+def test_a_folder_that_only_looks_like_a_saved_dataset_is_reported(name, content, tmp_path):
     files(tmp_path, {name: content, "a.jsonl": [row(1)], "dataset_info.json": content})
-    assert "cannot be read as a saved `datasets` folder" in told(tmp_path)
+    assert "cannot be read as a saved `datasets` folder" in messages_of(tmp_path)
 
 
 def test_a_long_id_is_shortened(tmp_path):
     files(tmp_path, {"d.jsonl": [{**row(n), "id": "x" * 10_000} for n in range(2)]})
-    assert len(told(tmp_path / "d.jsonl")) < 600
+    assert len(messages_of(tmp_path / "d.jsonl")) < 600
 
 
-def test_what_is_not_read_in_a_folder_is_named(tmp_path):
+def test_unread_files_of_a_folder_are_reported(tmp_path):
     import os
 
     names = ["b.jsonl.zst", "c.xlsx", "d.jsonl.bz2", "e.txt", "_extra.jsonl", ".hidden.jsonl", ".git/a.jsonl"]
@@ -309,12 +311,12 @@ def test_what_is_not_read_in_a_folder_is_named(tmp_path):
         assert name in read.notes[0]
     assert "README" not in read.notes[0] and "dataset_info" not in read.notes[0]
     os.remove(folder / "a.jsonl")
-    assert "holds no data files" in told(folder) and "c.xlsx (format)" in told(folder)
+    assert "holds no data files" in messages_of(folder) and "c.xlsx (format)" in messages_of(folder)
     (folder / "gone.jsonl").symlink_to("nowhere")
-    assert "gone.jsonl is a link to a file that is not there" in told(folder)
+    assert "gone.jsonl is a link to a file that does not exist" in messages_of(folder)
 
 
-def test_a_subfolder_without_permission_is_told(tmp_path, monkeypatch):
+def test_a_subfolder_without_permission_is_reported(tmp_path, monkeypatch):
     import os
 
     folder, scandir = files(tmp_path, {"a.jsonl": [row(1)], "sub/b.jsonl": [row(2)]}), os.scandir
@@ -325,18 +327,18 @@ def test_a_subfolder_without_permission_is_told(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    assert "sub cannot be read: Permission denied" in told(folder)
+    assert "sub cannot be read: Permission denied" in messages_of(folder)
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_list_in_front_of_the_question_is_no_list_of_rows(indent, tmp_path):
+def test_a_list_before_the_question_is_not_a_list_of_rows(indent, tmp_path):
     rows = [{"tests": [{"label": "A", "text": "five"}, {"label": "B", "text": "six"}], **row(n)} for n in range(3)]
-    files(tmp_path, {"d.json": "\n".join(json.dumps(one, indent=indent) for one in rows)})
+    files(tmp_path, {"d.json": "\n".join(json.dumps(row, indent=indent) for row in rows)})
     read = read_demonstrations(tmp_path / "d.json")
-    assert [found.question for found in read.rows] == ["q0", "q1", "q2"]
+    assert [demonstration.question for demonstration in read.rows] == ["q0", "q1", "q2"]
 
 
-def test_an_error_of_the_layout_hides_no_broken_line(tmp_path):
+def test_a_layout_error_does_not_hide_invalid_lines(tmp_path):
     files(tmp_path, {"d.jsonl": '{"q": "a"}\n{bad\n[1]\n', "e.txt": "x"})
     with pytest.raises(InputError) as caught:
         read_demonstrations(tmp_path)
@@ -345,20 +347,20 @@ def test_an_error_of_the_layout_hides_no_broken_line(tmp_path):
     assert first.startswith("d.jsonl line 2: invalid JSON") and second.startswith("d.jsonl line 3: must be")
 
 
-def test_a_message_that_names_a_key_twice_is_told(tmp_path):
+def test_a_message_with_a_repeated_key_is_reported(tmp_path):
     files(tmp_path, {"d.jsonl": '{"messages": [{"role": "user", "role": "user", "content": "a"}]}\n'})
-    assert "names 'role' twice" in told(tmp_path / "d.jsonl")
+    assert "names 'role' twice" in messages_of(tmp_path / "d.jsonl")
 
 
-def test_a_packed_file_without_a_format_in_its_name_is_told(tmp_path):
+def test_a_compressed_file_without_a_format_in_its_name_is_reported(tmp_path):
     (tmp_path / "data.gz").write_bytes(gzip.compress(LINES.encode()))
-    assert "put the format into the name, such as data.jsonl.gz" in told(tmp_path / "data.gz")
+    assert "put the format into the name, such as data.jsonl.gz" in messages_of(tmp_path / "data.gz")
 
 
-def test_a_time_zone_that_nobody_knows_is_told(tmp_path):
+def test_an_unknown_time_zone_is_reported(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
     when = pyarrow.array([0], pyarrow.timestamp("us", "Mars/Phobos"))
     parquet.write_table(pyarrow.table({"question": ["q"], "solution": ["s"], "when": when}), tmp_path / "d.parquet")
-    assert "d.parquet row 1: has a value that Python cannot hold" in told(tmp_path / "d.parquet")
+    assert "d.parquet row 1: has a value that Python cannot represent" in messages_of(tmp_path / "d.parquet")

@@ -1,4 +1,4 @@
-"""Each way of gaming the reward is stopped by its gate, and by that alone; honest solutions pass."""
+"""Each hack is rejected by the gates made for it and by no others; honest solutions pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dartune.answers.checker import AnswerChecker
+from dartune.gates.final_answer import has_gold_answer
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import GATE_NAMES, find_unjudged, required_names, run_gates
 from dartune.lab.dialects import DIALECTS, EXPERTS
-from dartune.lab.world import ProblemSpec, draw
-from dartune.rewards.answers import checkable
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.gates import GATE_NAMES, required_names, run_gates, unjudged
-from dartune.rewards.items import GateInput, GateThresholds
-from dartune.rewards.text import entities, lcs_fraction, ngram_repeats, numbers, tandem_repeats, words
+from dartune.lab.world import ProblemSpec, sample_problem
+from dartune.text.features import entities, lcs_fraction, ngram_repeats, numbers, tandem_repeats, words
 
 THRESHOLDS = GateThresholds(answer_logprob=-1.0)
+# Dialects of the lab that write every step.
 SPELLED_OUT = ("explicit", "equations", "verbose", "backward")
 
 LAB = GateInput(
@@ -37,7 +38,7 @@ ENGLISH = GateInput(
 
 
 def rewritten(row: GateInput, text: str, **changes: object) -> GateInput:
-    """`row` with a rewrite; one token per word plus an end token, measured against the source's."""
+    """Return `row` with a rewrite. It has one token per word and an end token; the source's length is expected."""
     tokens = tuple(range(len(words(text)) + 1))
     expected = len(words(row.solution)) + 1
     return replace(row, **{"rewrite": text, "token_ids": tokens, "expected_tokens": expected, **changes})
@@ -181,7 +182,7 @@ HACKS = {
 
 
 @pytest.mark.parametrize("name", HACKS)
-def test_a_hack_fails_the_gates_made_for_it_and_no_other(checker: AnswerChecker, name: str) -> None:
+def test_a_hack_fails_exactly_the_gates_made_for_it(checker: AnswerChecker, name: str) -> None:
     row, text, gates = HACKS[name]
     thresholds = replace(THRESHOLDS, length_low=0.2, length_high=2.0 if name == "too long" else 10.0)
     assert failed(checker, rewritten(row, text), thresholds) == gates
@@ -214,7 +215,7 @@ def test_quantity_coverage_is_a_share_in_order(checker: AnswerChecker) -> None:
     assert failed(checker, swapped, replace(THRESHOLDS, quantity_coverage=0.75)) == set()
 
 
-def test_calculator_notes_and_list_marks_are_no_quantities(checker: AnswerChecker) -> None:
+def test_calculator_notes_and_list_marks_are_not_quantities(checker: AnswerChecker) -> None:
     row = replace(ENGLISH, solution="1. Sarah has 24/4=<<24/4=6>>6.\n2. Michael has 5*6=<<5*6=30>>30.\n#### 30")
     assert failed(checker, rewritten(row, ENGLISH.solution)) == set()
 
@@ -227,20 +228,20 @@ def test_leak_phrases_of_the_question_or_source_are_allowed_and_more_can_be_adde
     assert failed(checker, rewritten(replace(LAB, solution=text), text)) == set()
     assert failed(checker, rewritten(replace(LAB, question="As shown above , " + LAB.question), text)) == set()
     extra = replace(THRESHOLDS, leak_phrases=("Max has",))
-    mine = rewritten(replace(LAB, question="", solution="15 , 13 , 26 . The answer is 26 ."), LAB.solution)
-    assert failed(checker, mine, extra) == {"no_leak"}
+    item = rewritten(replace(LAB, question="", solution="15 , 13 , 26 . The answer is 26 ."), LAB.solution)
+    assert failed(checker, item, extra) == {"no_leak"}
 
 
 def test_a_long_span_of_the_instruction_must_not_be_copied(checker: AnswerChecker) -> None:
-    told = "Write the solution again in your own words and keep every number and every name as it is."
-    thresholds = replace(THRESHOLDS, instruction=told, filler=1.0)
+    instruction = "Write the solution again in your own words and keep every number and every name as it is."
+    thresholds = replace(THRESHOLDS, instruction=instruction, filler=1.0)
     copied = "I write the solution again in your own words and so on. " + LAB.solution
     shorter = "I write the solution again in my own words and so on. " + LAB.solution
     assert failed(checker, rewritten(LAB, copied), thresholds) == {"no_leak"}
     assert failed(checker, rewritten(LAB, shorter), thresholds) == set()
 
 
-def test_loops_are_found_at_any_length_but_long_text_may_repeat_itself(checker: AnswerChecker) -> None:
+def test_loops_are_detected_at_any_length_and_long_text_may_repeat_phrases(checker: AnswerChecker) -> None:
     rng = random.Random(1)
     prose = [" ".join(rng.choices([f"w{i}" for i in range(500)], k=7)) for _ in range(60)]
     natural = " . so we get that ".join(prose) + " . " + LAB.solution
@@ -253,7 +254,7 @@ def test_loops_are_found_at_any_length_but_long_text_may_repeat_itself(checker: 
     assert failed(checker, rewritten(row, looped), wide) == {"no_loop"}
 
 
-def test_a_loop_of_the_source_is_not_held_against_its_rewrite(checker: AnswerChecker) -> None:
+def test_a_rewrite_may_repeat_as_much_as_its_source(checker: AnswerChecker) -> None:
     row = replace(LAB, solution=LOOPED)
     assert failed(checker, rewritten(row, LOOPED)) == set()
 
@@ -266,10 +267,10 @@ def test_rows_without_an_announced_answer_use_the_last_number(checker: AnswerChe
         "quantities",
         "true_sums",
     }
-    two = ENGLISH_STEPS + " The answer is 31. The answer is 30."
-    assert failed(checker, rewritten(row, two)) == {"one_answer"}
-    tail = replace(row, solution=ENGLISH_STEPS + " That is for 1 Michael.")
-    assert failed(checker, rewritten(tail, tail.solution)) == {"correct_answer"}, "the answer is not at the end"
+    two_answers = ENGLISH_STEPS + " The answer is 31. The answer is 30."
+    assert failed(checker, rewritten(row, two_answers)) == {"one_answer"}
+    remark = replace(row, solution=ENGLISH_STEPS + " That is for 1 Michael.")
+    assert failed(checker, rewritten(remark, remark.solution)) == {"correct_answer"}, "the answer is not at the end"
     because = replace(row, solution="Sarah has 24 / 4 = 6. Michael has 30 friends because 5 * 6 = 30 and 2 - 2 = 0.")
     assert failed(checker, rewritten(because, because.solution)) == set()
 
@@ -299,8 +300,8 @@ def test_every_part_of_an_answer_counts(checker: AnswerChecker, explicit: str | 
 
 def test_rows_without_any_answer_pass_the_answer_gate_and_can_be_counted(checker: AnswerChecker) -> None:
     row = replace(ENGLISH, solution=ENGLISH_STEPS)
-    assert not checkable(row)
-    assert checkable(ENGLISH)
+    assert not has_gold_answer(row)
+    assert has_gold_answer(ENGLISH)
     assert failed(checker, rewritten(row, ENGLISH_STEPS)) == set()
 
 
@@ -310,10 +311,10 @@ def test_an_answer_the_checker_fails_on_is_reported_as_unjudged(checker: AnswerC
     wrong = rewritten(row, ENGLISH_STEPS + r" \boxed{8\sqrt{3}}")
     right = rewritten(row, ENGLISH_STEPS + r" \boxed{\sqrt{147}}")
     assert [failed(checker, item) for item in (hanging, wrong, right)] == [{"correct_answer"}] * 2 + [set()]
-    assert unjudged([hanging, wrong, right], checker) == [True, False, False]
+    assert find_unjudged([hanging, wrong, right], checker) == [True, False, False]
 
 
-def test_required_names_are_the_sources_or_all_where_it_shows_none() -> None:
+def test_required_names_are_those_of_the_source_or_all_names_if_it_shows_none() -> None:
     assert required_names(rewritten(ENGLISH, ENGLISH.solution)) == ["Sarah", "Michael"]
     assert required_names(rewritten(replace(ENGLISH, solution="She has 24 / 4 = 6 friends, he has 30."), "")) == []
     nested = replace(LAB, solution="Ned = ( 15 - 2 ) + ( 15 - 2 ) = 26 .")
@@ -325,11 +326,11 @@ def test_required_names_are_the_sources_or_all_where_it_shows_none() -> None:
 def test_in_the_lab_every_spelled_out_solution_passes_for_every_expert(
     checker: AnswerChecker, seed: int, dialect: str, native: str
 ) -> None:
-    problem = draw(random.Random(seed), ProblemSpec(steps=(2, 6), new_steps=(0, 3), distractors=(0, 2)))
+    problem = sample_problem(random.Random(seed), ProblemSpec(steps=(2, 6), new_steps=(0, 3), distractors=(0, 2)))
     source = DIALECTS[dialect](problem)
     row = GateInput(problem.question, source, "", str(problem.answer))
-    own = rewritten(row, source)
-    assert failed(checker, own) == ({"entities"} if dialect in ("values", "nested") else set())
+    copy = rewritten(row, source)
+    assert failed(checker, copy) == ({"entities"} if dialect in ("values", "nested") else set())
     if dialect in EXPERTS:
         text = DIALECTS[native](problem)
         assert failed(checker, rewritten(row, text, expected_tokens=len(words(text)))) == set()
@@ -381,7 +382,7 @@ def test_real_grade_school_solutions_pass_as_their_own_rewrites(checker: AnswerC
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("1,000 and $5, 3.50 or 1/2", ["1000", "5", "3.5", "1", "2"]),
         ("-3", ["-3"]),
@@ -392,8 +393,8 @@ def test_real_grade_school_solutions_pass_as_their_own_rewrites(checker: AnswerC
         (r"1{,}000 \frac{3}{4} 44%", ["1000", "3", "4", "44"]),
     ],
 )
-def test_numbers_have_one_spelling(text: str, found: list[str]) -> None:
-    assert numbers(text) == found
+def test_numbers_have_one_spelling(text: str, expected: list[str]) -> None:
+    assert numbers(text) == expected
 
 
 def test_entities_are_names_inside_sentences() -> None:

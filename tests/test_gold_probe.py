@@ -7,9 +7,9 @@ import pytest
 
 from dartune.cli import main
 from dartune.data.records import Demonstration
-from dartune.lab.suites import demonstrate, demonstration_problems
-from dartune.run import Cost
-from dartune.train.mapper import reason_to_stop
+from dartune.lab.suites import demonstration_problems, write_demonstrations
+from dartune.run.cost import Cost
+from dartune.stages.mapper import reason_to_stop
 
 
 def probe(step, reward, solved, n=64):
@@ -54,7 +54,7 @@ def test_a_run_with_probes_records_them_and_a_stop_is_final(tmp_path, monkeypatc
     monkeypatch.setattr(
         gold_probe.GoldProbe, "__call__", lambda self, mapper: ([None, *[next(scores)] * (len(self.dev) - 1)], spent)
     )
-    monkeypatch.setattr("dartune.train.mapper.reason_to_stop", lambda earlier, now: "it was time" if earlier else None)
+    monkeypatch.setattr("dartune.stages.mapper.reason_to_stop", lambda earlier, now: "it was time" if earlier else None)
     words = [
         "run",
         "--data",
@@ -87,14 +87,14 @@ def test_a_run_with_probes_records_them_and_a_stop_is_final(tmp_path, monkeypatc
 
 
 def test_a_probe_fine_tunes_a_copy_on_what_the_mapper_writes_and_says_what_it_took(monkeypatch):
-    from dartune.config import load_config
+    from dartune.answers.checker import AnswerChecker
+    from dartune.config.load import load_config
+    from dartune.gates.gate_input import GateThresholds
     from dartune.models.flops import multiplied_weights
     from dartune.rewards.alignment import Reference
-    from dartune.rewards.checker import AnswerChecker
-    from dartune.rewards.items import GateThresholds
     from dartune.rewards.reward import GatedReward
-    from dartune.roster import Roster
     from dartune.stages.gold_probe import GoldProbe
+    from dartune.stages.models import RunModels
 
     config = load_config(
         None,
@@ -103,18 +103,18 @@ def test_a_probe_fine_tunes_a_copy_on_what_the_mapper_writes_and_says_what_it_to
             "target.path": "lab:backward",
             "mapper.path": "lab:mapper",
             "mapper.prompt": "{question} Solution : {solution} Rewrite :",
-            "mapper.probe_rows": "8",
             "mapper.max_new_tokens": "64",
             "sft.learning_rates": "[1e-3]",
             "evaluate.max_new_tokens": "64",
         },
     )
-    roster = Roster(config)
-    rows = demonstrate(demonstration_problems(16, 0, 8), "values")
+    roster = RunModels(config)
+    rows = write_demonstrations(demonstration_problems(16, 0, 8), "values")
     references = {row.id: Reference(10, -10.0, None, 40) for row in rows}
     with AnswerChecker() as checker:
         reward = GatedReward(roster.target_engine, roster.renderer, checker, GateThresholds(), references)
         copy = partial(roster.to_train, roster.target_path, config.sft)
+        monkeypatch.setattr("dartune.stages.gold_probe.PROBE_ROWS", 8)
         made = GoldProbe(config, copy, rows[:12], rows[12:], reward, roster.renderer, checker)
         assert isinstance(made.demonstrations[0], Demonstration) and len(made.demonstrations) == 8
         engines = roster.start_engine, roster.target_engine

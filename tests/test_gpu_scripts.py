@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
 from dartune.lab.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parents[1]

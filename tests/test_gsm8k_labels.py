@@ -1,6 +1,6 @@
-"""Answers as read here agree with the labels that GSM8K's publisher gave to 5,276 machine solutions.
+"""Verdicts agree with the labels that the publisher of GSM8K gave to 5,276 model solutions.
 
-The file is not part of the project: `DARTUNE_GSM8K_SOLUTIONS` names `example_model_solutions.jsonl` of
+The file is not part of the project. `DARTUNE_GSM8K_SOLUTIONS` is the path of `example_model_solutions.jsonl` from
 openai/grade-school-math.
 """
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from dartune.rewards.closing import closing_number
-from dartune.rewards.solved import stated_answer
-from dartune.rewards.tasks import MATH
-from dartune.rewards.verify import same_plain
+from dartune.answers.closing_sentence import closing_number
+from dartune.answers.equality import same_plain
+from dartune.answers.grading import stated_answer
+from dartune.answers.task_families import MATH
 
 FILE = os.environ.get("DARTUNE_GSM8K_SOLUTIONS", "")
 NOTE = re.compile(r"<<[^<>]*>>")
-pytestmark = pytest.mark.skipif(not FILE, reason="DARTUNE_GSM8K_SOLUTIONS names no file")
+pytestmark = pytest.mark.skipif(not FILE, reason="DARTUNE_GSM8K_SOLUTIONS is not set")
 
 
 @pytest.fixture(scope="module")
 def solutions():
-    """(gold answer, solution with the publisher's label) of every solution."""
+    """Every (gold answer, solution with the publisher's label)."""
     rows = [json.loads(line) for line in Path(FILE).read_text("utf-8").splitlines()]
     return [
         (row["ground_truth"].rsplit("A:", 1)[-1].strip(), solution)
@@ -33,15 +33,15 @@ def solutions():
     ]
 
 
-def test_all_labels_are_agreed_with(solutions, checker):
+def test_verdicts_agree_with_all_labels(solutions, checker):
     pairs = [(stated_answer(solution["solution"], MATH), gold) for gold, solution in solutions]
     verdicts = checker.check(pairs)
-    agreed = [bool(right) == one["is_correct"] for right, (_, one) in zip(verdicts, solutions, strict=True)]
+    agreed = [bool(right) == solution["is_correct"] for right, (_, solution) in zip(verdicts, solutions, strict=True)]
     assert len(agreed) == 5276 and all(agreed)
 
 
-def test_closing_sentences_say_what_the_last_line_announces(solutions):
+def test_closing_sentences_match_the_announced_answers(solutions):
     texts = [solution["solution"].rpartition("\nA:") for _, solution in solutions]
     pairs = [(closing_number(NOTE.sub("", body)), stated) for body, _, stated in texts if body.strip()]
-    # What is left are rounded answers mostly (`= 93.4`, then `A: 93`).
+    # Most of the rest are rounded answers (`= 93.4`, then `A: 93`).
     assert sum(bool(same_plain(*pair)) for pair in pairs) >= 0.975 * len(pairs) and len(pairs) > 5000

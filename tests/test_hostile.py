@@ -1,6 +1,6 @@
-"""Input by strangers: whatever it holds, loaders, answer checkers and config read it or say what is wrong with it.
+"""Hostile input: loaders, answer checkers and config either read it or report what is wrong with it.
 
-`DARTUNE_FUZZ=20000` tries so many examples of each instead of the few that are tried otherwise.
+`DARTUNE_FUZZ=20000` sets the number of examples per fuzz test; the default is small.
 """
 
 import itertools
@@ -13,14 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dartune.config import Config, load_config
+from dartune.answers import checker as checking
+from dartune.answers.checker import AnswerChecker
+from dartune.answers.equality import final_answers
+from dartune.answers.task_families import TASKS
+from dartune.config.load import load_config
+from dartune.config.schema import Config
+from dartune.data.chat_template import Renderer
 from dartune.data.load import load_demonstrations
-from dartune.data.render import Renderer
 from dartune.errors import InputError, MachineError
-from dartune.rewards import checker as checking
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.tasks import TASKS
-from dartune.rewards.verify import final_answers
 from fixtures_models import byte_tokenizer
 
 EXAMPLES = int(os.environ.get("DARTUNE_FUZZ", "150"))
@@ -67,7 +68,7 @@ def mangled(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", [*FILES, "d.parquet"])
-def test_mangled_files_are_read_or_told(name, tmp_path):
+def test_mangled_files_are_read_or_reported(name, tmp_path):
     content = FILES.get(name) or parquet_file()
     rng = random.Random(name)
     for _ in range(EXAMPLES):
@@ -93,15 +94,15 @@ COLUMNS = st.sampled_from(
 
 @fuzzed
 @given(st.lists(st.dictionaries(COLUMNS, VALUES, max_size=5), min_size=1, max_size=4))
-def test_rows_of_anything_are_read_or_told(tmp_path_factory, rows):
+def test_arbitrary_rows_are_read_or_reported(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("any") / "d.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     try:
-        found = load_demonstrations(path)
+        loaded = load_demonstrations(path)
     except InputError as error:
         assert "d.jsonl" in str(error)
     else:
-        assert len(found) == len(rows)
+        assert len(loaded) == len(rows)
 
 
 TURNS = st.lists(
@@ -116,25 +117,25 @@ TURNS = st.lists(
 
 @fuzzed
 @given(st.lists(TURNS | VALUES, min_size=1, max_size=4), st.booleans())
-def test_conversations_of_anything_are_read_or_told(tmp_path_factory, conversations, thinking):
+def test_arbitrary_conversations_are_read_or_reported(tmp_path_factory, conversations, thinking):
     path = tmp_path_factory.mktemp("any") / "d.jsonl"
-    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in conversations))
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations))
     try:
-        found = load_demonstrations(path, thinking=thinking)
+        loaded = load_demonstrations(path, thinking=thinking)
     except InputError as error:
         assert "d.jsonl" in str(error)
     else:
-        assert len(found) == len(conversations) and all(row.question.strip() for row in found)
+        assert len(loaded) == len(conversations) and all(row.question.strip() for row in loaded)
 
 
 @pytest.mark.parametrize("path", ["9" * 5000 + ".jsonl", "~nobody-has-this-home/x.jsonl", "a\0b.jsonl", "\udcff.jsonl"])
-def test_paths_that_cannot_be_are_told(path):
+def test_invalid_paths_are_reported(path):
     with pytest.raises(InputError):
         load_config(None, {"data": path, "target": "lab:backward"})
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b'{"question": "q", "solution": "s", "answer": ' + b"9" * 5000 + b"}", "invalid JSON: Exceeds the limit"),
         (b'{"question": "q", "question": "r", "solution": "s"}', "names 'question' twice"),
@@ -143,20 +144,20 @@ def test_paths_that_cannot_be_are_told(path):
         (b'{"question": "q", "solution": "s"}\n' + b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_odd_json_is_told(content, said, tmp_path):
+def test_invalid_json_is_reported(content, message, tmp_path):
     for name in ("d.jsonl", "d.csv") if b"\xff\xfe" in content else ("d.jsonl",):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             load_demonstrations(tmp_path / name)
 
 
-def test_thousands_of_bad_rows_are_counted_and_the_first_shown(tmp_path):
+def test_bad_rows_are_counted_and_the_first_are_listed(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"question": "q", "solution": ""}\n' * 5000)
     with pytest.raises(InputError) as caught:
         load_demonstrations(tmp_path / "d.jsonl")
-    said = str(caught.value)
-    assert "5000 problems in the data" in said and said.count("\n") == 1
-    assert "solution: is empty: 5000 rows (d.jsonl line 1, 2, 3, 4, 5 and 4995 more)" in said
+    message = str(caught.value)
+    assert "5000 problems in the data" in message and message.count("\n") == 1
+    assert "solution: is empty: 5000 rows (d.jsonl line 1, 2, 3, 4, 5 and 4995 more)" in message
 
 
 def test_a_row_of_many_megabytes_is_read(tmp_path):
@@ -197,7 +198,7 @@ YAML = st.sampled_from(
 
 @fuzzed
 @given(st.lists(YAML, max_size=25).map("".join))
-def test_any_text_is_a_recipe_or_told(tmp_path_factory, text):
+def test_any_text_is_a_recipe_or_reported(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "r.yaml"
     path.write_text(text, encoding="utf-8")
     try:
@@ -215,7 +216,7 @@ KEYS = [
 
 @fuzzed
 @given(st.sampled_from(KEYS), st.lists(YAML, max_size=5).map("".join) | st.text(max_size=20))
-def test_any_flag_is_taken_or_told(key, text):
+def test_any_flag_is_accepted_or_reported(key, text):
     try:
         load_config(None, {"data": "lab:values", "target": "lab:backward", key: text})
     except InputError as error:
@@ -226,7 +227,7 @@ DOUBLINGS = "".join(f"{b}: &{b} {{x: *{a}, y: *{a}}}\n" for a, b in itertools.pa
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (f"a: &a {{x: 1}}\n{DOUBLINGS}", "alias"),
         ("mapper: &a {prompt: x, steps: *a}\n", "alias"),
@@ -238,13 +239,13 @@ DOUBLINGS = "".join(f"{b}: &{b} {{x: *{a}, y: *{a}}}\n" for a, b in itertools.pa
     ],
     ids=["bomb", "circle", "depth", "int", "bool", "timestamp", "python"],
 )  # fmt: skip
-def test_yaml_that_blows_up_or_has_tags_is_told_at_once(text, said, tmp_path):
+def test_yaml_bombs_and_tags_are_reported(text, message, tmp_path):
     (tmp_path / "r.yaml").write_text(f"data: {{path: lab:values}}\ntarget: {{path: lab:backward}}\n{text}")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         load_config(tmp_path / "r.yaml")
 
 
-def test_a_value_that_is_long_is_not_shown_in_full(tmp_path):
+def test_long_values_are_shortened_in_messages(tmp_path):
     with pytest.raises(InputError) as caught:
         load_config(None, {"data": "lab:values", "target": "lab:backward", "sft.steps": f"'{'x' * 100_000}'"})
     assert len(str(caught.value)) < 500
@@ -264,14 +265,14 @@ HOSTILE = [
 
 def test_hostile_answers_end_in_time_and_are_never_right(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    chosen = HOSTILE if EXAMPLES > 1000 else [*HOSTILE[:2], *HOSTILE[12:]]
-    monkeypatch.setattr(checking, "FEWEST_FAILURES", 1000)
-    with AnswerChecker(timeout_s=1.0) as one:
-        began = time.monotonic()
-        verdicts = one.check([(answer, r"7\sqrt{3}") for answer in chosen])
-        assert time.monotonic() - began < 60 + 10 * len(chosen)
-        assert True not in verdicts and one.check([(r"\sqrt{8}", r"2\sqrt{2}")]) == [True]
-    assert verdicts[0] is None, "a time-out is an error, not a no"
+    answers = HOSTILE if EXAMPLES > 1000 else [*HOSTILE[:2], *HOSTILE[12:]]
+    monkeypatch.setattr(checking, "MIN_FAILURES", 1000)
+    with AnswerChecker(timeout_s=1.0) as checker:
+        started = time.monotonic()
+        verdicts = checker.check([(answer, r"7\sqrt{3}") for answer in answers])
+        assert time.monotonic() - started < 60 + 10 * len(answers)
+        assert True not in verdicts and checker.check([(r"\sqrt{8}", r"2\sqrt{2}")]) == [True]
+    assert verdicts[0] is None, "a timeout is a failed check, not a wrong answer"
     assert not list(tmp_path.iterdir())
 
 
@@ -283,18 +284,18 @@ ANSWERS = st.text(st.sampled_from("0123456789+-*/^_{}()[]\\,.$%= xyπ√∞\n\x0
 def test_any_two_answers_can_be_compared_without_a_process(predicted, gold):
     for task in TASKS.values():
         assert task.same(predicted, gold) in (True, False, None)
-        task.stated(predicted), task.unannounced(predicted), task.worth_asking(predicted, gold)
+        task.stated(predicted), task.implicit_answer(predicted), task.worth_asking(predicted, gold)
     final_answers(predicted)
 
 
 def test_a_checker_that_mostly_fails_stops_the_run(monkeypatch):
-    with AnswerChecker() as one:
-        monkeypatch.setattr(one._maths, "ask", lambda pairs, timeout_s: [None] * len(pairs))
-        few = checking.FEWEST_FAILURES - 1
-        assert one.check([(f"2^{{{n}}}", "x+1") for n in range(few)]) == [None] * few
+    with AnswerChecker() as checker:
+        monkeypatch.setattr(checker._maths, "ask", lambda pairs, timeout_s: [None] * len(pairs))
+        few = checking.MIN_FAILURES - 1
+        assert checker.check([(f"2^{{{n}}}", "x+1") for n in range(few)]) == [None] * few
         with pytest.raises(MachineError, match=f"failed on {few + 1} of {few + 1} answers .*x\\+1"):
-            one.check([("2^{77}", "x+1")])
-    with AnswerChecker() as one:
-        monkeypatch.setattr(one._maths, "ask", lambda pairs, timeout_s: [None, *["unreadable"] * (len(pairs) - 1)])
-        for n in range(checking.FEWEST_FAILURES + 5):  # many, but few of all
-            one.check([(f"2^{{{n}}}", f"x+{m}") for m in range(3)])
+            checker.check([("2^{77}", "x+1")])
+    with AnswerChecker() as checker:
+        monkeypatch.setattr(checker._maths, "ask", lambda pairs, timeout_s: [None, *["unreadable"] * (len(pairs) - 1)])
+        for n in range(checking.MIN_FAILURES + 5):  # many failures, but a small share of all checks
+            checker.check([(f"2^{{{n}}}", f"x+{m}") for m in range(3)])

@@ -1,17 +1,17 @@
-"""Defects found in published code of this kind, each with the test that keeps it out of here."""
+"""Regression tests for defects that occur in published code for similar methods."""
 
 import random
 
 import pytest
 
-from dartune.config import SynthesiseConfig
+from dartune.config.schema import SynthesiseConfig
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Sample
+from dartune.engines.base import Sample
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import run_gates
+from dartune.hacks.catalogue import HACKS
 from dartune.rewards.alignment import Reference
-from dartune.rewards.gates import run_gates
-from dartune.rewards.hacks import HACKS
-from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.reward import GatedReward
 from dartune.stages.synthesise import synthesise
 from fixtures_hacks import THRESHOLDS, english
@@ -23,13 +23,13 @@ ROW = Demonstration("r", "What is 1 + 2?", "1 + 2 = 3\n#### 3", "3")
 
 
 class Recording:
-    """A target that remembers what it was asked to score; a token costs a tenth of a nat for each in its text."""
+    """A target that records the pairs it scores; the log-probability of a token depends on its id only."""
 
     def __init__(self):
-        self.asked = []
+        self.scored = []
 
     def score(self, pairs):
-        self.asked += pairs
+        self.scored += pairs
         return [[-0.1 * (1 + token % 3) for token in ids] for _, ids in pairs]
 
 
@@ -39,12 +39,12 @@ def reward_of(target, renderer, row, checker):
     return GatedReward(target, renderer, checker, GateThresholds(), references)
 
 
-def test_a_sample_scored_alone_is_not_given_a_constant_alignment(checker):
-    """A group-relative alignment has nothing to say of a group of one; ours does not depend on the group."""
+def test_the_alignment_of_a_single_sample_is_not_constant(checker):
+    """A group-relative alignment is constant in a group of one; this one does not depend on the group."""
     reward = reward_of(Recording(), RENDERER, ROW, checker)
     texts = ["1 + 2 = 3\n#### 3", "We add: 1 + 2 = 3.\n#### 3"]
     samples = [Sample(tuple(RENDERER.response_ids(text)), (), "stop") for text in texts]
-    alone = [reward([ROW], [[one]])[0][0].alignment for one in samples]
+    alone = [reward([ROW], [[sample]])[0][0].alignment for sample in samples]
     assert alone[0] != alone[1]
     assert alone == [item.alignment for item in reward([ROW], [samples])[0]]
 
@@ -57,15 +57,15 @@ def test_a_sample_scored_alone_is_not_given_a_constant_alignment(checker):
         "1 + 2 = 3\n#### 3\n#### 4",
     ],
 )
-def test_the_first_box_does_not_win(rewrite, checker):
+def test_a_correct_first_box_does_not_pass(rewrite, checker):
     item = GateInput(ROW.question, ROW.solution, rewrite, ROW.answer)
     (gates,) = run_gates([item], THRESHOLDS, checker)
     assert not gates["correct_answer"] and not gates["one_answer"]
 
 
 @pytest.mark.parametrize("hack", HACKS, ids=lambda hack: hack.name)
-def test_the_gate_at_synthesis_is_no_weaker_than_in_training(hack, checker, tmp_path):
-    """What training refuses, synthesis refuses, for every hack of the catalogue."""
+def test_synthesis_applies_the_same_gates_as_training(hack, checker, tmp_path):
+    """Synthesis rejects every hack of the catalogue that training rejects."""
     honest = next(item for item in english("honest") if hack.apply(item, random.Random(0)))
     hacked = hack.apply(honest, random.Random(0))
     row = Demonstration("r", honest.question, honest.solution, honest.answer)
@@ -76,14 +76,14 @@ def test_the_gate_at_synthesis_is_no_weaker_than_in_training(hack, checker, tmp_
     length = len(RENDERER.response_ids(row.solution))
     reward = GatedReward(target, RENDERER, checker, THRESHOLDS, {"r": Reference(length, -10.0, None, length)})
     config = SynthesiseConfig(samples=2, ladder=["rewrite", "original"])
-    words = ([row], [probe(row)], mapper, target, reward, RENDERER, config, PROMPT, 2000, 0, tmp_path / "rows.jsonl")
-    [adapted] = synthesise(*words)
+    output = tmp_path / "rows.jsonl"
+    [adapted] = synthesise([row], [probe(row)], mapper, target, reward, RENDERER, config, PROMPT, 2000, 1.0, 0, output)
     assert adapted["provenance"] == "original" and adapted["solution"] == row.solution
     assert adapted["hacks_refused"] and adapted["hacks"] == []
 
 
-def test_text_is_never_tokenised_again_between_sampling_and_scoring(checker):
-    """The sampled tokens are scored, also where the tokenizer would have merged them, with each other or the prompt."""
+def test_sampled_tokens_are_scored_without_tokenising_the_text_again(checker):
+    """This holds even if the tokenizer would merge the tokens with each other or with the prompt."""
     renderer = Renderer(byte_tokenizer(chat=True, merges=(("1", "Ġ"), ("Ċ", "#"))))
     plain = Renderer(byte_tokenizer(chat=True))
     text = "1 + 2 = 3\n#### 3"
@@ -91,5 +91,5 @@ def test_text_is_never_tokenised_again_between_sampling_and_scoring(checker):
     target = Recording()
     [[scored]] = reward_of(target, renderer, ROW, checker)([ROW], [[Sample(pieces, (), "stop")]])
     assert scored.text == text and scored.ids == pieces
-    assert [tuple(ids) for _, ids in target.asked] == [pieces]
+    assert [tuple(ids) for _, ids in target.scored] == [pieces]
     assert len(plain.response_ids(text)) == len(pieces) >= len(renderer.response_ids(text))

@@ -1,4 +1,4 @@
-"""Guidance of pretraining: subjects are found in every dialect, and the loss falls where one looks at them."""
+"""The auxiliary attention loss: subjects are detected in every dialect, and training reduces the loss."""
 
 import random
 
@@ -11,24 +11,24 @@ from dartune.lab.build import RECIPES, Recipe, build_model
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.guidance import attention_loss, subject_positions
 from dartune.lab.tokenizer import build_tokenizer
-from dartune.lab.world import NAMES, ProblemSpec, draw, statement
+from dartune.lab.world import NAMES, ProblemSpec, sample_problem, statement
 
 SPEC = ProblemSpec(steps=(1, 5), new_steps=(0, 2), distractors=(0, 2))
 
 
 @given(st.integers(0, 10**9))
 @settings(max_examples=100)
-def test_every_word_of_a_statement_belongs_to_its_person(seed):
-    problem = draw(random.Random(seed), SPEC)
-    told = [statement(fact).split() for fact in problem.statements]
-    tokens = ["<user>", *(word for words in told for word in words)]
-    found = [tokens[place] if place >= 0 else None for place in subject_positions(tokens)]
-    assert found == [None, *(words[0] for words in told for _ in words)]
+def test_every_word_of_a_statement_has_its_person_as_subject(seed):
+    problem = sample_problem(random.Random(seed), SPEC)
+    statements = [statement(fact).split() for fact in problem.statements]
+    tokens = ["<user>", *(word for words in statements for word in words)]
+    subjects = [tokens[position] if position >= 0 else None for position in subject_positions(tokens)]
+    assert subjects == [None, *(words[0] for words in statements for _ in words)]
 
 
 @pytest.mark.parametrize("dialect", ["explicit", "equations", "backward", "recall"])
-def test_sums_belong_to_the_person_they_are_for(dialect):
-    problem = draw(random.Random(3), ProblemSpec(steps=(3, 3)))
+def test_the_subject_of_a_sum_is_the_person_with_its_value(dialect):
+    problem = sample_problem(random.Random(3), ProblemSpec(steps=(3, 3)))
     tokens = ["<assistant>", *DIALECTS[dialect](problem).split()]
     subjects = subject_positions(tokens)
     values = problem.values
@@ -40,20 +40,20 @@ def test_sums_belong_to_the_person_they_are_for(dialect):
         assert values[tokens[subjects[i]]] == int(tokens[i + 1])
 
 
-def test_positions_are_of_names_and_never_ahead():
+def test_subjects_are_names_at_or_before_the_token():
     tokens = "How many does Ada have ? Ben has 3 . Cora = Ben + 2 ; The answer is 3 .".split()
-    for place, subject in enumerate(subject_positions(tokens)):
-        assert subject == -1 or (subject <= place and tokens[subject] in NAMES)
+    for position, subject in enumerate(subject_positions(tokens)):
+        assert subject == -1 or (subject <= position and tokens[subject] in NAMES)
     assert subject_positions([]) == []
 
 
-def test_the_loss_falls_when_trained_on_and_leaves_the_model_as_it_was_used():
+def test_training_reduces_the_loss_and_the_model_is_otherwise_unchanged():
     tokenizer = build_tokenizer()
     model = build_model(Recipe(hidden=32, layers=2, heads=2, intermediate=32), len(tokenizer), 3, seed=0)
     rng = random.Random(0)
     rows = []
     for _ in range(8):
-        problem = draw(rng, ProblemSpec(steps=(1, 2)))
+        problem = sample_problem(rng, ProblemSpec(steps=(1, 2)))
         rows.append(tuple(tokenizer.encode(text) for text in (problem.question, DIALECTS["recall"](problem))))
     before = model(torch.tensor([rows[0][0]])).logits
     first = attention_loss(model, rows)
@@ -70,8 +70,8 @@ def test_the_loss_falls_when_trained_on_and_leaves_the_model_as_it_was_used():
     assert float(attention_loss(model, rows).detach()) < 0.3 * float(first.detach())
 
 
-def test_a_model_begins_by_adding_nothing_to_its_embeddings():
+def test_an_untrained_model_returns_its_embeddings_unchanged():
     model = build_model(RECIPES["backward"], len(build_tokenizer()), 3, seed=0)
     ids = torch.tensor([[5, 6, 7]])
-    last = model(ids, output_hidden_states=True).hidden_states
-    assert torch.equal(last[0], last[1])
+    hidden_states = model(ids, output_hidden_states=True).hidden_states
+    assert torch.equal(hidden_states[0], hidden_states[1])

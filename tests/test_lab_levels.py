@@ -1,4 +1,4 @@
-"""Levels of the lab: the shipped models' stays as it is, the harder one is asked for by its address."""
+"""Levels of the lab: the level of the shipped models is unchanged, the harder one has its own address."""
 
 import hashlib
 import random
@@ -19,7 +19,7 @@ def digest(value) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def test_what_the_shipped_models_saw_and_are_asked_is_what_it_was():
+def test_the_texts_of_the_shipped_models_are_unchanged():
     rng = random.Random("recipe")
     examples = [[target_example(rng, "backward"), mapper_example(rng, "mapper")] for _ in range(200)]
     assert digest(examples) == SHIPPED_EXAMPLES
@@ -28,7 +28,7 @@ def test_what_the_shipped_models_saw_and_are_asked_is_what_it_was():
     assert digest(questions) == SHIPPED_QUESTIONS
 
 
-def test_the_levels_ask_for_the_same_kinds_of_things_and_deep_for_longer_chains():
+def test_the_levels_have_the_same_suites_and_deep_has_longer_chains():
     assert set(DEEP.suites) == set(PLAIN.suites)
     for name in SUITES:
         plain, deep = ([problem.steps for problem in suite(name, 64, level)] for level in (PLAIN, DEEP))
@@ -37,15 +37,15 @@ def test_the_levels_ask_for_the_same_kinds_of_things_and_deep_for_longer_chains(
         assert not any(fact.relation in NEW_RELATIONS for problem in suite(name, 64, DEEP) for fact in problem.chain)
 
 
-def test_a_level_is_asked_for_in_the_address():
+def test_the_address_selects_the_level():
     train, dev, suites = source.data("lab:deep/values", 40, 8, 16)
     assert len(train) == 40 and len(dev) == 8
-    asked = {row.question for rows in suites.values() for row in rows}
-    assert not asked & {row.question for row in (*train, *dev)}
+    suite_questions = {row.question for rows in suites.values() for row in rows}
+    assert not suite_questions & {row.question for row in (*train, *dev)}
     assert [row.question for row in suites["ood_length"]] == [p.question for p in suite("ood_length", 16, DEEP)]
     assert source.data("lab:plain/values", 4, 1, 2) == source.data("lab:values", 4, 1, 2)
 
 
-def test_an_unknown_level_is_said():
-    with pytest.raises(InputError, match=f"no level 'steep': it has {', '.join(LEVELS)}"):
+def test_an_unknown_level_is_reported():
+    with pytest.raises(InputError, match=f"no level 'steep'; available: {', '.join(LEVELS)}"):
         source.data("lab:steep/values", 4, 1, 2)

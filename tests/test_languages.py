@@ -1,4 +1,4 @@
-"""German, French, Spanish and Chinese rows: numbers, answers, names and gates."""
+"""Gates, answers, names and number formats on German, French, Spanish and Chinese rows."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dartune.answers.grading import find_contradictions
 from dartune.data.records import Demonstration
-from dartune.rewards.gates import run_gates
-from dartune.rewards.items import GateInput, GateThresholds
-from dartune.rewards.languages import language_of, reader, with_points, writes_commas
-from dartune.rewards.solved import contradicting
-from dartune.rewards.text import known_names
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import run_gates
+from dartune.text.features import known_names
+from dartune.text.languages import language_of, number_normaliser, with_points, writes_commas
 
 LINES = (Path(__file__).parent / "data" / "languages.jsonl").read_text("utf-8").splitlines()
 ROWS = [json.loads(line) for line in LINES]
@@ -20,15 +20,15 @@ ROWS = [json.loads(line) for line in LINES]
 
 @pytest.fixture(scope="module")
 def verdicts(checker):
-    """(language, label) -> one dict of gates a text; the source, three honest rewrites and seven hacks of each row."""
+    """(language, label) -> gate results of each text: the source, three honest rewrites and seven hacks per row."""
     names = known_names((row["question"], row["solution"]) for row in ROWS)
-    found = {}
+    gates_by_label = {}
     for row in ROWS:
         labelled = [("source", row["solution"]), *(("honest", text) for text in row["honest"]), *row["hacks"].items()]
         items = [GateInput(row["question"], row["solution"], text, row["answer"]) for _, text in labelled]
         for (label, _), gates in zip(labelled, run_gates(items, GateThresholds(names=names), checker), strict=True):
-            found.setdefault((row["language"], label), []).append(gates)
-    return found
+            gates_by_label.setdefault((row["language"], label), []).append(gates)
+    return gates_by_label
 
 
 def accepted(verdicts) -> int:
@@ -36,32 +36,32 @@ def accepted(verdicts) -> int:
 
 
 @pytest.mark.parametrize("language", ["de", "es", "fr", "zh"])
-def test_sources_pass_their_own_gates_and_most_honest_rewrites_do(language, verdicts):
-    # The others leave out a result that the source works out: they go another way.
+def test_sources_and_most_honest_rewrites_are_accepted(language, verdicts):
+    # The rejected honest rewrites leave out a result of the source, because they solve the problem in another way.
     assert accepted(verdicts[language, "source"]) == 10
     assert accepted(verdicts[language, "honest"]) >= 21
 
 
 @pytest.mark.parametrize("language", ["de", "es", "fr", "zh"])
 @pytest.mark.parametrize("hack", ["bare_answer", "wrong_sum", "wrong_answer", "english", "loop", "leak"])
-def test_hacks_are_stopped(language, hack, verdicts):
+def test_hacks_are_rejected(language, hack, verdicts):
     assert accepted(verdicts[language, hack]) == 0
 
 
-def test_values_without_steps_are_mostly_stopped(verdicts):
-    # Short sentences with several words a number cannot be told from steps where the words are not read.
+def test_values_without_steps_are_mostly_rejected(verdicts):
+    # In these languages words are only counted, so short sentences with several words per number look like steps.
     assert sum(accepted(verdicts[language, "values_only"]) for language in ("de", "es", "fr", "zh")) <= 3
 
 
 def test_no_solution_contradicts_its_answer(checker):
     rows = [Demonstration(str(i), row["question"], row["solution"], row["answer"]) for i, row in enumerate(ROWS)]
-    assert contradicting(rows, checker) == ([], [])
+    assert find_contradictions(rows, checker) == ([], [])
     wrong = [Demonstration(row.id, row.question, row.solution, "12345") for row in rows]
-    found, silent = contradicting(wrong, checker)
-    assert [row for row, _ in found] == wrong and silent == []
+    contradictions, silent = find_contradictions(wrong, checker)
+    assert [row for row, _ in contradictions] == wrong and silent == []
 
 
-def test_languages_are_told_apart():
+def test_languages_are_identified():
     assert [language_of(row["question"]) for row in ROWS] == [row["language"] for row in ROWS]
     assert language_of("What is $3 + 4$?") == "en"
 
@@ -80,18 +80,18 @@ def test_languages_are_told_apart():
         ("(2, 3, 4)", "(2, 3, 4)"),
     ],
 )
-def test_numbers_are_read_as_they_are_written_there(written, read):
+def test_numbers_are_converted_to_english_notation(written, read):
     assert with_points(written) == read
 
 
-def test_notation_follows_the_language_and_what_the_row_shows():
+def test_decimal_commas_follow_the_language_and_the_row():
     german = "Anna kauft drei Hefte und zwei Stifte. Wie viel Euro bezahlt sie zusammen an der Kasse?"
     mexican = "Ana compra tres cuadernos a 2.50 pesos cada uno. ¿Cuántos pesos paga Ana en total por los cuadernos?"
     english = "Anna buys three notebooks for $1,250 and (3,50) is a point. How much does she pay at the till?"
     assert writes_commas(german) and not writes_commas(mexican) and not writes_commas(english)
-    assert reader(english, "")("1,250") == "1,250"
+    assert number_normaliser(english, "")("1,250") == "1,250"
 
 
 @given(st.text(alphabet="0123456789.,: $€()abß米有-", max_size=40))
-def test_any_text_can_be_read(text):
+def test_any_text_can_be_converted(text):
     assert with_points(with_points(text)).count(",") <= text.count(",")

@@ -1,4 +1,4 @@
-"""Public data sets are read as they come: their columns, their marks, their answers."""
+"""Tests of public data sets: they are read without a column map, with their annotations and answers."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dartune.data.layouts import PUBLIC, recognised
+from dartune.answers.task_families import TASKS
 from dartune.data.load import load_demonstrations, read_demonstrations
+from dartune.data.public_datasets import PUBLIC, detect_public_layout
 from dartune.errors import InputError
-from dartune.rewards.tasks import TASKS
 
 THOUGHT = (
     "<|begin_of_thought|>\n\nTwo and three make five.\n\n<|end_of_thought|>\n\n"
@@ -114,34 +114,34 @@ def written(folder, rows, kind):
     return path
 
 
-def test_every_layout_is_tried():
+def test_every_public_layout_has_a_test_row():
     assert set(ROWS) == set(PUBLIC)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("name", ROWS)
-def test_a_public_data_set_is_read_as_it_comes(name, kind, tmp_path):
+def test_a_public_data_set_is_read_without_a_column_map(name, kind, tmp_path):
     row, (question, solution, answer) = ROWS[name]
-    assert recognised(row) is PUBLIC[name]
-    (found,) = load_demonstrations(written(tmp_path, [row], kind))
-    assert (found.question, found.solution) == (question, solution)
+    assert detect_public_layout(row) is PUBLIC[name]
+    (loaded,) = load_demonstrations(written(tmp_path, [row], kind))
+    assert (loaded.question, loaded.solution) == (question, solution)
     code = "assert" in answer
-    assert TASKS["code" if code else "math"].gold(found) == answer
+    assert TASKS["code" if code else "math"].gold(loaded) == answer
 
 
 @pytest.mark.parametrize("answer", ["proof", "notfound", "NaN", "", None])
-def test_a_word_for_no_answer_is_none(answer, tmp_path):
+def test_a_placeholder_for_no_answer_becomes_none(answer, tmp_path):
     row = ROWS["NuminaMath"][0] | {"answer": answer, "solution": "By symmetry."}
-    (found,) = load_demonstrations(written(tmp_path, [row], "jsonl"))
-    assert found.answer is None
+    (loaded,) = load_demonstrations(written(tmp_path, [row], "jsonl"))
+    assert loaded.answer is None
 
 
 def test_a_system_text_is_kept_with_the_row(tmp_path):
-    (found,) = load_demonstrations(written(tmp_path, [ROWS["OpenThoughts"][0]], "jsonl"))
-    assert found.meta == {"system": "Think first."}
+    (loaded,) = load_demonstrations(written(tmp_path, [ROWS["OpenThoughts"][0]], "jsonl"))
+    assert loaded.meta == {"system": "Think first."}
 
 
-def test_bad_rows_are_named_by_their_own_columns(tmp_path):
+def test_bad_rows_are_reported_under_their_own_column_names(tmp_path):
     good = ROWS["OpenThoughts"][0]
     several = {"conversations": [{"from": "human", "value": "a"}] * 3}
     rows = [good, {"system": ""}, {"conversations": "text"}, several, {"conversations": [{"from": ["x"]}]}]
@@ -155,10 +155,10 @@ def test_bad_rows_are_named_by_their_own_columns(tmp_path):
     assert "test_list: must be text" in caught.value.problems[0]
 
 
-def test_a_column_map_of_the_users_goes_first(tmp_path):
+def test_a_column_map_takes_precedence_over_a_public_layout(tmp_path):
     path = written(tmp_path, [ROWS["GSM8K"][0]], "jsonl")
-    (found,) = load_demonstrations(path, columns={"question": "question", "solution": "answer"})
-    assert "<<3*4=12>>" in found.solution
+    (loaded,) = load_demonstrations(path, columns={"question": "question", "solution": "answer"})
+    assert "<<3*4=12>>" in loaded.solution
 
 
 value = st.none() | st.integers() | st.text(max_size=8) | st.lists(st.text(max_size=3) | st.dictionaries(
@@ -167,15 +167,18 @@ value = st.none() | st.integers() | st.text(max_size=8) | st.lists(st.text(max_s
 
 
 @given(st.sampled_from(sorted(PUBLIC)), st.data())
-def test_no_row_makes_a_layout_fail(name, data):
+def test_no_row_makes_tidy_fail(name, data):
     columns = {column for layout in PUBLIC.values() for column in layout.fields.values()}
     columns |= {"system", "input", "test_imports", "test_setup_code"}
     row = {column: data.draw(value) for column in columns}
     assert isinstance(PUBLIC[name].tidy(row), dict | str)
 
 
-def test_an_input_of_alpaca_that_is_no_text_is_joined_or_refused(tmp_path):
-    rows = [{"instruction": "Double it.", "input": about, "output": "s"} for about in (5, [3, 4], {"a": 1}, "", None)]
+def test_an_alpaca_input_that_is_not_text_is_joined_or_rejected(tmp_path):
+    rows = [
+        {"instruction": "Double it.", "input": alpaca_input, "output": "s"}
+        for alpaca_input in (5, [3, 4], {"a": 1}, "", None)
+    ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = read_demonstrations(tmp_path / "d.jsonl")
     assert [row.question for row in read.rows][:2] == ["Double it.\n\n5", "Double it."]
@@ -184,6 +187,6 @@ def test_an_input_of_alpaca_that_is_no_text_is_joined_or_refused(tmp_path):
     ]
 
 
-def test_tests_nested_too_deeply_are_told(tmp_path):
+def test_tests_nested_too_deeply_do_not_prevent_reading(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"input": "q", "output": "s", "unit_tests": "[" * 100_000}) + "\n")
     assert read_demonstrations(tmp_path / "d.jsonl", task="code").rows[0].question == "q"

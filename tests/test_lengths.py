@@ -5,9 +5,9 @@ import json
 import pytest
 
 from dartune.cli import main
-from dartune.config import load_config
+from dartune.config.load import load_config
 from dartune.errors import InputError
-from dartune.roster import examined, prepared
+from dartune.stages.prepare import examine, prepare_run
 from fixtures_models import save_tiny
 
 QUICK = {
@@ -44,12 +44,12 @@ def flags(settings):
 
 def problems(settings):
     with pytest.raises(InputError) as caught:
-        prepared(load_config(None, settings))
+        prepare_run(load_config(None, settings))
     return "\n".join(caught.value.problems)
 
 
 def test_what_fits_is_accepted(world):
-    prepared(load_config(None, world[1]))
+    prepare_run(load_config(None, world[1]))
 
 
 def test_every_use_that_a_row_is_too_long_for_is_told_with_the_key_to_lower(world):
@@ -72,8 +72,8 @@ def test_every_row_that_is_too_long_is_named_on_request(world):
     folder, settings = world
     write(folder / "sums.jsonl", [row(i, " Think" * 40) for i in range(12)])
     config = load_config(None, settings)
-    (few,) = [line for line in examined(config).problems if line.startswith("question and solution")]
-    (every,) = [line for line in examined(config, every=True).problems if line.startswith("question and solution")]
+    (few,) = [line for line in examine(config).problems if line.startswith("question and solution")]
+    (every,) = [line for line in examine(config, every=True).problems if line.startswith("question and solution")]
     assert " and 5 more" in few and "more" not in every and every.count("'row-") == 10
 
 
@@ -93,7 +93,7 @@ def test_a_refused_run_leaves_the_settings_of_the_finished_one(world, capsys):
     write(folder / "sums.jsonl", [row(i) for i in range(10)])
     capsys.readouterr()
     assert main(["report", str(folder / "run")]) == 2
-    assert "is not what this run was made from" in capsys.readouterr().err
+    assert "has changed since this run was made" in capsys.readouterr().err
 
 
 def test_a_report_of_a_run_that_has_not_ended_says_so(world, capsys):

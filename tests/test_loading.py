@@ -1,4 +1,4 @@
-"""What is loaded is what was saved; anything incomplete, pickled or foreign is refused with reasons."""
+"""Loaded models equal the saved ones; incomplete, pickled and unsupported ones are rejected with the reason."""
 
 import json
 import sys
@@ -8,9 +8,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from dartune.engines.hf import HFEngine
 from dartune.errors import InputError, MachineError
-from dartune.models.adapter import add_lora, load_adapter, merge_lora, remove_lora, without_adapter
-from dartune.models.hf_engine import HFEngine
 from dartune.models.loading import (
     context_length,
     end_ids,
@@ -20,6 +19,7 @@ from dartune.models.loading import (
     save_model,
     stop_at,
 )
+from dartune.models.lora import add_lora, load_adapter, merge_lora, remove_lora, without_adapter
 from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -32,15 +32,15 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a local path must not reach for the network")
+    def fail(*args, **kwargs):
+        raise AssertionError("a local path must not use the network")
 
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("socket.socket.connect", fail)
+    monkeypatch.setattr("socket.getaddrinfo", fail)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_saved_model_comes_back_the_same(architecture, tmp_path):
+def test_a_saved_model_is_loaded_unchanged(architecture, tmp_path):
     tokenizer = byte_tokenizer()
     model = tiny_model(architecture, len(tokenizer), pad=0, eos=1).eval()
     save_model(model, tokenizer, tmp_path / "saved")
@@ -62,21 +62,21 @@ def test_dtype_and_device(folder):
     assert "abacus" in str(caught.value) and "float8" in str(caught.value)
 
 
-def test_a_missing_folder_is_not_looked_up_elsewhere(tmp_path):
+def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path):
     for load in (load_model, load_tokenizer):
         for path in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./no/where/at/all"):
             with pytest.raises(InputError, match="no folder"):
                 load(path)
 
 
-def test_everything_a_folder_lacks_is_listed(tmp_path):
+def test_all_problems_of_a_folder_are_listed(tmp_path):
     with pytest.raises(InputError) as caught:
         load_model(tmp_path, dtype="int3")
-    found = "\n".join(caught.value.problems)
-    assert all(word in found for word in ("int3", "config.json", "no weights", "no tokenizer"))
+    problems = "\n".join(caught.value.problems)
+    assert all(word in problems for word in ("int3", "config.json", "no weights", "no tokenizer"))
 
 
-def test_pickled_weights_are_refused_with_the_way_out(folder):
+def test_pickled_weights_are_rejected_with_instructions(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="save_pretrained"):
         load_model(folder)
@@ -89,7 +89,7 @@ def test_a_missing_shard_is_named(folder):
     assert model_problems(folder) == ["the weight file model-00002-of-00002.safetensors is missing"]
 
 
-def test_weights_that_transformers_would_make_up_are_an_error(folder):
+def test_weights_that_transformers_would_initialise_at_random_are_an_error(folder):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -113,11 +113,11 @@ def test_weights_that_are_not_finite_are_an_error(value, folder):
         load_model(folder)
 
 
-def test_an_index_cannot_name_files_elsewhere(folder):
+def test_an_index_cannot_name_files_of_other_folders(folder):
     (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
     index = {"weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="no file of this folder"):
+    with pytest.raises(InputError, match="not a file of this folder"):
         load_model(folder)
 
 
@@ -135,7 +135,7 @@ def test_broken_files_are_input_errors(folder):
         load_model(folder)
 
 
-def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
+def test_code_of_a_model_is_not_run(folder, tmp_path):
     trace = tmp_path / "executed"
     (folder / "modeling_odd.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Odd: pass\n")
     config = json.loads((folder / "config.json").read_text())
@@ -150,7 +150,7 @@ def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Mamba", "Mamba2", "FalconH1", "RecurrentGemma", "Qwen3Next", "Jamba"])
-def test_a_model_with_a_recurrent_state_is_refused_with_the_reason(name, tmp_path):
+def test_a_model_with_a_recurrent_state_is_rejected_with_the_reason(name, tmp_path):
     getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
     byte_tokenizer(chat=True).save_pretrained(tmp_path)
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
@@ -158,13 +158,13 @@ def test_a_model_with_a_recurrent_state_is_refused_with_the_reason(name, tmp_pat
         load_model(tmp_path)
 
 
-def test_an_adapter_is_not_taken_for_a_model(tmp_path):
+def test_an_adapter_is_not_loaded_as_a_model(tmp_path):
     add_lora(tiny_model("llama", 60, pad=0, eos=1), 2).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="LoRA adapter"):
         load_model(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_model_and_no_litter(folder):
+def test_a_failed_save_keeps_the_old_model_and_leaves_no_files(folder):
     class FullDisk:
         def save_pretrained(self, folder):
             raise OSError(28, "No space left on device")
@@ -177,7 +177,7 @@ def test_a_failed_save_leaves_the_old_model_and_no_litter(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_saving_replaces_what_was_there(folder):
+def test_saving_replaces_the_previous_model(folder):
     (folder / "stale.txt").write_text("old")
     tokenizer = load_tokenizer(folder)
     other = tiny_model("qwen3", len(tokenizer), pad=0, eos=1, seed=9).eval()
@@ -188,7 +188,7 @@ def test_saving_replaces_what_was_there(folder):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_lora_trains_beside_the_model_and_merges_into_it(architecture, tmp_path):
+def test_lora_leaves_the_model_unchanged_and_merges_into_it(architecture, tmp_path):
     tokenizer = byte_tokenizer()
     model = tiny_model(architecture, len(tokenizer), pad=0, eos=1).eval()
     before = model(IDS).logits
@@ -213,7 +213,7 @@ def test_lora_trains_beside_the_model_and_merges_into_it(architecture, tmp_path)
     torch.testing.assert_close(load_model(tmp_path / "merged")(IDS).logits, changed, atol=1e-5, rtol=1e-4)
 
 
-def test_merging_nothing_is_harmless_and_ranks_are_positive():
+def test_merging_without_lora_does_nothing_and_ranks_are_positive():
     model = tiny_model("llama", 60, pad=0, eos=1)
     assert merge_lora(model) is model and remove_lora(model) is model
     with without_adapter(model):
@@ -237,16 +237,16 @@ ROPES = {
 
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_rope_that_changes_with_length_does_not_mix_the_rows_of_a_batch(kind, tmp_path):
-    """transformers picks its frequencies by the longest row of a forward."""
+def test_a_length_dependent_rope_does_not_mix_the_rows_of_a_batch(kind, tmp_path):
+    """transformers chooses the frequencies by the longest row of a forward."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     tokenizer = byte_tokenizer()
-    first = 32
+    original_length = 32
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=128 if kind == "longrope" else first,
+        max_position_embeddings=128 if kind == "longrope" else original_length,
         rope_parameters={"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]},
         **sizes,
         pad_token_id=0,
@@ -256,7 +256,7 @@ def test_a_rope_that_changes_with_length_does_not_mix_the_rows_of_a_batch(kind, 
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = HFEngine(load_model(tmp_path))
-    assert engine.context == first
+    assert engine.context == original_length
     engine.context = 128
     short, long = ([5, 6, 7], (8, 9, 10)), ([7] * 10, tuple(range(8, 68)))
     alone = engine.score([short])[0]
@@ -264,7 +264,7 @@ def test_a_rope_that_changes_with_length_does_not_mix_the_rows_of_a_batch(kind, 
     assert engine.score([short])[0] == pytest.approx(alone, abs=1e-5)
 
 
-def test_a_saved_model_stops_where_it_was_trained_to(folder, tmp_path):
+def test_a_saved_model_has_the_stop_tokens_of_its_training(folder, tmp_path):
     model = load_model(folder)
     stop_at(model, (3, 5))
     save_model(model, load_tokenizer(folder), tmp_path / "saved")

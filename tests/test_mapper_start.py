@@ -2,14 +2,15 @@
 
 import pytest
 
-from dartune.adapt import EMPTY_STEPS, watched
 from dartune.data.records import Demonstration
+from dartune.engines.base import Sample
 from dartune.errors import InputError
-from dartune.models.engine import Sample
-from dartune.run import Cost, read_jsonl
-from dartune.stages.format_warmup import described
+from dartune.run.cost import Cost
+from dartune.run.files import read_jsonl
+from dartune.stages.mapper import EMPTY_STEPS, watch_first_steps
+from dartune.stages.mapper_prompt import mapper_prompt, with_examples, worked_examples
 from dartune.stages.own_samples import is_verified, sample_own
-from dartune.train.mapper import mapper_prompt, with_examples, worked_examples
+from dartune.stages.warmup import describe_warmup
 from test_reward import RENDERER, THRESHOLDS
 
 ROWS = [Demonstration(f"r{n}", f"What is {n} + 1?", f"+ {n} 1 = {n + 1}", str(n + 1)) for n in range(5)]
@@ -54,7 +55,7 @@ def step(gate_pass):
 
 def test_a_run_in_which_no_rewrite_passes_stops_with_advice(tmp_path):
     said = []
-    done = watched(said.append, Steps(), tmp_path)
+    done = watch_first_steps(said.append, Steps(), tmp_path)
     for number in range(EMPTY_STEPS - 1):
         done(number, step(0.0))
     assert len(said) == 1 and "No rewrite passes the gates" in said[0]
@@ -68,15 +69,15 @@ def test_a_run_in_which_no_rewrite_passes_stops_with_advice(tmp_path):
 
 
 def test_one_rewrite_that_passes_is_enough_to_go_on(tmp_path):
-    done = watched(lambda _: None, Steps(), tmp_path)
+    done = watch_first_steps(lambda _: None, Steps(), tmp_path)
     for number in range(3 * EMPTY_STEPS):
         done(number, step(0.01 if number == 2 else 0.0))
 
 
 def test_the_initialisation_is_said_in_words():
     kinds = {"own": 3, "passed": 2, "tried": 40, "demonstrations": 0}
-    assert "warm-up on 3 right solutions of the target, 2 of 40" in described(kinds)
-    assert "copier" in described(kinds | {"demonstrations": 12})
+    assert "warm-up on 3 right solutions of the target, 2 of 40" in describe_warmup(kinds)
+    assert "copier" in describe_warmup(kinds | {"demonstrations": 12})
 
 
 class Solver:

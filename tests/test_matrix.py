@@ -1,52 +1,53 @@
-"""Matrices: every combination once, named, checked before anything runs; run cell by cell and compared."""
+"""Matrices: every combination is named, checked before anything runs, run in its own folder, and compared."""
 
 import pytest
 
 from dartune.cli import main
-from dartune.config import load_config
+from dartune.config.load import load_config
+from dartune.config.matrix import combinations
 from dartune.errors import InputError
-from dartune.matrix import cells
 from test_arms import RECIPE, SMALL
 
 FULL = RECIPE.with_name("lab-full.yaml")
 
 
-def test_every_combination_is_a_run_of_its_own():
-    made = cells(load_config(FULL))
-    assert [name for name, _ in made] == [
+def test_every_combination_is_a_separate_run():
+    runs = combinations(load_config(FULL))
+    assert [name for name, _ in runs] == [
         f"{target}-{expert}" for target in ("backward", "recall") for expert in ("values", "skipping", "nested")
     ]
-    assert len({cell.output for _, cell in made}) == 6
-    name, cell = made[4]
+    assert len({cell.output for _, cell in runs}) == 6
+    name, cell = runs[4]
     assert (cell.target.path, cell.data.path, cell.matrix) == ("lab:recall", "lab:skipping", {})
     assert cell.output == f"runs/lab-full/{name}" and cell.seeds == (0, 1, 2, 3, 4)
 
 
-def test_what_is_wrong_with_a_matrix_is_said_at_once():
-    wrong = {"matrix": "{mapper.step: [1], nowhere.key: [1], seeds: [[0], [zero]]}"}
+def test_problems_of_a_matrix_are_reported_at_once():
+    overrides = {"matrix": "{mapper.step: [1], nowhere.key: [1], seeds: [[0], [zero]]}"}
     with pytest.raises(InputError) as caught:
-        cells(load_config(FULL, wrong))
-    said = "\n".join(caught.value.problems)
-    assert "unknown key mapper.step, did you mean mapper.steps?" in said
-    assert "there is no key nowhere.key" in said and "zero" in said
+        combinations(load_config(FULL, overrides))
+    problems = "\n".join(caught.value.problems)
+    assert "unknown key mapper.step, did you mean mapper.steps?" in problems
+    assert "there is no key nowhere.key" in problems and "zero" in problems
     with pytest.raises(InputError, match="cannot be run") as caught:
-        cells(load_config(FULL, {"matrix": "{data.path: [a/x.jsonl, b/x.jsonl]}"}))
+        combinations(load_config(FULL, {"matrix": "{data.path: [a/x.jsonl, b/x.jsonl]}"}))
     assert "two combinations are called x.jsonl" in caught.value.problems[0]
 
 
 @pytest.mark.slow
 def test_a_matrix_runs_and_ends_with_a_comparison(tmp_path, capsys):
-    words = [word for key, value in (SMALL | {"mapper.max_new_tokens": "64"}).items() for word in (f"--{key}", value)]
+    settings = SMALL | {"mapper.max_new_tokens": "64"}
+    flags = [argument for key, value in settings.items() for argument in (f"--{key}", value)]
     matrix = ["--matrix", "{data.path: [lab:values, lab:nested]}", "--arms", "[base, dart]"]
-    assert main(["run", str(RECIPE), "--output", str(tmp_path / "runs"), *matrix, *words]) == 0
-    said = capsys.readouterr().out
+    assert main(["run", str(RECIPE), "--output", str(tmp_path / "runs"), *matrix, *flags]) == 0
+    output = capsys.readouterr().out
     assert (tmp_path / "runs/values/report/index.html").exists() and (tmp_path / "runs/nested/report").exists()
-    assert "nested: data.path lab:values -> lab:nested" in said and "dart - base, points" in said
+    assert "nested: data.path lab:values -> lab:nested" in output and "dart - base, points" in output
     assert main(["compare", str(tmp_path / "runs/values"), str(tmp_path / "runs/nested")]) == 0
-    assert capsys.readouterr().out.strip() in said
+    assert capsys.readouterr().out.strip() in output
     assert main(["status", str(tmp_path / "runs")]) == 0
-    said = capsys.readouterr().out
-    assert said.count("not running") == 2 and said.count("mapper-s0") == 2
+    output = capsys.readouterr().out
+    assert output.count("not running") == 2 and output.count("mapper-s0") == 2
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert capsys.readouterr().out.count("accuracy %") == 2
     assert main(["show", "data", str(tmp_path / "runs")]) == 2

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dartune.cli import main
-from dartune.data.adapted import read_adapted
-from dartune.progress import Progress
-from dartune.run import read_jsonl
+from dartune.data.adapted_dataset import read_adapted
+from dartune.run.files import read_jsonl
+from dartune.run.progress import Progress
 from fixtures_models import ARCHITECTURES, save_tiny
 
 TINY = [
@@ -98,13 +98,13 @@ def test_the_check_of_a_thousand_rows_holds_out_a_tenth_of_the_questions(tmp_pat
 
 
 def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons(tmp_path):
-    from dartune.adapt import watched
+    from dartune.stages.mapper import watch_first_steps
 
     said = []
     row = {"reward": 0.0, "alignment_after": -3.0, "gates": {"finished": 0.2, "no_loop": 1.0}}
 
     def steps(*values):
-        step_done = watched(said.append, Progress(9, "mapper-s0"), tmp_path)
+        step_done = watch_first_steps(said.append, Progress(9, "mapper-s0"), tmp_path)
         for step, (share, alike) in enumerate(values, start=1):
             step_done(step, row | {"gate_pass": share, "zero_variance": alike})
 
@@ -112,7 +112,7 @@ def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons(tmp_path):
     assert len(said) == 1 and "finished (80%)" in said[0] and "mapper.format_steps" in said[0]
     assert str(tmp_path / "samples.jsonl") in said[0]
     steps(*[(0.3, 1.0)] * 6)
-    assert len(said) == 2 and "none is worth more than its demonstration" in said[1]
+    assert len(said) == 2 and "none is more natural to the target than its demonstration" in said[1]
     steps((0.0, 1.0), (0.0, 1.0), (0.1, 0.9), *[(0.0, 1.0)] * 3)
     assert len(said) == 2
 
@@ -154,7 +154,7 @@ def test_a_run_killed_in_the_middle_of_a_stage_ends_the_same(stage, problems, tm
     target, whole = whole_run
     code = (
         "import os, signal, sys\n"
-        "from dartune import run, progress\n"
+        "from dartune.run import progress\n"
         f"stage, marks = {stage!r}, [0]\n"
         "original = progress.Progress.update\n"
         "def update(self, n=1, **metrics):\n"

@@ -1,4 +1,4 @@
-"""Trained weights are float32 whatever is computed in, and an adapter shares the frozen model's memory."""
+"""Trained weights are float32 for every compute dtype, and an adapter shares the frozen model's memory."""
 
 import gc
 
@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dartune.config import ExecutionConfig, MapperConfig, SFTConfig, load_config
-from dartune.data.render import Renderer
-from dartune.models.adapter import add_lora, load_adapter, remove_lora
-from dartune.models.engine import SampleSpec
-from dartune.models.hf_engine import HFEngine
+from dartune.config.load import load_config
+from dartune.config.schema import ExecutionConfig, MapperConfig, SFTConfig
+from dartune.data.chat_template import Renderer
+from dartune.engines.base import SampleSpec
+from dartune.engines.hf import HFEngine
+from dartune.engines.logprobs import sequence_logprobs
+from dartune.models.fused_rmsnorm import fuse_norms
 from dartune.models.loading import save_model
-from dartune.models.memory import activation_bytes, footprint
-from dartune.models.norms import fuse_norms
-from dartune.models.precision import compute_in, rounded
-from dartune.models.shared_prefix import sequence_logprobs
-from dartune.roster import Roster
+from dartune.models.lora import add_lora, load_adapter, remove_lora
+from dartune.models.precision import cast_to_compute_dtype, compute_in
+from dartune.stages.models import RunModels
+from dartune.train.memory import activation_bytes, footprint
 from dartune.train.sft import fine_tune
 from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model, without_dropout
 
@@ -42,20 +43,20 @@ def test_small_steps_are_lost_in_bfloat16_weights_and_kept_in_float32_ones(tmp_p
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sampling_scoring_and_training_agree_on_what_is_computed(architecture):
+def test_sampling_scoring_and_training_give_the_same_log_probabilities(architecture):
     model = compute_in(model_of(architecture), torch.bfloat16)
     prompts = [RENDERER.prompt_ids(question) for question, _ in ROWS[:3]]
     samples = HFEngine(model).generate(prompts, SampleSpec(2, 12, 1.0, (RENDERER.end_id,), 0))
     pairs = [(prompt, sample.ids) for prompt, group in zip(prompts, samples, strict=True) for sample in group]
-    drawn = [sample.logprobs for group in samples for sample in group]
-    plain = [sequence_logprobs(model, [pair])[0][0].tolist() for pair in pairs]
-    for one, other, third in zip(drawn, HFEngine(model).score(pairs), plain, strict=True):
-        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=0.03, rtol=0)
-        torch.testing.assert_close(torch.tensor(other), torch.tensor(third), atol=0.03, rtol=0)
+    sampled = [sample.logprobs for group in samples for sample in group]
+    trained = [sequence_logprobs(model, [pair])[0][0].tolist() for pair in pairs]
+    for sampling, scoring, training in zip(sampled, HFEngine(model).score(pairs), trained, strict=True):
+        torch.testing.assert_close(torch.tensor(sampling), torch.tensor(scoring), atol=0.03, rtol=0)
+        torch.testing.assert_close(torch.tensor(scoring), torch.tensor(training), atol=0.03, rtol=0)
 
 
-class Rounded(TorchDispatchMode):
-    """Elements rounded to bfloat16."""
+class CastCounter(TorchDispatchMode):
+    """Counts the elements that are cast to bfloat16."""
 
     elements = 0
 
@@ -65,81 +66,81 @@ class Rounded(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def test_sampling_rounds_weights_and_kept_keys_once():
+def test_sampling_casts_weights_and_cached_keys_once():
     prompts = [RENDERER.prompt_ids(question) for question, _ in ROWS[:2]]
     counts = {}
     for new in (4, 24):
         model = compute_in(model_of(), torch.bfloat16)
-        with Rounded() as rounded_off:
+        with CastCounter() as casts:
             HFEngine(model).generate(prompts, SampleSpec(2, new, 1.0, (), 0))
-        counts[new] = rounded_off.elements
+        counts[new] = casts.elements
     weights = sum(weight.numel() for weight in model.parameters())
-    # Twenty more steps round activations of four rows, and no weight again.
+    # Twenty more steps cast activations of four rows, but no weights.
     assert weights * 0.5 < counts[4] and counts[24] - counts[4] < weights
 
 
 def test_logprobs_of_a_bfloat16_model_are_taken_in_float32():
-    model = rounded(compute_in(model_of(), torch.bfloat16))
+    model = cast_to_compute_dtype(compute_in(model_of(), torch.bfloat16))
     pairs = [(RENDERER.prompt_ids("why?"), RENDERER.response_ids("because it is so"))]
-    found = torch.tensor(HFEngine(model).score(pairs)[0])
-    off_the_grid = found != found.bfloat16().float()
-    assert off_the_grid.float().mean() > 0.8, "log-probabilities of bfloat16 have three digits"
+    scores = torch.tensor(HFEngine(model).score(pairs)[0])
+    not_bfloat16 = scores != scores.bfloat16().float()
+    assert not_bfloat16.float().mean() > 0.8, "log-probabilities in bfloat16 have three digits"
 
 
-def test_a_trained_model_is_rounded_to_what_it_was_computed_in():
+def test_a_trained_model_is_cast_to_its_compute_dtype():
     model = compute_in(model_of(), torch.bfloat16)
     assert model.dtype == torch.float32
     ids = torch.tensor([RENDERER.prompt_ids("why?")])
     before = model(ids).logits.float()
-    model = rounded(model)
-    assert model.dtype == torch.bfloat16 and rounded(model) is model
+    model = cast_to_compute_dtype(model)
+    assert model.dtype == torch.bfloat16 and cast_to_compute_dtype(model) is model
     torch.testing.assert_close(model(ids).logits.float(), before, atol=0.05, rtol=0.05)
 
 
-def roster(tmp_path, **settings):
+def run_models(tmp_path, **settings):
     save_tiny(tmp_path / "target", "llama", context=2048)
-    words = {"data.path": "lab:values", "target.path": str(tmp_path / "target"), **settings}
-    return Roster(load_config(None, words))
+    overrides = {"data.path": "lab:values", "target.path": str(tmp_path / "target"), **settings}
+    return RunModels(load_config(None, overrides))
 
 
-def close(found, expected) -> bool:
-    return all(one == pytest.approx(other, abs=1e-5) for one, other in zip(found, expected, strict=True))
+def close(scores, expected) -> bool:
+    return all(row == pytest.approx(expected_row, abs=1e-5) for row, expected_row in zip(scores, expected, strict=True))
 
 
-def parameters_alive() -> int:
+def count_live_parameters() -> int:
     gc.collect()
-    return sum(type(thing) is torch.nn.Parameter for thing in gc.get_objects())
+    return sum(type(value) is torch.nn.Parameter for value in gc.get_objects())
 
 
 @pytest.mark.slow
-def test_an_adapter_sits_on_the_frozen_model_which_stays_what_it_was(tmp_path):
-    models = roster(tmp_path, **{"mapper.adapter": "lora", "mapper.lora_rank": "4"})
+def test_an_adapter_is_attached_to_the_frozen_model_and_does_not_change_it(tmp_path):
+    models = run_models(tmp_path, **{"mapper.adapter": "lora", "mapper.lora_rank": "4"})
     pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]
     scores = models.target_engine.score(pairs)
-    weights = parameters_alive()
-    start = models.mapper_to_train()
-    assert start is models.target_engine.model
-    policy = add_lora(start, 4)
+    parameter_count = count_live_parameters()
+    initial_mapper = models.mapper_to_train()
+    assert initial_mapper is models.target_engine.model
+    policy = add_lora(initial_mapper, 4)
     with torch.no_grad():
         for name, weight in policy.named_parameters():
             if "lora_B" in name:
                 weight.fill_(0.05)
     assert not close(HFEngine(policy).score(pairs), scores) and close(models.target_engine.score(pairs), scores)
-    assert close([list(one.logprobs) for one in models.target_engine.token_stats(pairs)], scores)
+    assert close([list(stats.logprobs) for stats in models.target_engine.token_stats(pairs)], scores)
     trained = HFEngine(policy).score(pairs)
     assert any(p.requires_grad for p in policy.parameters())
     models.keep(policy, tmp_path / "stage")
     del policy
-    assert parameters_alive() == weights and close(models.target_engine.score(pairs), scores)
+    assert count_live_parameters() == parameter_count and close(models.target_engine.score(pairs), scores)
     assert {path.name for path in (tmp_path / "stage" / "model").glob("*.safetensors")} == {"adapter_model.safetensors"}
     with models.mapper(tmp_path / "stage" / "model") as mapper:
         assert close(mapper.score(pairs), trained) and close(models.target_engine.score(pairs), scores)
-    assert close(models.start_engine.score(pairs), scores) and parameters_alive() == weights
+    assert close(models.start_engine.score(pairs), scores) and count_live_parameters() == parameter_count
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-def test_estimated_activations_are_what_a_larger_microbatch_keeps(architecture, adapter):
+def test_estimated_activations_match_those_of_a_larger_microbatch(architecture, adapter):
     model = without_dropout(model_of(architecture))
     settings, execution = MapperConfig(adapter=adapter, lora_rank=4), ExecutionConfig(microbatch_tokens=256)
     estimate = footprint(model, settings, 0, execution)
@@ -153,58 +154,59 @@ def test_estimated_activations_are_what_a_larger_microbatch_keeps(architecture, 
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
-def test_a_float32_copy_that_computes_in_bfloat16_is_estimated_without_making_one(architecture):
+def test_the_memory_of_a_float32_copy_is_estimated_without_making_one(architecture):
     settings, execution = MapperConfig(adapter="full"), ExecutionConfig(microbatch_tokens=256)
     copy = fuse_norms(model_of(architecture))
     estimate = footprint(fuse_norms(model_of(architecture)).to(torch.bfloat16), settings, 0, execution)
     weights = sum(p.numel() for p in copy.parameters())
     assert estimate.trained == 18 * weights
-    kept = activation_bytes(compute_in(copy, torch.bfloat16), 256)  # with the weights' copies
-    assert estimate.activations + 2 * weights == pytest.approx(kept, rel=0.1)
+    measured = activation_bytes(compute_in(copy, torch.bfloat16), 256)  # includes the bfloat16 copies of the weights
+    assert estimate.activations + 2 * weights == pytest.approx(measured, rel=0.1)
 
 
 def test_checkpointing_is_estimated_to_keep_less(tmp_path):
-    plain, thrifty = (
+    plain, checkpointed = (
         footprint(model_of(), MapperConfig(), 0, ExecutionConfig(gradient_checkpointing=flag)).activations
         for flag in (False, True)
     )
-    assert thrifty < 0.6 * plain
+    assert checkpointed < 0.6 * plain
 
 
-def test_check_says_what_training_will_take(tmp_path):
-    models = roster(
+def test_a_run_estimates_the_memory_of_each_training(tmp_path):
+    models = run_models(
         tmp_path, **{"arms": "[dart, grpo_tokens]", "sft.adapter": "lora", "execution.microbatch_tokens": "64"}
     )
-    found = models.footprints()
-    assert set(found) == {"mapper", "sft", "direct_rl"}
-    assert found["mapper"].activations == found["direct_rl"].activations
-    assert found["sft"].trained < found["mapper"].trained and found["sft"].frozen == 2 * found["mapper"].frozen
+    estimates = models.footprints()
+    assert set(estimates) == {"mapper", "sft", "direct_rl"}
+    assert estimates["mapper"].activations == estimates["direct_rl"].activations
+    assert estimates["sft"].trained < estimates["mapper"].trained
+    assert estimates["sft"].frozen == 2 * estimates["mapper"].frozen
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_adapter_computes_in_what_its_model_computes_in(architecture, tmp_path):
+def test_an_adapter_computes_in_the_dtype_of_its_model(architecture, tmp_path):
     model = fuse_norms(model_of(architecture)).to(torch.bfloat16)
     pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]
     before = HFEngine(model).score(pairs)
     policy = add_lora(model, 4)
-    for found, expected in zip(HFEngine(policy).score(pairs), before, strict=True):  # the adapter adds nothing yet
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=0.005, rtol=0)
-    kinds = set()
+    for row, expected in zip(HFEngine(policy).score(pairs), before, strict=True):  # a new adapter changes nothing
+        torch.testing.assert_close(torch.tensor(row), torch.tensor(expected), atol=0.005, rtol=0)
+    dtypes = set()
     layers = [module for name, module in policy.named_modules() if name.endswith("lora_A.default")]
     for layer in layers:
-        layer.register_forward_hook(lambda _, given, made: kinds.update((given[0].dtype, made.dtype)))
+        layer.register_forward_hook(lambda _, inputs, output: dtypes.update((inputs[0].dtype, output.dtype)))
     sequence_logprobs(policy, pairs[:2])[0].sum().backward()
     trained = [weight for weight in policy.parameters() if weight.requires_grad]
-    assert layers and kinds == {torch.bfloat16}
+    assert layers and dtypes == {torch.bfloat16}
     assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in trained)
     with torch.no_grad():
         for name, weight in policy.named_parameters():
             if "lora_B" in name:
                 weight.copy_(torch.randn_like(weight) * 0.05)
     scores = HFEngine(policy).score(pairs)
-    save_model(rounded(policy), RENDERER.tokenizer, tmp_path / "adapter")
+    save_model(cast_to_compute_dtype(policy), RENDERER.tokenizer, tmp_path / "adapter")
     loaded = load_adapter(remove_lora(policy), tmp_path / "adapter")
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
-    for found, expected, plain in zip(HFEngine(loaded).score(pairs), scores, before, strict=True):
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=0.03, rtol=0)
+    for row, expected, plain in zip(HFEngine(loaded).score(pairs), scores, before, strict=True):
+        torch.testing.assert_close(torch.tensor(row), torch.tensor(expected), atol=0.03, rtol=0)
         assert expected != plain

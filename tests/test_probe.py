@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from dartune.config import RewardConfig
-from dartune.data.rows import Spool, open_rows, write_rows
+from dartune.config.schema import RewardConfig
+from dartune.data.row_store import RowWriter, open_rows, write_rows
 from dartune.errors import DartuneError
 from dartune.rewards.alignment import Reference
-from dartune.run import Cost
+from dartune.run.cost import Cost
 from dartune.stages import probe as module
-from dartune.stages.references import References
+from dartune.stages.probe_references import References
 from test_reward import GOOD, RENDERER, ROW
 from test_synthesise import Scripted
 
@@ -40,7 +40,7 @@ def test_an_interrupted_probe_ends_with_the_same_file_and_the_cost_of_all_attemp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "write_rows", interrupted)
         probed()
-    with Spool(path) as spool:
+    with RowWriter(path) as spool:
         spool.cut(kept)
     cost = probed()
     rows, thresholds = path.read_bytes(), (tmp_path / "thresholds.json").read_bytes()

@@ -1,4 +1,4 @@
-"""Progress: readable lines in a log, first and last always, a speed that resumed work does not distort."""
+"""Progress: first and last line are always printed, and resumed work does not count for the speed."""
 
 import io
 import re
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from dartune import progress as module
-from dartune.progress import Progress
+from dartune.run import progress as module
+from dartune.run.progress import Progress
 
 
 @pytest.fixture
@@ -17,20 +17,20 @@ def clock(monkeypatch):
     return now
 
 
-def test_lines_come_at_the_start_the_end_and_every_few_seconds(tmp_path, clock, capsys):
+def test_lines_are_printed_at_the_start_at_the_end_and_every_few_seconds(tmp_path, clock, capsys):
     with Progress(100, "mapper, seed 0", tmp_path / "run.log") as bar:
         for _ in range(100):
             clock[0] += 0.1
             bar.update(reward=0.4123, style="a")
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "mapper, seed 0: 1/100 (1%), 0.1 s each, 9.9 s left, reward 0.412, style a"
-    assert said[-1] == "mapper, seed 0: 100/100 (100%), 0.1 s each, reward 0.412, style a"
-    assert len(said) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "mapper, seed 0: 1/100 (1%), 0.1 s each, 9.9 s left, reward 0.412, style a"
+    assert lines[-1] == "mapper, seed 0: 100/100 (100%), 0.1 s each, reward 0.412, style a"
+    assert len(lines) == 3
     logged = (tmp_path / "run.log").read_text().splitlines()
-    assert [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in logged] == said
+    assert [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "", line) for line in logged] == lines
 
 
-def test_the_last_line_is_said_when_work_stops_early(tmp_path, clock, capsys):
+def test_the_last_line_is_printed_when_work_stops_early(tmp_path, clock, capsys):
     with Progress(10, "x") as bar:
         bar.update()
         bar.update()
@@ -47,12 +47,12 @@ def test_resumed_work_does_not_count_for_the_speed(clock):
     assert bar.line() == "x: 22/40 (55%), 2 s each, 36 s left"
 
 
-def test_nothing_to_do_is_no_error():
+def test_zero_items_are_not_an_error():
     with Progress(0, "x") as bar:
         assert bar.line() == "x: 0/0"
 
 
-def test_a_terminal_gets_a_bar_and_the_log_still_gets_lines(tmp_path, monkeypatch):
+def test_a_terminal_shows_a_bar_and_the_log_still_has_lines(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True

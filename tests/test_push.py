@@ -1,4 +1,4 @@
-"""`dartune push`: what reaches the Hub (a stand-in here) is what the run made, and nothing of this machine."""
+"""`dartune push`: a fake Hub receives the outputs of the run, and nothing else of the machine."""
 
 import json
 import shutil
@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dartune.cards import table
 from dartune.cli import main
-from dartune.config import load_config
-from dartune.finished import opened
+from dartune.config.load import load_config
+from dartune.publish.data_card import markdown_table
+from dartune.report.finished_run import open_finished_run
 from fixtures_hub import TOKEN, served_hub
 
 REPO = "someone/mine"
@@ -20,7 +20,7 @@ REPO = "someone/mine"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A Hub that this process is logged in to."""
+    """A fake Hub that this process is logged in to."""
     from huggingface_hub import close_session, constants
 
     with served_hub() as served:
@@ -35,13 +35,13 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def copy(finished_run, tmp_path):
-    """A copy of the run to spoil."""
+def run_copy(finished_run, tmp_path):
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def push(run, *more, code=0):
-    assert main(["push", str(run), "--to", REPO, *more]) == code
+def push(run, *arguments, code=0):
+    assert main(["push", str(run), "--to", REPO, *arguments]) == code
 
 
 def header(files):
@@ -49,7 +49,7 @@ def header(files):
 
 
 def received(hub, kind, folder):
-    """What the Hub got, as files in a folder."""
+    """Write the files that the Hub received to a folder."""
     folder.mkdir()
     for name, content in hub.files[kind, REPO].items():
         (folder / name).write_bytes(content)
@@ -57,29 +57,32 @@ def received(hub, kind, folder):
 
 
 @pytest.mark.slow
-def test_the_data_set_arrives_whole_and_loads(hub, finished_run, tmp_path, capsys):
+def test_the_data_set_is_complete_and_loads(hub, finished_run, tmp_path, capsys):
     from datasets import load_dataset
 
     push(finished_run, "--license", "apache-2.0")
     files = hub.files["dataset", REPO]
-    made = finished_run / "stages" / "synthesise-s0" / "adapted"
-    assert set(files) == {path.name for path in made.iterdir()} | {"recipe.yaml"}
-    assert all(files[path.name] == path.read_bytes() for path in made.iterdir() if path.name != "README.md")
+    adapted = finished_run / "stages" / "synthesise-s0" / "adapted"
+    assert set(files) == {path.name for path in adapted.iterdir()} | {"recipe.yaml"}
+    assert all(files[path.name] == path.read_bytes() for path in adapted.iterdir() if path.name != "README.md")
     assert header(files)["license"] == "apache-2.0"
     card = files["README.md"].decode()
-    assert f'load_dataset("{REPO}"' in card and opened(finished_run).done("data")["inputs"]["data"] in card
+    assert (
+        f'load_dataset("{REPO}"' in card
+        and open_finished_run(finished_run).stage_record("data")["inputs"]["data"] in card
+    )
     rows = load_dataset(str(received(hub, "dataset", tmp_path / "got")), split="train", cache_dir=str(tmp_path / "c"))
-    assert rows.num_rows == len((made / "data.jsonl").read_text().splitlines())
+    assert rows.num_rows == len((adapted / "data.jsonl").read_text().splitlines())
     assert "data.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_the_model_is_the_chosen_one_and_its_card_says_what_was_measured(hub, finished_run, tmp_path):
+def test_the_model_is_the_selected_one_and_its_card_has_the_results(hub, finished_run, tmp_path):
     from transformers import AutoModelForCausalLM
 
     push(finished_run, "--what", "model", "--arm", "sft")
-    run = opened(finished_run)
-    stage = run.stage(run.model_stage("sft", 0))
+    run = open_finished_run(finished_run)
+    stage = run.stage_folder(run.model_stage("sft", 0))
     files = hub.files["model", REPO]
     assert files["model.safetensors"] == (stage / "model" / "model.safetensors").read_bytes()
     model = AutoModelForCausalLM.from_pretrained(received(hub, "model", tmp_path / "got"))
@@ -97,70 +100,70 @@ def test_the_model_is_the_chosen_one_and_its_card_says_what_was_measured(hub, fi
 
 
 @pytest.mark.slow
-def test_a_model_that_had_nothing_to_learn_from_says_so_on_its_card(hub, copy):
-    results = copy / "report" / "results.json"
-    said = json.loads(results.read_text())
-    note = "dart, seed 0: no row was adapted, so there was nothing to train on and the arm is the untouched target."
-    said["notes"] += [note, note.replace("dart", "sft")]
-    results.write_text(json.dumps(said))
-    push(copy, "--what", "model")
+def test_the_card_of_an_untrained_model_has_the_note(hub, run_copy):
+    path = run_copy / "report" / "results.json"
+    results = json.loads(path.read_text())
+    note = "dart, seed 0: no row was adapted, so the arm was not trained and equals the untouched target."
+    results["notes"] += [note, note.replace("dart", "sft")]
+    path.write_text(json.dumps(results))
+    push(run_copy, "--what", "model")
     card = hub.files["model", REPO]["README.md"].decode()
     assert f"**Note.** {note}" in card and "sft, seed 0: no row" not in card
 
 
 @pytest.mark.slow
-def test_the_mapper_arrives_as_an_adapter_with_the_request_it_answers(hub, finished_run):
+def test_the_mapper_is_an_adapter_and_its_card_has_the_prompt(hub, finished_run):
     push(finished_run, "--what", "mapper")
     files = hub.files["model", REPO]
     assert header(files)["library_name"] == "peft"
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "target"
-    assert opened(finished_run).config.mapper.prompt in files["README.md"].decode()
+    assert open_finished_run(finished_run).config.mapper.prompt in files["README.md"].decode()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "model", "mapper"])
-def test_nothing_of_this_machine_is_uploaded(what, hub, copy, finished_run, capsys):
-    for folder in copy.glob("stages/*/*/"):
+def test_no_local_path_or_secret_is_uploaded(what, hub, run_copy, finished_run, capsys):
+    for folder in run_copy.glob("stages/*/*/"):
         (folder / ".env").write_text(f"HF_TOKEN={TOKEN}\n")
         (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    push(copy, "--what", what)
+    push(run_copy, "--what", what)
     for name, content in hub.files["dataset" if what == "data" else "model", REPO].items():
         assert not name.endswith((".bin", ".env"))
-        for private in (str(finished_run.parent), str(copy), str(Path.home()) + "/", TOKEN):
+        for private in (str(finished_run.parent), str(run_copy), str(Path.home()) + "/", TOKEN):
             assert private.encode() not in content, (name, private)
     shown = capsys.readouterr()
     assert TOKEN not in shown.out + shown.err
 
 
 @pytest.mark.slow
-def test_the_recipe_is_that_of_the_run_but_for_its_places(hub, finished_run, tmp_path):
+def test_the_recipe_equals_that_of_the_run_except_for_paths(hub, finished_run, tmp_path):
     push(finished_run)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_bytes(hub.files["dataset", REPO]["recipe.yaml"])
-    config = opened(finished_run).config
-    places = {"data": config.data.path, "target": config.target.path, "output": config.output}
+    config = open_finished_run(finished_run).config
+    paths = {"data": config.data.path, "target": config.target.path, "output": config.output}
     assert yaml.safe_load(recipe.read_text())["target"]["path"] == "target"
-    assert load_config(recipe, places) == config
+    assert load_config(recipe, paths) == config
 
 
-def from_the_hub(run, address="owner/base"):
-    """Make a run look as if its target had come from the Hub."""
-    path = opened(run).config.target.path
-    known = json.loads((run / "stages" / "mapper-s0" / "DONE").read_text())["inputs"]["start"]
+def use_hub_target(run, address="owner/base"):
+    """Change a run as if its target had been loaded from the Hub."""
+    path = open_finished_run(run).config.target.path
+    recorded = json.loads((run / "stages" / "mapper-s0" / "DONE").read_text())["inputs"]["start"]
     texts = [run / "config.resolved.yaml", run / "report" / "results.json"]
     for file in [*texts, *run.glob("stages/*/DONE")]:
-        file.write_text(file.read_text().replace(path, address).replace(known, address))
+        file.write_text(file.read_text().replace(path, address).replace(recorded, address))
     return address
 
 
 @pytest.mark.slow
-def test_a_model_from_the_hub_is_linked(hub, copy, tmp_path, monkeypatch):
+def test_a_model_from_the_hub_is_linked(hub, run_copy, tmp_path, monkeypatch):
     (tmp_path / "owner" / "base").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)  # where a folder happens to have the name
-    address = from_the_hub(copy)
-    push(copy, "--what", "model")
+    monkeypatch.chdir(tmp_path)  # this folder has a subfolder with the same name as the Hub id
+    address = use_hub_target(run_copy)
+    push(run_copy, "--what", "model")
     assert header(hub.files["model", REPO])["base_model"] == address
-    push(copy, "--what", "mapper")
+    push(run_copy, "--what", "mapper")
     files = hub.files["model", REPO]
     assert header(files)["base_model"] == address
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == address
@@ -170,57 +173,60 @@ def test_a_model_from_the_hub_is_linked(hub, copy, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "name"), [("~/secret/base", "base"), (".", "local"), ("..", "local"), ("secret/base", "base")]
 )
-def test_a_folder_goes_by_its_own_name_however_it_was_given(address, name, hub, copy):
-    path = opened(copy).config.target.path
-    adapter = copy / "stages" / "mapper-s0" / "model" / "adapter_config.json"
-    for file in (copy / "config.resolved.yaml", copy / "report" / "results.json"):
+def test_a_folder_is_named_without_its_path(address, name, hub, run_copy):
+    path = open_finished_run(run_copy).config.target.path
+    adapter = run_copy / "stages" / "mapper-s0" / "model" / "adapter_config.json"
+    for file in (run_copy / "config.resolved.yaml", run_copy / "report" / "results.json"):
         file.write_text(file.read_text().replace(path, address))
     before = json.loads(adapter.read_text())
-    push(copy, "--what", "mapper")
+    push(run_copy, "--what", "mapper")
     files = hub.files["model", REPO]
     assert json.loads(files["adapter_config.json"]) == before | {"base_model_name_or_path": name}
-    assert "base_model" not in header(files) and f"| start | `{name}`, a model folder |" in files["README.md"].decode()
+    assert (
+        "base_model" not in header(files)
+        and f"| initial model | `{name}`, a model folder |" in files["README.md"].decode()
+    )
     assert yaml.safe_load(files["recipe.yaml"])["target"]["path"] == name
     assert b"secret" not in b"".join(files.values())
 
 
 @pytest.mark.slow
-def test_everything_wrong_is_told_at_once(hub, copy, monkeypatch, capsys):
+def test_all_problems_are_reported_at_once(hub, run_copy, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
-    assert main(["push", str(copy), "--to", "mine", "--arm", "gold", "--seed", "7"]) == 2
-    said = capsys.readouterr().err
+    assert main(["push", str(run_copy), "--to", "mine", "--arm", "gold", "--seed", "7"]) == 2
+    message = capsys.readouterr().err
     for text in (
         "give owner/name",
         "hf auth login",
         "--seed 7: the run has 0",
         "--arm gold: the run has base, sft, dart",
     ):
-        assert text in said
+        assert text in message
     assert hub.requests == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("arguments", "message"),
     [
-        (["--arm", "sft"], "is trained on no adapted data; choose dart"),
-        (["--what", "model", "--arm", "base"], "there is no model of it"),
-        (["--what", "mapper", "--arm", "sft"], "no mapper was trained for it; choose dart"),
+        (["--arm", "sft"], "this arm has no adapted data; available: dart"),
+        (["--what", "model", "--arm", "base"], "this arm is the untouched target and has no model of its own"),
+        (["--what", "mapper", "--arm", "sft"], "this arm has no trained mapper; available: dart"),
         (["--to", "a/b--c"], "Cannot have -- or .."),
     ],
 )
-def test_what_the_run_has_not_made_is_not_pushed(more, said, hub, finished_run, capsys):
-    assert main(["push", str(finished_run), "--to", REPO, *more]) == 2
-    assert said in capsys.readouterr().err and hub.requests == []
+def test_missing_outputs_are_rejected(arguments, message, hub, finished_run, capsys):
+    assert main(["push", str(finished_run), "--to", REPO, *arguments]) == 2
+    assert message in capsys.readouterr().err and hub.requests == []
 
 
 @pytest.mark.slow
-def test_an_adapter_of_a_model_that_stays_here_is_not_pushed(hub, copy, capsys):
-    for file in (copy / "config.resolved.yaml", copy / "report" / "results.json"):
+def test_an_adapter_of_an_unpublished_model_is_rejected(hub, run_copy, capsys):
+    for file in (run_copy / "config.resolved.yaml", run_copy / "report" / "results.json"):
         text = file.read_text().replace("format_steps: 0", "format_steps: 3")
         file.write_text(text.replace('"format_steps": 0', '"format_steps": 3'))
-    push(copy, "--what", "mapper", code=2)
-    assert "adapter of the model that mapper.format_steps made" in capsys.readouterr().err
+    push(run_copy, "--what", "mapper", code=2)
+    assert "adapter of the model trained by mapper.format_steps" in capsys.readouterr().err
 
 
 def spoil_mark(run):
@@ -242,60 +248,60 @@ def spoil_report(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
-        (spoil_mark, "train-dart-s0-lr0.001 not complete; end the run first: dartune run"),
+        (spoil_mark, "train-dart-s0-lr0.001 not complete; finish the run first: dartune run"),
         (spoil_settings, "settings were changed since its report (mapper.temperature 1.0 -> 0.7"),
         (spoil_output, "data.jsonl is missing or was changed"),
         (spoil_report, "results.json does not exist"),
     ],
 )
-def test_a_run_that_is_not_finished_is_not_pushed(spoil, said, hub, copy, capsys):
-    spoil(copy)
-    push(copy, code=2)
-    assert said in capsys.readouterr().err and hub.requests == []
+def test_an_unfinished_run_is_rejected(spoil, message, hub, run_copy, capsys):
+    spoil(run_copy)
+    push(run_copy, code=2)
+    assert message in capsys.readouterr().err and hub.requests == []
 
 
 @pytest.mark.slow
-def test_private_never_becomes_public(hub, finished_run, capsys):
+def test_private_rejects_a_public_repository(hub, finished_run, capsys):
     push(finished_run, "--private")
     assert hub.private["dataset", REPO]
-    push(finished_run, "--private")  # again, into the same
+    push(finished_run, "--private")  # into the same repository again
     hub.private["dataset", REPO] = False
     hub.files["dataset", REPO].clear()
     push(finished_run, "--private", code=2)
-    assert "already and public" in capsys.readouterr().err
+    assert "exists already and is public" in capsys.readouterr().err
     assert hub.files["dataset", REPO] == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("refuse", "code", "said"),
+    ("errors", "code", "message"),
     [
         ({"create": (403, "You don't have the rights")}, 2, "(403): You don't have the rights"),
         ({"create": (503, "Down for maintenance")}, 3, "(503): Down for maintenance"),
         ({"commit": (413, "Too large")}, 2, "(413): Too large"),
     ],
 )
-def test_what_the_hub_says_is_passed_on(refuse, code, said, hub, finished_run, monkeypatch, capsys):
+def test_errors_of_the_hub_are_shown(errors, code, message, hub, finished_run, monkeypatch, capsys):
     from huggingface_hub.utils import _http
 
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    hub.refuse = refuse
+    hub.errors = errors
     push(finished_run, code=code)
     shown = capsys.readouterr()
-    assert said in shown.err and TOKEN not in shown.out + shown.err
+    assert message in shown.err and TOKEN not in shown.out + shown.err
 
 
 @pytest.mark.slow
-def test_a_licence_that_the_hub_does_not_know_is_told(hub, finished_run, capsys):
+def test_an_unknown_licence_is_reported(hub, finished_run, capsys):
     push(finished_run, "--license", "apache2", code=2)
     assert '"license" must be one of' in capsys.readouterr().err
     assert hub.files["dataset", REPO] == {}
 
 
 @pytest.mark.slow
-def test_without_the_hub_it_is_this_machines_fault(hub, finished_run, monkeypatch, capsys):
+def test_an_unreachable_hub_is_a_machine_error(hub, finished_run, monkeypatch, capsys):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -304,7 +310,7 @@ def test_without_the_hub_it_is_this_machines_fault(hub, finished_run, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_dry_run_shows_all_and_sends_nothing(hub, finished_run, monkeypatch, capsys):
+def test_a_dry_run_lists_the_files_and_sends_nothing(hub, finished_run, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     push(finished_run, "--dry-run")
     shown = capsys.readouterr().out
@@ -314,7 +320,7 @@ def test_a_dry_run_shows_all_and_sends_nothing(hub, finished_run, monkeypatch, c
 
 
 @given(st.lists(st.lists(st.text() | st.text("\\|\n "), min_size=2, max_size=2), min_size=1))
-def test_a_table_keeps_its_cells_whatever_the_text(rows):
-    lines = table(rows).replace("\\\\", "").replace("\\|", "").split("\n")
+def test_a_table_keeps_its_cells_for_any_text(rows):
+    lines = markdown_table(rows).replace("\\\\", "").replace("\\|", "").split("\n")
     assert len(lines) == len(rows) + 1
     assert {line.count("|") for line in lines} == {3}

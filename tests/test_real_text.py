@@ -1,4 +1,4 @@
-"""Gates on ordinary text by others: chat models' rewrites, leaks, fixtures written without sight of the gates."""
+"""Gates on real text: rewrites of chat models, leaks, and fixtures whose authors did not see the gates."""
 
 import json
 from collections import Counter
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dartune.families import REQUESTS
-from dartune.rewards.gates import run_gates
-from dartune.rewards.items import GateInput, GateThresholds
-from dartune.rewards.leaks import leaks
+from dartune.config.rewrite_prompts import DEFAULT_PROMPTS
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.leaks import find_leaks
+from dartune.gates.registry import run_gates
 
 DATA = Path(__file__).parent / "data"
 
@@ -19,7 +19,7 @@ def read(name):
 
 
 def accepted(rows, checker):
-    """Label -> how many rows pass all gates, and how many there are."""
+    """Return label -> number of accepted rows, and label -> number of rows."""
     items = [
         GateInput(
             row["question"],
@@ -35,51 +35,51 @@ def accepted(rows, checker):
     return passed, Counter(row["label"] for row in rows)
 
 
-def test_rewrites_of_chat_models_pass_and_hacks_of_them_fail(checker):
+def test_rewrites_of_chat_models_are_accepted_and_hacks_rejected(checker):
     passed, total = accepted(read("chat_rewrites.jsonl"), checker)
     assert total["honest"] == 38 and passed["honest"] >= 0.95 * 38
-    # One has right numbers and absurd reasons, which only a target can see.
+    # One has right numbers with absurd reasons, which only the target's log-probabilities can detect.
     assert passed["hacked"] <= 1
 
 
 @pytest.mark.slow
-def test_english_fixtures_written_without_sight_of_the_gates(checker):
+def test_english_fixtures_by_authors_who_did_not_see_the_gates(checker):
     rows = read("english.jsonl")
     passed, total = accepted(rows, checker)
     assert total["honest"] == 120 and passed["honest"] >= 0.97 * 120
     assert len(total) == 17 and sum(total.values()) == 600
-    # Right numbers with absurd reasons are for the target to see.
-    slipped = {label: passed[label] / n for label, n in total.items() if label not in ("honest", "garbage_reasoning")}
-    assert all(share < 0.1 for share in slipped.values()), slipped
+    # `garbage_reasoning` has right numbers with absurd reasons, which only the target's log-probabilities can detect.
+    shares = {label: passed[label] / n for label, n in total.items() if label not in ("honest", "garbage_reasoning")}
+    assert all(share < 0.1 for share in shares.values()), shares
 
 
 @pytest.mark.slow
 def test_rewrites_of_terse_demonstrations(checker):
-    """Prefix equations have no words and no names: what they calculate has to be worked out all the same."""
+    """Prefix equations have no words and no names, but a rewrite must still work out what they calculate."""
     terse = {row["id"]: row["solution"] for row in read("terse_demonstrations.jsonl")}
     rows = [row | {"solution": terse[row["id"]]} for row in read("english.jsonl") if row["id"] in terse]
     passed, total = accepted(rows, checker)
     assert total["honest"] == 93 and passed["honest"] >= 0.97 * 93
-    slipped = {label: passed[label] / n for label, n in total.items() if label not in ("honest", "garbage_reasoning")}
-    assert all(share < 0.1 for share in slipped.values()), slipped
+    shares = {label: passed[label] / n for label, n in total.items() if label not in ("honest", "garbage_reasoning")}
+    assert all(share < 0.1 for share in shares.values()), shares
     assert passed["garbage_reasoning"] < 0.25 * total["garbage_reasoning"]
 
 
 @pytest.mark.parametrize("row", [row for row in read("leaks.jsonl") if row["leak"]], ids=lambda row: row["text"][:40])
-def test_every_labelled_leak_is_told(row):
-    assert leaks(row["text"], "How many?", "2 + 3 = 5")
+def test_every_labelled_leak_is_detected(row):
+    assert find_leaks(row["text"], "How many?", "2 + 3 = 5")
 
 
 @pytest.mark.parametrize("row", [row for row in read("leaks.jsonl") if not row["leak"]], ids=lambda row: row["text"])
-def test_ordinary_openings_are_no_leaks(row):
-    assert not leaks(row["text"], "How many?", "2 + 3 = 5")
+def test_ordinary_openings_are_not_leaks(row):
+    assert not find_leaks(row["text"], "How many?", "2 + 3 = 5")
 
 
-@pytest.mark.parametrize("family", REQUESTS)
-def test_what_a_request_calls_the_solution_is_a_leak(family):
-    """The noun phrase that the shipped request introduces the demonstration with, spoken about."""
-    shown = REQUESTS[family].split("{solution}")[0]
+@pytest.mark.parametrize("family", DEFAULT_PROMPTS)
+def test_naming_the_demonstration_as_the_prompt_does_is_a_leak(family):
+    """A rewrite that mentions the noun phrase by which the rewrite prompt introduces the demonstration is a leak."""
+    shown = DEFAULT_PROMPTS[family].split("{solution}")[0]
     noun = shown.replace("{question}", "").strip().rstrip(":").removeprefix("Here is a ").removesuffix(" is")
     noun = noun.removeprefix("The ")
     for text in (f"As in the {noun}, we add.", f"Based on the {noun}: 2 + 3 = 5.", f"Following the {noun}, we have 5."):
-        assert leaks(text, "How many?", "2 + 3 = 5"), text
+        assert find_leaks(text, "How many?", "2 + 3 = 5"), text

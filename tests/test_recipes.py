@@ -1,4 +1,4 @@
-"""Every recipe for real models runs as it is, but for data and target of the same layout and kind, and its size."""
+"""Recipes: each one runs for a few steps with a tiny model and small files of the same layout."""
 
 import json
 import re
@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from dartune.cli import main, split_overrides
-from dartune.config import load_config
+from dartune.config.load import load_config
 from dartune.models.loading import save_model
-from dartune.run import read_jsonl, write_jsonl
+from dartune.run.files import read_jsonl, write_jsonl
 from fixtures_models import tiny_model
 from fixtures_templates import family_tokenizer
 
@@ -53,7 +53,7 @@ SMALLER = [
 
 
 def stand_in(name, folder):
-    """A tiny model and small files such as the recipe's own: flags that name them, and the suites to expect."""
+    """Write a tiny model and small files like those of the recipe; return flags that name them, and the suite names."""
     architecture, template, row = STAND_INS[name]
     tokenizer = family_tokenizer(template)
     model = tiny_model(
@@ -69,20 +69,20 @@ def stand_in(name, folder):
     places = {"data.path": "data.jsonl", "target.path": "target", "output": "run"}
     suites = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["evaluate"].get("suites") or {}
     places |= {f"evaluate.suites.{suite}": "test.jsonl" for suite in suites}
-    flags = [word for key, file in places.items() for word in (f"--{key}", str(folder / file))]
+    flags = [argument for key, file in places.items() for argument in (f"--{key}", str(folder / file))]
     return flags, list(suites) or ["in_distribution"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAND_INS)
-def test_a_recipe_is_checked_and_takes_a_few_steps(name, tmp_path, capsys):
+def test_a_recipe_can_be_checked_and_run_for_a_few_steps(name, tmp_path, capsys):
     recipe, (places, suites) = str(RECIPES / f"{name}.yaml"), stand_in(name, tmp_path)
     assert main(["check", recipe, *places]) == 0
-    said = capsys.readouterr().out
-    assert "have a checkable answer" in said and "mapper: about" in said
+    output = capsys.readouterr().out
+    assert "have a checkable answer" in output and "mapper: about" in output
     assert main(["run", recipe, *places, *SMALLER]) == 0
     stages = tmp_path / "run" / "stages"
-    assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 4  # a random start would be stopped after five
+    assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 4  # a random mapper would be stopped after five
     settings = yaml.safe_load(Path(recipe).read_text())
     weights = "adapter_model" if settings["mapper"]["adapter"] == "lora" else "model"
     assert (stages / "mapper-s0" / "model" / f"{weights}.safetensors").exists()
@@ -92,19 +92,19 @@ def test_a_recipe_is_checked_and_takes_a_few_steps(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_says_its_hardware_and_how_long_it_takes(path):
+def test_a_recipe_states_its_hardware_and_duration(path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert "Hardware:" in header and yaml.safe_load(path.read_text())["name"] == path.stem
     assert any(word in header.lower() for word in ("hour", "minute"))
 
 
-def test_every_command_in_the_documents_is_one_that_loads(monkeypatch):
-    """`dartune run recipes/...` with its flags, wherever it is printed."""
+def test_every_command_in_the_documents_loads(monkeypatch):
+    """Every `dartune run recipes/...` in documents and recipes, with its flags."""
     monkeypatch.chdir(RECIPES.parent)
     pages = [*(RECIPES.parent / "docs").glob("*.md"), RECIPES.parent / "README.md", *RECIPES.glob("*.yaml")]
-    told = re.findall(r"dartune run\s+(recipes/\S+\.yaml)([^\n#`]*)", "\n".join(page.read_text() for page in pages))
+    commands = re.findall(r"dartune run\s+(recipes/\S+\.yaml)([^\n#`]*)", "\n".join(page.read_text() for page in pages))
     loaded = []
-    for recipe, flags in told:
+    for recipe, flags in commands:
         _, overrides = split_overrides(shlex.split(flags.rstrip("\\ ")))
         own = {key: value for key, value in overrides.items() if key not in ("data", "target")}
         places = {} if Path(recipe).stem != "own-data" else {"data.path": "recipes", "target.path": "recipes"}

@@ -1,10 +1,10 @@
-"""Rendering: what is trained is exactly the response and its end, for any text and any template."""
+"""Tests of rendering: the trained tokens are the response and its end token, for any text and template."""
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dartune.data.render import Renderer
+from dartune.data.chat_template import Renderer
 from dartune.errors import InputError
 from fixtures_models import CHATML, byte_tokenizer, sentencepiece_tokenizer
 
@@ -26,7 +26,7 @@ JINJA = [
 TEXT = st.lists(st.text(max_size=12) | st.sampled_from(SPECIAL + JINJA), max_size=6).map("".join)
 HARMLESS = st.text(st.characters(codec="utf-8", exclude_characters="<|>{}"), max_size=40)
 
-# What matters here of Qwen3's template: an empty thinking block is written before the assistant's text.
+# The relevant part of Qwen3's template: an empty thinking block before the assistant's text.
 THINKING = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' + message['content'] + '<|im_end|>\n' }}"
@@ -67,7 +67,7 @@ def test_a_response_is_the_text_and_one_end_token_for_any_text(tokenizer, text):
 
 @settings(max_examples=300, deadline=None)
 @given(text=TEXT, system=TEXT)
-def test_data_in_a_chat_prompt_stays_plain_text(text, system):
+def test_data_in_a_chat_prompt_is_plain_text(text, system):
     ids = Renderer(CHAT, system).prompt_ids(text)
     assert special_count(CHAT, ids) == 5  # two whole turns and the start of the third
     assert CHAT.decode(ids) == (
@@ -77,7 +77,7 @@ def test_data_in_a_chat_prompt_stays_plain_text(text, system):
 
 @settings(max_examples=150, deadline=None)
 @given(text=TEXT)
-def test_data_in_a_prompt_without_a_template_stays_plain_text(text):
+def test_data_in_a_prompt_without_a_template_is_plain_text(text):
     ids = Renderer(LLAMA).prompt_ids(text)
     assert ids[0] == LLAMA.bos_token_id and special_count(LLAMA, ids) == 1
     assert LLAMA.decode(ids[1:]) == text + "\n"
@@ -86,16 +86,16 @@ def test_data_in_a_prompt_without_a_template_stays_plain_text(text):
 
 @pytest.mark.parametrize("prefix", PIECES)
 @settings(max_examples=150, deadline=None)
-@given(question=HARMLESS, solution=HARMLESS.filter(lambda text: "▁" not in text))  # which is a blank there
+@given(question=HARMLESS, solution=HARMLESS.filter(lambda text: "▁" not in text))  # SentencePiece's blank
 @example(question="why?", solution="because")
 @example(question="why?", solution=" because")
-def test_without_a_template_a_response_reads_on_after_its_prompt(prefix, question, solution):
+def test_without_a_template_a_response_continues_its_prompt(prefix, question, solution):
     renderer = Renderer(PIECES[prefix])
     response = renderer.response_ids(solution)
     assert renderer.decode(response) == solution
     if solution[:1].isalnum() and solution[:1].isascii():
-        whole = PIECES[prefix].encode(f"{question}\n{solution}")
-        assert renderer.prompt_ids(question) + response[:-1] == whole
+        full_ids = PIECES[prefix].encode(f"{question}\n{solution}")
+        assert renderer.prompt_ids(question) + response[:-1] == full_ids
 
 
 @settings(max_examples=200, deadline=None)
@@ -107,7 +107,7 @@ def test_harmless_text_gets_the_ids_of_the_plain_chat_template(text):
 
 @settings(max_examples=100, deadline=None)
 @given(text=HARMLESS)
-def test_the_careful_way_agrees_with_the_plain_chat_template(text):
+def test_piecewise_encoding_agrees_with_the_plain_chat_template(text):
     renderer = Renderer(CHAT)
     rendered = renderer._render(text, None)
     assert renderer._encode_between_controls(rendered, str) == renderer.prompt_ids(text)
@@ -116,14 +116,14 @@ def test_the_careful_way_agrees_with_the_plain_chat_template(text):
 @pytest.mark.parametrize("template", [CHATML, THINKING], ids=["chatml", "thinking"])
 @settings(max_examples=100, deadline=None)
 @given(question=HARMLESS, solution=HARMLESS.map(lambda text: "the " + text))
-def test_golden_prompt_and_response_begin_the_whole_conversation(template, question, solution):
+def test_prompt_and_response_are_a_prefix_of_the_rendered_conversation(template, question, solution):
     tokenizer = with_template(template)
     renderer = Renderer(tokenizer)
     conversation = [{"role": "user", "content": question}, {"role": "assistant", "content": solution}]
-    whole = tokenizer.apply_chat_template(conversation)["input_ids"]
+    full_ids = tokenizer.apply_chat_template(conversation)["input_ids"]
     ids = renderer.prompt_ids(question) + renderer.response_ids(solution)
-    assert whole[: len(ids)] == ids
-    assert tokenizer.decode(whole[len(ids) :]) == "\n"
+    assert full_ids[: len(ids)] == ids
+    assert tokenizer.decode(full_ids[len(ids) :]) == "\n"
 
 
 def test_golden_ids():
@@ -152,7 +152,7 @@ def test_a_template_that_trims_and_writes_no_end_token_ends_with_eos():
     assert tokenizer.decode(renderer.prompt_ids("  <|im_end|> hi  ")) == "user: <|im_end|> hi\nassistant: "
 
 
-def test_special_tokens_that_swallow_spaces_are_encoded_alike_both_ways():
+def test_special_tokens_that_absorb_spaces_are_encoded_the_same_both_ways():
     from transformers import AddedToken
 
     tokenizer = byte_tokenizer()
@@ -177,7 +177,7 @@ def test_a_normaliser_cannot_turn_text_into_a_special_token():
     assert evil not in Renderer(tokenizer).prompt_ids(text)
 
 
-def test_a_word_level_vocabulary_does_not_make_words_of_special_tokens():
+def test_a_word_level_vocabulary_does_not_encode_text_as_special_tokens():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -200,7 +200,7 @@ def test_a_date_in_the_template_is_fixed():
     assert tokenizer.decode(Renderer(tokenizer).prompt_ids("q")).startswith("26 Jul 2024<|im_start|>")
 
 
-def test_without_any_end_token_the_message_says_what_to_do():
+def test_without_any_end_token_the_error_names_a_remedy():
     with pytest.raises(InputError, match="no end-of-sequence token.*set one"):
         Renderer(byte_tokenizer(chat=False, eos=False))
     tokenizer = byte_tokenizer(chat=True, eos=False)
@@ -228,12 +228,12 @@ def test_without_any_end_token_the_message_says_what_to_do():
         ),
     ],
 )
-def test_a_template_that_drops_or_refuses_text_is_an_input_error(template, message):
+def test_a_template_that_drops_or_rejects_text_is_an_input_error(template, message):
     with pytest.raises(InputError, match=message):
         Renderer(with_template(template), "Be brief.")
 
 
-def test_marked_pieces_spell_the_row_and_show_what_is_trained():
+def test_marked_pieces_join_to_the_row_and_mark_trained_tokens():
     renderer = Renderer(CHAT)
     pieces = renderer.marked(renderer.prompt_ids("Wie alt?"), renderer.response_ids("Häh 7"))
     assert pieces == [
@@ -242,7 +242,7 @@ def test_marked_pieces_spell_the_row_and_show_what_is_trained():
     ]
 
 
-def test_the_hash_follows_everything_that_changes_ids_and_nothing_else():
+def test_the_hash_depends_on_everything_that_changes_ids_and_on_nothing_else():
     base = Renderer(byte_tokenizer()).hash
     used = byte_tokenizer()
     used(["a", "bbb"], padding=True, truncation=True, max_length=2)
@@ -265,7 +265,7 @@ def test_the_same_hash_after_saving_and_loading(tmp_path):
     assert loaded.hash == Renderer(CHAT).hash
 
 
-def test_a_sample_ends_with_any_end_token_that_the_tokenizer_or_the_model_has():
+def test_stop_ids_include_the_end_tokens_of_the_tokenizer_and_the_model():
     tokenizer = byte_tokenizer(chat=True)
     renderer = Renderer(tokenizer, end_ids=(7,))
     names = tokenizer.convert_ids_to_tokens(list(renderer.stop_ids))
@@ -273,20 +273,20 @@ def test_a_sample_ends_with_any_end_token_that_the_tokenizer_or_the_model_has():
     assert {"<|im_end|>", "<|endoftext|>"} <= set(names) and "<|im_start|>" not in names
 
 
-def test_nothing_is_read_behind_an_end_token():
+def test_decoding_stops_at_the_first_end_token():
     renderer = Renderer(byte_tokenizer(chat=True))
-    other = renderer.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    ids = [*renderer.text_ids("#### 6"), other, *renderer.text_ids(" #### 7")]
-    assert other != renderer.end_id and renderer.decode(ids) == "#### 6"
+    other_end = renderer.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = [*renderer.text_ids("#### 6"), other_end, *renderer.text_ids(" #### 7")]
+    assert other_end != renderer.end_id and renderer.decode(ids) == "#### 6"
 
 
 @pytest.mark.parametrize("thinking", [False, True])
-def test_the_template_is_told_whether_to_think(thinking):
+def test_the_template_receives_enable_thinking(thinking):
     tokenizer = byte_tokenizer(chat=True)
-    told: list[bool] = []
+    enable_thinking_values: list[bool] = []
     apply = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = lambda *words, **named: (
-        told.append(named["enable_thinking"]) or apply(*words, **named)
+    tokenizer.apply_chat_template = lambda *args, **kwargs: (
+        enable_thinking_values.append(kwargs["enable_thinking"]) or apply(*args, **kwargs)
     )
     Renderer(tokenizer, thinking=thinking).prompt_ids("Why?")
-    assert set(told) == {thinking}
+    assert set(enable_thinking_values) == {thinking}

@@ -1,4 +1,4 @@
-"""The report: what it computes, what it refuses and what it says in the terminal."""
+"""The report: computed numbers, rejected input, and the text for the terminal."""
 
 import copy
 import json
@@ -9,11 +9,11 @@ import pytest
 from dartune.errors import InputError
 from dartune.report import build_results, read_results, summarise, validate_results, write_report
 from dartune.report.results import arm_pairs, group_of
-from dartune.report.shortfalls import shortfalls
 from dartune.report.summary import difference_of, headline, points, summary_of
+from dartune.report.verdicts import shortfalls
 from fixtures_report import HOSTILE, SHARES, adapted_row, evaluations, full
 
-# what is computed
+# computed numbers
 
 
 def test_cells_groups_and_differences():
@@ -46,10 +46,10 @@ def test_seeds_are_averaged_and_listed():
     assert summary["n"] == 60
 
 
-def test_a_question_without_a_verdict_counts_in_no_arm():
+def test_a_question_without_a_verdict_is_excluded_from_all_arms():
     records = evaluations({"base": {"mine": 0.0, "other": 0.5}, "sft": {"mine": 0.5, "other": 0.5}})
     for record in records:
-        # The checker failed on answers of one arm alone, half of which another arm got right, half wrong.
+        # The answer check fails for one arm only; the other arm is correct on half of these questions.
         if record["arm"] == "base" and record["id"] in {f"mine-{i}" for i in range(15, 45)}:
             record["correct"] = None
     results = build_results(name="x", config={}, evaluations=records)
@@ -61,10 +61,10 @@ def test_a_question_without_a_verdict_counts_in_no_arm():
     assert [note for note in results["notes"] if note.startswith("mine: 30 of 60 questions have no verdict")]
 
 
-def test_a_suite_without_any_verdict_is_left_out_and_none_at_all_refused():
+def test_a_suite_without_verdicts_is_excluded_and_results_without_verdicts_are_rejected():
     records = evaluations({"base": {"mine": 0.5, "other": 0.5}})
-    proofs = [record | {"correct": None} if record["suite"] == "mine" else record for record in records]
-    results = build_results(name="x", config={}, evaluations=proofs)
+    ungraded = [record | {"correct": None} if record["suite"] == "mine" else record for record in records]
+    results = build_results(name="x", config={}, evaluations=ungraded)
     assert [suite["name"] for suite in results["suites"]] == ["other"]
     assert results["notes"][0].startswith("mine: 60 of 60")
     with pytest.raises(InputError, match="no test question has a verdict"):
@@ -86,7 +86,7 @@ def test_groups_and_pairs():
     assert arm_pairs(["dart"]) == []
 
 
-def test_the_adapting_arm_is_charged_for_adapting():
+def test_an_adapting_arm_is_charged_for_the_adaptation():
     costs = full()["costs"]
     assert costs["arms"]["dart"]["prepare"]["seconds"] == 125
     assert costs["arms"]["dart"]["total"]["seconds"] == 135
@@ -99,7 +99,7 @@ def test_the_adapting_arm_is_charged_for_adapting():
     assert costs["shared"] == ["data"]
 
 
-def test_an_arm_bears_the_stages_it_is_charged_for_and_no_others():
+def test_an_arm_bears_only_the_stages_that_it_is_charged_for():
     records = evaluations({"sft": {"mine": 0.5}, "dart": {"mine": 0.5}})
     stages = {name: {"seconds": cost, "flops": 2.0} for name, cost in (("data", 1), ("train", 10), ("probe", 100))}
     charged = {"sft": {"train": ["train"]}, "dart": {"prepare": ["probe"], "train": ["train"]}}
@@ -120,7 +120,7 @@ def test_phases_compare_first_and_last_steps():
     assert before["kl"] == pytest.approx(0.1)
 
 
-def test_accounting_and_what_is_missing():
+def test_accounting_reports_missing_rows():
     adapted = full()["adapted"]["dart"]["0"]
     assert adapted["provenance"] == {"rewrite": 6, "own": 1, "guided": 0, "natural": 0, "original": 2, "dropped": 1}
     assert adapted["accounting"] == {"input": 10, "adapted": 7, "original": 2, "dropped": 1, "unaccounted": 0}
@@ -128,24 +128,24 @@ def test_accounting_and_what_is_missing():
     assert adapted["hacks_refused"] == {"leak": 0.1} and adapted["hacks"] == {}
     assert adapted["gates"] == {"answer": 1.0}
     assert adapted["alignment_after"] == -1
-    lost = full(input_rows=12)
-    assert lost["adapted"]["dart"]["0"]["accounting"]["unaccounted"] == 2
-    assert "2 NOT ACCOUNTED FOR" in summarise(lost, width=200)
+    incomplete = full(input_rows=12)
+    assert incomplete["adapted"]["dart"]["0"]["accounting"]["unaccounted"] == 2
+    assert "2 NOT ACCOUNTED FOR" in summarise(incomplete, width=200)
 
 
-# what is refused
+# rejected input
 
 
-def test_arms_with_other_questions_are_refused_and_named():
+def test_arms_with_different_questions_are_rejected_and_listed():
     records = [r for r in evaluations(SHARES) if not (r["arm"] == "dart" and r["id"] in ("retention-3", "ood_names-9"))]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         full(evaluations=records)
-    assert len(caught.value.problems) == 2
-    assert "suite retention, seed 0: arm dart lacks 1 of 60" in str(caught.value)
-    assert "ood_names-9" in str(caught.value)
+    assert len(error.value.problems) == 2
+    assert "suite retention, seed 0: arm dart lacks 1 of 60" in str(error.value)
+    assert "ood_names-9" in str(error.value)
 
 
-def test_arms_with_other_seeds_or_templates_are_refused():
+def test_arms_with_different_seeds_or_templates_are_rejected():
     records = evaluations(SHARES, seeds=(0, 1))
     with pytest.raises(InputError, match="seed 1: arm sft lacks 60 of 60"):
         full(evaluations=[r for r in records if (r["arm"], r["seed"]) != ("sft", 1)])
@@ -153,13 +153,13 @@ def test_arms_with_other_seeds_or_templates_are_refused():
         full(templates={"sft": "a" * 64, "dart": "b" * 64})
 
 
-def test_bad_records_are_all_named():
+def test_all_malformed_records_are_listed():
     records = evaluations(SHARES)
     records[0] = records[0] | {"correct": "yes"}
     del records[5]["n_tokens"]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         full(evaluations=records)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
         "record 0.correct",
         "record 5.n_tokens",
     ]
@@ -177,22 +177,22 @@ def test_the_schema_is_checked_when_written_and_when_read(tmp_path):
     broken = copy.deepcopy(results)
     del broken["summaries"][0]["accuracy"]["low"]
     broken["seeds"] = ["zero"]
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         validate_results(broken)
-    assert {p.split(":")[0] for p in caught.value.problems} == {"summaries.0.accuracy.low", "seeds.0"}
+    assert {p.split(":")[0] for p in error.value.problems} == {"summaries.0.accuracy.low", "seeds.0"}
     with pytest.raises(InputError, match="schema version 1"):
         validate_results(results | {"schema_version": 1})
     path.write_text('{"cut')
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         read_results(path)
     with pytest.raises(InputError, match="does not exist"):
         read_results(tmp_path / "none.json")
 
 
-# what is said
+# text
 
 
-def test_wording_follows_sign_and_interval():
+def test_wording_depends_on_sign_and_interval():
     shares = {
         "sft": {"in_distribution": 0.3, "retention": 0.5, "mine": 0.5},
         "dart": {"in_distribution": 0.8, "retention": 0.1, "mine": 0.51},
@@ -205,7 +205,7 @@ def test_wording_follows_sign_and_interval():
     assert third.startswith("Mine: no clear difference between dart and sft")
 
 
-def test_headline_also_holds_the_comparison_with_base():
+def test_the_headline_includes_the_comparison_with_base():
     lines = headline(full())
     assert lines[3] == (
         "dart against base, points: in distribution +60.0 (better), out of distribution +37.5 (better), "
@@ -237,36 +237,36 @@ def test_points_have_no_negative_zero():
     ]
 
 
-def test_data_cannot_steer_the_terminal():
+def test_data_cannot_send_control_characters_to_the_terminal():
     text = summarise(build_results(name=HOSTILE, config={}, evaluations=evaluations({"sft": {HOSTILE: 0.5}})))
     assert "\x1b" not in text
     text.encode("utf-8")
 
 
-# what speaks against the method
+# negative findings
 
 
-def test_what_did_not_work_is_told():
+def test_negative_findings_are_listed():
     shares = SHARES | {"best_of_k": {"in_distribution": 1.0, "ood_length": 1.0, "ood_names": 1.0, "retention": 0.9}}
     falling = [{"step": step, "reward": 1 - step / 10} for step in range(6)]
-    told = shortfalls(
+    findings = shortfalls(
         full(
             config={"arms": list(shares), "seeds": [0]},
             evaluations=evaluations(shares),
             mapper_metrics={"dart": {0: falling}},
         )
     )
-    text = " ".join(told)
+    text = " ".join(findings)
     assert (
         "best_of_k is better than dart, points: in distribution +30.0" in text and "out of distribution +55.0" in text
     )
-    assert "retention" not in told[1]  # equal there
-    assert "dart, seed 0: 3 of 10 rows without an adapted solution" in text
+    assert "retention" not in findings[1]  # equal there
+    assert "dart, seed 0: 3 of 10 rows have no adapted solution" in text
     assert "training did not raise the reward" in text
-    assert "Learning rate of sft: the largest tried was best on dev (1 seed of 1); try larger ones." in text
+    assert "Learning rate of sft: the largest value tried was best on dev (1 seed of 1); try larger ones." in text
 
 
-def test_where_everything_worked_nothing_is_held_against_it():
+def test_a_successful_run_has_no_negative_findings():
     adapted = {"dart": {0: [adapted_row(0, "rewrite")]}}
     good = full(
         adapted=adapted, input_rows=1, learning_rates={}, evaluations=evaluations(SHARES | {"base": SHARES["sft"]})
@@ -274,11 +274,11 @@ def test_where_everything_worked_nothing_is_held_against_it():
     assert shortfalls(good) == []
 
 
-def test_a_gate_that_fails_is_counted_among_those_asked():
+def test_gate_rates_count_passed_and_failed_checks():
     from dartune.report.adaptation import adapted_summary
 
     gates = [{"length": True, "finished": True}, {"length": False}, {"length": False, "finished": False}]
-    rows = [{"provenance": "rewrite", "solution": "so", "gates": one} for one in gates]
-    found = adapted_summary(rows, None, None)["gates"]
-    assert found == {"length": pytest.approx(1 / 3), "finished": 0.5}
+    rows = [{"provenance": "rewrite", "solution": "so", "gates": row_gates} for row_gates in gates]
+    rates = adapted_summary(rows, None, None)["gates"]
+    assert rates == {"length": pytest.approx(1 / 3), "finished": 0.5}
     assert adapted_summary(rows[1:2], None, None)["gates"] == {"length": 0.0}

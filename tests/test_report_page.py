@@ -1,4 +1,4 @@
-"""The report's page and plots: they say what was measured, look the same twice and run nothing from the data."""
+"""The page and the plots of the report: complete, reproducible, and safe for untrusted data."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -11,7 +11,7 @@ from fixtures_report import HOSTILE, Page, adapted_row, evaluations, example, fu
 # the page
 
 
-def test_the_page_shows_everything_that_was_measured(tmp_path):
+def test_the_page_shows_all_measurements(tmp_path):
     html = page_of(full(seeds=(0, 1)), tmp_path)
     page = Page(html)
     for part in (
@@ -37,15 +37,15 @@ def test_the_page_shows_everything_that_was_measured(tmp_path):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_an_arm_without_anything_to_train_on_is_said_at_the_top(tmp_path):
-    said = "No row was adapted for dart (seed 1): it had nothing to train on and is the untouched target."
+def test_an_arm_without_training_rows_is_reported_at_the_top(tmp_path):
+    caution = "No row was adapted for dart (seed 1): the arm was not trained and equals the untouched target."
     rows = {0: [adapted_row(0, "natural"), adapted_row(1, "original")], 1: [adapted_row(0, "original")] * 2}
     page = Page(page_of(full(seeds=(0, 1), adapted={"dart": rows}, input_rows=2), tmp_path)).text
-    assert said in page and page.index(said) < page.index("Final answer correct")
-    assert "it had nothing to train on" not in Page(page_of(full(), tmp_path)).text
+    assert caution in page and page.index(caution) < page.index("Final answer correct")
+    assert "the arm was not trained" not in Page(page_of(full(), tmp_path)).text
 
 
-def test_ticks_of_a_plot_are_whole_steps_and_costs_far_apart_do_not_crowd():
+def test_ticks_are_integer_steps_and_powers_of_ten_for_a_wide_range_of_costs():
     results = full(mapper_metrics={"dart": {0: metrics(steps=4)}})
     results["costs"]["arms"] = {
         arm: {"total": {"flops": flops}} for arm, flops in zip(results["arms"], (7e8, 2e11, 2.1e11), strict=True)
@@ -64,7 +64,7 @@ def test_tokens_are_shaded_by_surprise(tmp_path):
     assert shades[" [end]"] == "s1"
 
 
-def test_nothing_from_the_data_runs_and_nothing_is_loaded(tmp_path):
+def test_untrusted_data_are_escaped_and_no_resource_is_loaded(tmp_path):
     records = evaluations({"base": {HOSTILE: 0.5}, "sft": {HOSTILE: 0.5}, HOSTILE: {HOSTILE: 0.4}})
     quoting = 'x" onmouseover="alert(1)'
     results = full(
@@ -96,7 +96,7 @@ def test_nothing_from_the_data_runs_and_nothing_is_loaded(tmp_path):
 
 
 def test_users_own_data_without_lab_metrics(tmp_path):
-    """No step checker, no mapper, few questions: the page shows what there is and says how little it is."""
+    """Without step checker and mapper and with few questions, the page has fewer sections and a caution."""
     records = evaluations({"base": {"my_test": 0.5}, "sft": {"my_test": 0.6}}, n=10, steps=False)
     results = build_results(name="mine", config={}, evaluations=records)
     page = Page(page_of(results, tmp_path))
@@ -125,7 +125,7 @@ def test_the_same_results_give_the_same_files(tmp_path):
 # the plots
 
 
-def test_plots_take_the_colour_of_the_page():
+def test_plots_have_the_text_colour_of_the_page():
     plots = draw_plots(full())
     assert set(plots) == {"accuracy", "cost-time", "reward", "alignment", "gates", "hacks", "dialects"}
     for name, svg in plots.items():
@@ -137,7 +137,7 @@ def test_plots_take_the_colour_of_the_page():
     assert "prefers-color-scheme" in standalone(plots["accuracy"])
 
 
-def test_curves_name_their_lines_and_what_is_not_drawn():
+def test_curves_are_labelled_and_omitted_curves_are_listed():
     plots = draw_plots(full())
     assert ">answer</text>" in plots["gates"]
     assert "97% or more on average: format" in plots["gates"]
@@ -145,7 +145,7 @@ def test_curves_name_their_lines_and_what_is_not_drawn():
     assert {">explicit</text>", ">values</text>"} <= set(re.findall(r">\w+</text>", plots["dialects"]))
 
 
-def test_names_at_the_end_of_curves_do_not_cover_each_other():
+def test_labels_of_curves_do_not_overlap():
     gates = {f"gate{index}": 0.5 for index in range(9)}
     rows = [{"step": step, "gates": gates} for step in range(3)]
     svg = draw_plots(full(mapper_metrics={"dart": {0: rows}}))["gates"]
@@ -154,7 +154,7 @@ def test_names_at_the_end_of_curves_do_not_cover_each_other():
     assert min(b - a for a, b in pairwise(heights)) > 8
 
 
-def test_what_every_arm_cost_is_drawn_against_what_it_reached():
+def test_accuracy_is_plotted_against_cost():
     stages = {"one": {"flops": 1e9}, "two": {"flops": 2e10}}
     charged = {"base": {"evaluate": ["one"]}, "sft": {"train": ["one"]}, "dart": {"train": ["two"]}}
     svg = draw_plots(full(costs=stages, charged=charged))["cost"]

@@ -1,4 +1,4 @@
-"""The default reward: signs, fallback, cap, and the same answer for one sample as for a batch."""
+"""The default reward: gain, fallback, cap, thresholds, and the same reward for one sample as in a batch."""
 
 import math
 import re
@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Sample, TokenStats
+from dartune.engines.base import Sample, TokenStats
+from dartune.gates.gate_input import ANSWER_LOGPROB, GateThresholds
+from dartune.gates.registry import GATE_NAMES
 from dartune.rewards.alignment import (
     Reference,
     answer_threshold,
@@ -19,12 +21,10 @@ from dartune.rewards.alignment import (
     sum_logprob,
     typical_alignment,
 )
-from dartune.rewards.content import answer_tokens
-from dartune.rewards.gates import GATE_NAMES
-from dartune.rewards.items import ANSWER_LOGPROB, GateThresholds
+from dartune.rewards.content_tokens import answer_tokens
 from dartune.rewards.references import source_answer
 from dartune.rewards.reward import GatedReward
-from dartune.train.mapper import judged_rewards
+from dartune.stages.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
 
 RENDERER = Renderer(byte_tokenizer(chat=True))
@@ -48,7 +48,7 @@ THRESHOLDS = GateThresholds(
 
 
 class FakeTarget:
-    """Scores every token with one log-probability; a table by text overrides it."""
+    """Gives every token the same log-probability, or the one in a table by text."""
 
     def __init__(self, each=-0.1, table=None):
         self.each, self.table = each, table or {}
@@ -80,12 +80,12 @@ def test_an_accepted_rewrite_earns_its_gain_over_the_original(checker):
     assert scored.reward == pytest.approx(0.9)
 
 
-def test_a_rewrite_less_natural_than_the_original_earns_nothing_and_costs_nothing(checker):
+def test_a_rewrite_less_natural_than_the_original_has_reward_zero(checker):
     [[scored]] = reward(FakeTarget(each=-0.3), source=-0.2, checker=checker)([ROW], [[sample(GOOD)]])
     assert scored.alignment < -0.2 and scored.reward == 0.0
 
 
-def test_nothing_is_paid_above_the_cap(checker):
+def test_a_gain_above_the_cap_is_not_rewarded(checker):
     [[scored]] = reward(cap=0.25, checker=checker)([ROW], [[sample(GOOD)]])
     assert scored.reward == 0.25
 
@@ -99,13 +99,13 @@ def test_nothing_is_paid_above_the_cap(checker):
         ("Ann has 3 pens, as the given solution says, so Bob has 2 * 3 = 6.\n#### 6", "no_leak"),
     ],
 )
-def test_a_hack_earns_nothing_however_likely_it_is(hack, gate, checker):
+def test_a_likely_hack_has_reward_zero(hack, gate, checker):
     [[scored]] = reward(FakeTarget(each=-1e-6), checker=checker)([ROW], [[sample(hack)]])
     assert gate in scored.failed and scored.reward == 0.0
 
 
 def test_an_answer_that_does_not_follow_from_the_reasoning_earns_nothing(checker):
-    table = {GOOD: math.log(0.3)}  # the target would not conclude this
+    table = {GOOD: math.log(0.3)}  # the target would not give this answer
     [[scored]] = reward(FakeTarget(table=table), source=-10.0, checker=checker)([ROW], [[sample(GOOD)]])
     assert scored.answer_logprob == pytest.approx(math.log(0.3))
     assert scored.failed == ["follows"] and scored.reward == 0.0
@@ -116,7 +116,7 @@ def test_a_truncated_rewrite_earns_nothing(checker):
     assert "finished" in scored.failed and scored.reward == 0.0
 
 
-def test_one_sample_or_a_batch_in_any_order_agree(checker):
+def test_a_reward_is_the_same_alone_and_in_a_batch_in_any_order(checker):
     texts = [GOOD, "#### 6", "Ann 3. Bob 2 * 3 = 6. #### 6", ""]
     together = reward(checker=checker)(
         [ROW, OTHER], [[sample(t) for t in texts], [sample("Cleo keeps 5 - 1 = 4.\n#### 4")]]
@@ -166,12 +166,12 @@ def test_words_and_marks_around_the_digits_of_an_answer_do_not_count(text, digit
         (r"We get \frac{5}{4} and \boxed{\frac{5}{4}}.", 1),
     ],
 )
-def test_the_answer_is_read_where_it_is_first_worked_out(text, place):
-    """A repeated answer is copied, so its probability says nothing about the reasoning in front of it."""
+def test_the_answer_tokens_are_where_it_is_first_worked_out(text, place):
+    """A repeated answer is copied, so its probability shows nothing about the reasoning before it."""
     answer = "10" if "10" in text else "5}{4" if "frac" in text else "24"
     starts = [match.start() for match in re.finditer(rf"(?<![\d.]){re.escape(answer)}", text)]
     ids = RENDERER.response_ids(text)
-    positions = answer_tokens(ids, text, RENDERER)
+    positions = answer_tokens(ids, text, RENDERER, worked_out=True)
     before = RENDERER.decode(ids[: positions.start])
     assert len(before) <= starts[place] < len(RENDERER.decode(ids[: positions.start + 1]))
 
@@ -179,13 +179,13 @@ def test_the_answer_is_read_where_it_is_first_worked_out(text, place):
 @given(st.lists(st.floats(-20, 0), min_size=1, max_size=50), st.integers(1, 40), st.floats(-5, 0))
 @settings(max_examples=100)
 def test_a_further_token_never_raises_the_alignment(logprobs, length, further):
-    """The length is the question's, so long predictable text is not paid for."""
+    """The sum is divided by the source's length, so long predictable text is not rewarded."""
     reference = Reference(length, 0.0, None, length)
     longer = sum_logprob(TokenStats((*logprobs, further)), reference)
     assert longer <= sum_logprob(TokenStats(tuple(logprobs)), reference)
 
 
-def test_the_cap_comes_from_own_samples_then_from_the_data_set_then_not_at_all():
+def test_the_cap_comes_from_own_samples_or_the_data_set_or_does_not_exist():
     typical = typical_alignment([-1.0, -0.5, -0.8], minimum=3)
     assert gain_cap(-3.0, [-1.0, -0.5, -0.8], typical) == pytest.approx(2.2)
     assert gain_cap(-2.0, [], typical) == pytest.approx(1.2)
@@ -200,14 +200,14 @@ def test_a_threshold_from_percentiles_is_never_stricter_than_its_default():
     assert lower_threshold([-2.0] * 3, 1.0, -0.7) == -0.7
 
 
-def test_a_weak_target_is_asked_for_no_more_certainty_than_it_has_after_demonstrations():
+def test_the_threshold_of_a_weak_target_is_its_certainty_after_demonstrations():
     assert answer_threshold([-0.1] * 50, [-9.0] * 50) == ANSWER_LOGPROB
     assert answer_threshold([-2.0] * 50, [-9.0] * 50) == -2.0
     assert answer_threshold([-0.1] * 3, [-9.0] * 50) == -9.0
     assert answer_threshold([], [-9.0] * 3) == answer_threshold([], [-0.1] * 50) == ANSWER_LOGPROB
 
 
-def test_the_answer_of_a_demonstration_that_calculates_nothing_tells_no_threshold():
+def test_a_demonstration_without_calculations_gives_no_answer_threshold():
     def answer(solution):
         row = Demonstration("r", "How many?", solution, "24")
         return source_answer(row, [-0.5] * 99, RENDERER)
@@ -216,7 +216,7 @@ def test_the_answer_of_a_demonstration_that_calculates_nothing_tells_no_threshol
     assert answer("8 , 24 . The answer is 24 .") is None
 
 
-def test_a_checker_that_fails_is_no_zero(checker):
+def test_a_failed_answer_check_is_a_missing_reward_and_not_zero(checker):
     class Failing:
         def check(self, pairs, task=None):
             return [None] * len(pairs)
@@ -235,20 +235,20 @@ def scaled(caps, source=-1.0):
 
 
 def test_the_advantage_scale_is_that_of_rows_that_can_gain():
-    """A median over all rows with a floor of 0.001 made advantages of 350 where half of the rows could gain nothing."""
+    """The median over all rows, at least 0.001, gave advantages of 350 when half of the rows could gain nothing."""
     assert scaled([0.0, 0.0, 0.0, 0.4, 0.6, 0.5]).scale == 0.5
-    assert scaled([0.0, 0.0, 0.0, 0.4, 0.6, 0.5]).gainful == 0.5
+    assert scaled([0.0, 0.0, 0.0, 0.4, 0.6, 0.5]).gainful_share == 0.5
     assert scaled([0.01, 0.01]).scale == 0.05
-    assert (scaled([0.0, 0.0]).scale, scaled([0.0, 0.0]).gainful) == (1.0, 0.0)
+    assert (scaled([0.0, 0.0]).scale, scaled([0.0, 0.0]).gainful_share) == (1.0, 0.0)
 
 
-def test_a_reward_says_what_it_cannot_tell():
+def test_a_reward_reports_its_limits():
     (few,) = scaled([0.0, 0.0, 0.5]).limits()
     assert "Only 33% of the rows can gain" in few
     references = {"0": Reference(10, -1.0, 0.5, 10)}
 
-    def limits(least, gates=GATE_NAMES):
-        thresholds = replace(THRESHOLDS, answer_logprob=least)
+    def limits(answer_logprob, gates=GATE_NAMES):
+        thresholds = replace(THRESHOLDS, answer_logprob=answer_logprob)
         return GatedReward(FakeTarget(), RENDERER, None, thresholds, references, gates=gates).limits()
 
     (lax,) = limits(-10.9)
@@ -256,14 +256,14 @@ def test_a_reward_says_what_it_cannot_tell():
     assert not limits(-0.7) and not limits(None) and not limits(-10.9, ("true_sums",))
 
 
-def test_a_verbatim_copy_earns_nothing_whatever_rounding_says(checker):
+def test_a_verbatim_copy_has_reward_zero_despite_rounding(checker):
     [[scored]] = reward(FakeTarget(each=-0.1), source=-0.1 - 5e-7, checker=checker)([ROW], [[sample(ROW.solution)]])
     assert scored.accepted and scored.reward == 0.0
 
 
-def test_a_sample_that_ends_with_another_end_token_is_scored_as_it_will_be_trained_on(checker):
-    other = RENDERER.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    ids = (*RENDERER.response_ids(GOOD)[:-1], other)
-    assert other in RENDERER.stop_ids and other != RENDERER.end_id
+def test_another_end_token_is_replaced_by_the_one_of_the_chat_template(checker):
+    other_end = RENDERER.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = (*RENDERER.response_ids(GOOD)[:-1], other_end)
+    assert other_end in RENDERER.stop_ids and other_end != RENDERER.end_id
     [[scored]] = reward(checker=checker)([ROW], [[Sample(ids, (0.0,) * len(ids), "stop")]])
     assert scored.accepted and scored.ids == tuple(RENDERER.response_ids(GOOD))

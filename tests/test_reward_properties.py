@@ -1,4 +1,4 @@
-"""What holds of the reward under a real target: no hack pays, and a rewrite's reward is its own."""
+"""Properties of the reward under a real target: hacks gain nothing, and rewrites in a batch are independent."""
 
 import random
 from dataclasses import replace
@@ -7,27 +7,27 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
+from dartune.engines.base import Sample
+from dartune.engines.hf import HFEngine
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.hacks.catalogue import HACKS, INSTRUCTION, INVENTED_NAMES
 from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.source import model_folder
 from dartune.lab.suites import DEMONSTRATIONS
-from dartune.lab.world import draw, draw_many
-from dartune.models.engine import Sample
-from dartune.models.hf_engine import HFEngine
+from dartune.lab.world import sample_problem, sample_problems
 from dartune.models.loading import load_model, load_tokenizer
 from dartune.rewards.alignment import SCORES, Reference
-from dartune.rewards.hacks import HACKS, INSTRUCTION, STRANGERS
-from dartune.rewards.items import GateInput, GateThresholds
 from dartune.rewards.penalties import peeking, question_independence
 from dartune.rewards.references import source_references
 from dartune.rewards.reward import GatedReward
 from fixtures_hacks import NATIVE, english
 from fixtures_models import byte_tokenizer, tiny_model
 
-THRESHOLDS = GateThresholds(answer_logprob=-0.7, instruction=INSTRUCTION, names=frozenset(STRANGERS))
-PROBLEMS = draw_many("properties", DEMONSTRATIONS, 6)
-CLOSE = 1e-4  # nats a token: float32 sums in another order
+THRESHOLDS = GateThresholds(answer_logprob=-0.7, instruction=INSTRUCTION, names=frozenset(INVENTED_NAMES))
+PROBLEMS = sample_problems("properties", DEMONSTRATIONS, 6)
+CLOSE = 1e-4  # nats per token: float32 sums in another order
 SCORE_SETTINGS = settings(max_examples=25, deadline=None)
 
 
@@ -52,13 +52,13 @@ def sample(text, renderer, finish="stop"):
 
 
 @pytest.fixture(scope="module")
-def made(target, renderer, checker):
-    """A function: demonstrations (and a score) -> their reward."""
+def make_reward(target, renderer, checker):
+    """Return a function that builds the reward for demonstrations and a score."""
 
     def make(rows, score="sum_logprob", **parts):
         references = source_references(target, renderer, rows, SCORES[score])
         # Honest solutions in another dialect can be several times as long as a terse source.
-        references = {name: replace(one, expected_tokens=3 * one.length) for name, one in references.items()}
+        references = {name: replace(own, expected_tokens=3 * own.length) for name, own in references.items()}
         return GatedReward(target, renderer, checker, THRESHOLDS, references, score=SCORES[score], **parts)
 
     return make
@@ -67,15 +67,15 @@ def made(target, renderer, checker):
 @pytest.mark.slow
 @given(st.integers(0, 10**9), st.sampled_from(sorted(EXPERTS)), st.sampled_from(NATIVE), st.sampled_from(HACKS))
 @settings(max_examples=80, deadline=None)
-def test_a_hack_never_raises_the_reward_of_an_honest_rewrite(made, renderer, seed, expert, native, hack):
+def test_a_hack_never_raises_the_reward_of_an_honest_rewrite(make_reward, renderer, seed, expert, native, hack):
     rng = random.Random(seed)
-    problem = draw(rng, DEMONSTRATIONS)
+    problem = sample_problem(rng, DEMONSTRATIONS)
     row = demonstration(problem, expert, "row")
     honest = DIALECTS[native](problem)
     hacked = hack.apply(GateInput(row.question, row.solution, honest, row.answer), rng)
     # The lab's models have no words for some hacks.
     assume(hacked is not None and renderer.decode(renderer.response_ids(hacked.rewrite)) == hacked.rewrite)
-    reward = made([row])
+    reward = make_reward([row])
     [[before, after]] = reward([row], [[sample(honest, renderer), sample(hacked.rewrite, renderer, hacked.finish)]])
     assert after.reward <= before.reward, hacked.rewrite
     assert after.reward == 0.0 and after.hacks, hacked.rewrite
@@ -83,7 +83,7 @@ def test_a_hack_never_raises_the_reward_of_an_honest_rewrite(made, renderer, see
 
 @pytest.fixture(scope="module")
 def english_reward(checker):
-    """Any text can be written and scored: bytes, and a target that knows nothing."""
+    """Return a reward that scores any text, with a byte tokenizer and an untrained target."""
     tokenizer = byte_tokenizer(chat=True)
     renderer = Renderer(tokenizer)
     model = tiny_model("qwen3", len(tokenizer), pad=tokenizer.pad_token_id, eos=renderer.end_id, context=8192)
@@ -115,10 +115,11 @@ TEXTS = [(i, dialect) for i in range(len(PROBLEMS)) for dialect in (*NATIVE, "va
 @pytest.mark.slow
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=12, unique=True), st.randoms(use_true_random=False))
 @SCORE_SETTINGS
-def test_a_reward_does_not_depend_on_what_else_is_in_the_batch(made, renderer, chosen, rng):
-    """Alone, in any order, in groups of any size, whatever the longest text beside it pads the batch to."""
+def test_a_reward_does_not_depend_on_the_rest_of_the_batch(make_reward, renderer, chosen, rng):
+    """The result is the same alone, in any order, in groups of any size and with any padding."""
     rows = [demonstration(problem, "values", str(i)) for i, problem in enumerate(PROBLEMS)]
-    reward = made(rows, penalties=[("peeking", 0.1, peeking), ("question_independence", 0.1, question_independence)])
+    penalties = [("peeking", 0.1, peeking), ("question_independence", 0.1, question_independence)]
+    reward = make_reward(rows, penalties=penalties)
     texts = {key: DIALECTS[key[1]](PROBLEMS[key[0]]) for key in chosen}
     alone = {key: reward([rows[key[0]]], [[sample(texts[key], renderer)]])[0][0] for key in chosen}
     rng.shuffle(chosen)
@@ -132,26 +133,26 @@ def test_a_reward_does_not_depend_on_what_else_is_in_the_batch(made, renderer, c
 
 
 @pytest.mark.parametrize("score", sorted(SCORES))
-def test_every_score_is_the_same_alone_and_in_a_batch(made, renderer, score):
+def test_every_score_is_the_same_alone_and_in_a_batch(make_reward, renderer, score):
     rows = [demonstration(problem, "values", str(i)) for i, problem in enumerate(PROBLEMS)]
-    reward = made(rows, score)
+    reward = make_reward(rows, score)
     groups = [[sample(DIALECTS[dialect](problem), renderer) for dialect in NATIVE] for problem in PROBLEMS]
     together = reward(rows, groups)
     for row, group, scored in zip(rows, groups, together, strict=True):
-        for one, item in zip(group, scored, strict=True):
-            assert item.alignment == pytest.approx(reward([row], [[one]])[0][0].alignment, abs=CLOSE)
+        for alone, item in zip(group, scored, strict=True):
+            assert item.alignment == pytest.approx(reward([row], [[alone]])[0][0].alignment, abs=CLOSE)
 
 
-def test_the_batch_of_the_engine_changes_nothing(target, renderer):
+def test_scores_do_not_depend_on_the_batch_size(target, renderer):
     pairs = [
         (renderer.prompt_ids(problem.question), renderer.response_ids(DIALECTS[dialect](problem)))
         for problem in PROBLEMS
         for dialect in sorted(DIALECTS)
     ]
-    whole = target.score(pairs)
+    one_batch = target.score(pairs)
     for size in (1, 7):
         parts = [row for low in range(0, len(pairs), size) for row in target.score(pairs[low : low + size])]
-        assert all(a == pytest.approx(b, abs=CLOSE) for a, b in zip(whole, parts, strict=True))
-        # Differences are rounding, not a leaning to one side.
-        residuals = [x - y for a, b in zip(whole, parts, strict=True) for x, y in zip(a, b, strict=True)]
+        assert all(a == pytest.approx(b, abs=CLOSE) for a, b in zip(one_batch, parts, strict=True))
+        # Differences are rounding errors without a bias.
+        residuals = [x - y for a, b in zip(one_batch, parts, strict=True) for x, y in zip(a, b, strict=True)]
         assert abs(sum(residuals) / len(residuals)) < 1e-6

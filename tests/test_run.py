@@ -1,4 +1,4 @@
-"""Run folder: skipped, continued, redone with a reason; whatever moment the process is killed at."""
+"""Run folder: stages are skipped, continued or run again with a reason, also after a kill at any moment."""
 
 import errno
 import json
@@ -13,31 +13,27 @@ from pathlib import Path
 
 import pytest
 
-from dartune import files, lock
 from dartune.errors import DartuneError, InputError, MachineError
-from dartune.run import (
-    Cost,
-    Run,
-    append_jsonl,
-    atomic_write_json,
-    atomic_write_text,
-    read_jsonl,
-    write_jsonl,
-)
-from dartune.status import status_lines
+from dartune.run import files, lock
+from dartune.run.cost import Cost
+from dartune.run.files import append_jsonl, atomic_write_json, atomic_write_text, read_jsonl, write_jsonl
+from dartune.run.folder import RunFolder
+from dartune.run.status import status_lines
 
 SOURCE = Path(__file__).parents[1] / "src"
 
 
 def quiet_run(folder):
-    said = []
-    return Run(folder, said.append), said
+    """A run folder, and the list that its messages are appended to."""
+    messages = []
+    return RunFolder(folder, messages.append), messages
 
 
 def child(folder, code):
-    """A process that has the run folder open as `run` and runs `code`."""
-    program = "import os, signal, sys, time\nfrom pathlib import Path\nfrom dartune.run import Cost, Run\n"
-    program += f"run = Run(Path({str(folder)!r}))\n" + textwrap.dedent(code)
+    """Start a process that opens the run folder as `run` and executes `code`."""
+    program = "import os, signal, sys, time\nfrom pathlib import Path\n"
+    program += "from dartune.run.cost import Cost\nfrom dartune.run.folder import RunFolder\n"
+    program += f"run = RunFolder(Path({str(folder)!r}))\n" + textwrap.dedent(code)
     return subprocess.Popen(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
@@ -49,8 +45,8 @@ def child(folder, code):
 
 def killed(folder, code):
     process = child(folder, code)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, said
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, stderr
 
 
 def writes(name, text="x", **cost):
@@ -70,45 +66,45 @@ def test_an_unchanged_stage_is_skipped_by_the_next_run(tmp_path):
     with quiet_run(tmp_path / "run")[0] as run:
         out = run.stage("first", inputs, writes("a.txt", trained_tokens=7))
         key = run.key("first")
-    run, said = quiet_run(tmp_path / "run")
+    run, messages = quiet_run(tmp_path / "run")
     with run:
-        # The order of keys does not count.
+        # The order of the keys does not matter.
         assert run.stage("first", dict(reversed(inputs.items())), unexpected) == out
         assert run.key("first") == key
         assert run.cost("first").trained_tokens == 7
         assert run.finished_stages() == ["first"]
-    assert any("nothing changed" in line for line in said)
+    assert any("nothing changed" in line for line in messages)
     done = json.loads((out / "DONE").read_text())
     assert set(done) >= {"key", "inputs", "cost", "attempts", "finished"}
     assert done["inputs"] == {"steps": 3, "path": "a/b", "rates": [1e-6, 2.0]}
     assert not (out / "STARTED").exists()
 
 
-def test_changed_inputs_remove_the_old_outputs_and_say_why(tmp_path):
-    run, said = quiet_run(tmp_path / "run")
+def test_changed_inputs_remove_the_old_outputs_and_log_the_reason(tmp_path):
+    run, messages = quiet_run(tmp_path / "run")
     with run:
         run.stage("mapper", {"mapper": {"learning_rate": 1e-6, "kl": 0.1}}, writes("old.txt"))
         old = run.key("mapper")
-    run, said = quiet_run(tmp_path / "run")
+    run, messages = quiet_run(tmp_path / "run")
     with run:
         out = run.stage("mapper", {"mapper": {"learning_rate": 2e-6, "kl": 0.1}}, writes("new.txt"))
         assert run.key("mapper") != old
     assert sorted(path.name for path in out.iterdir()) == ["DONE", "new.txt"]
-    assert any("mapper.learning_rate 1e-6 -> 2e-6 changed" in line for line in said)
+    assert any("mapper.learning_rate 1e-6 -> 2e-6 changed" in line for line in messages)
 
 
 def test_a_stage_whose_output_was_lost_runs_again(tmp_path):
     with quiet_run(tmp_path / "run")[0] as run:
         out = run.stage("data", {}, writes("rows.jsonl", "abc"))
     (out / "rows.jsonl").write_text("ab")
-    run, said = quiet_run(tmp_path / "run")
+    run, messages = quiet_run(tmp_path / "run")
     with run:
         run.stage("data", {}, writes("rows.jsonl", "abc"))
     assert (out / "rows.jsonl").read_text() == "abc"
-    assert any("rows.jsonl is missing or was changed" in line for line in said)
+    assert any("rows.jsonl is missing or was changed" in line for line in messages)
 
 
-def test_one_name_with_two_inputs_in_a_run_is_a_mistake(tmp_path):
+def test_one_stage_name_with_two_inputs_is_an_error(tmp_path):
     with quiet_run(tmp_path / "run")[0] as run:
         run.stage("data", {"n": 1}, writes("a"))
         with pytest.raises(ValueError, match="already used"):
@@ -132,39 +128,39 @@ run.stage("train", {"rate": 1.0}, work)
 """
 
 
-def test_killed_inside_a_stage_the_same_inputs_continue_from_what_is_there(tmp_path):
+def test_after_a_kill_inside_a_stage_the_same_inputs_continue_from_its_outputs(tmp_path):
     killed(tmp_path / "run", KILLED_INSIDE)
     assert not (tmp_path / "run/stages/train/DONE").exists()
     assert "partial" in status_lines(tmp_path / "run")[1]
-    found = []
+    files_at_start = []
 
     def work(out):
-        found.extend(sorted(path.name for path in out.iterdir()))
+        files_at_start.extend(sorted(path.name for path in out.iterdir()))
 
-    run, said = quiet_run(tmp_path / "run")
+    run, messages = quiet_run(tmp_path / "run")
     with run:
         run.stage("train", {"rate": 1.0}, work)
-        assert found == ["STARTED", "half.txt", "late.txt"]
+        assert files_at_start == ["STARTED", "half.txt", "late.txt"]
         assert run.cost("train").seconds >= 0.25  # the killed attempt counts
-    assert any("attempt 2" in line for line in said)
+    assert any("attempt 2" in line for line in messages)
 
 
-def test_killed_inside_a_stage_other_inputs_start_from_nothing(tmp_path):
+def test_after_a_kill_inside_a_stage_other_inputs_start_with_an_empty_folder(tmp_path):
     killed(tmp_path / "run", KILLED_INSIDE)
-    found = []
-    run, said = quiet_run(tmp_path / "run")
+    files_at_start = []
+    run, messages = quiet_run(tmp_path / "run")
     with run:
-        run.stage("train", {"rate": 2.0}, lambda out: found.extend(path.name for path in out.iterdir()))
+        run.stage("train", {"rate": 2.0}, lambda out: files_at_start.extend(path.name for path in out.iterdir()))
         assert run.cost("train").seconds < 0.25
-    assert found == ["STARTED"]
-    assert any("rate 1.0 -> 2.0 changed" in line for line in said)
+    assert files_at_start == ["STARTED"]
+    assert any("rate 1.0 -> 2.0 changed" in line for line in messages)
 
 
-MOMENTS = ("before the mark is flushed", "before it is renamed", "after it is renamed")
+MOMENTS = ("before the marker is flushed", "before it is renamed", "after it is renamed")
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_while_done_is_written_the_stage_is_complete_or_continued(tmp_path, moment):
+def test_after_a_kill_while_done_is_written_the_stage_is_complete_or_continued(tmp_path, moment):
     killed(
         tmp_path / "run",
         f"""
@@ -182,7 +178,7 @@ def test_killed_while_done_is_written_the_stage_is_complete_or_continued(tmp_pat
             return rename(self, target)
         def flush(descriptor):
             if os.readlink(f"/proc/self/fd/{{descriptor}}").endswith(".DONE.draft"):
-                if moment == "before the mark is flushed":
+                if moment == "before the marker is flushed":
                     die()
             return fsync(descriptor)
         Path.replace, os.fsync = replace, flush
@@ -199,7 +195,7 @@ def test_killed_while_done_is_written_the_stage_is_complete_or_continued(tmp_pat
         run.stage("s", {}, unexpected)
 
 
-def test_killed_while_old_outputs_are_removed_nothing_of_them_is_taken_for_complete(tmp_path):
+def test_after_a_kill_while_old_outputs_are_removed_the_stage_is_not_complete(tmp_path):
     with quiet_run(tmp_path / "run")[0] as run:
         out = run.stage("s", {"n": 1}, writes("a.txt"))
     killed(
@@ -211,10 +207,10 @@ def test_killed_while_old_outputs_are_removed_nothing_of_them_is_taken_for_compl
         """,
     )
     assert (out / "a.txt").exists()
-    found = []
+    files_at_start = []
     with quiet_run(tmp_path / "run")[0] as run:  # back to the first inputs
-        run.stage("s", {"n": 1}, lambda out: found.extend(path.name for path in out.iterdir()))
-    assert found == ["STARTED"]
+        run.stage("s", {"n": 1}, lambda out: files_at_start.extend(path.name for path in out.iterdir()))
+    assert files_at_start == ["STARTED"]
 
 
 def test_a_failed_attempt_keeps_its_outputs_and_its_seconds(tmp_path):
@@ -234,35 +230,35 @@ def test_a_failed_attempt_keeps_its_outputs_and_its_seconds(tmp_path):
     assert [attempt["seconds"] is not None for attempt in attempts] == [True, True]
 
 
-def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
+def test_a_second_process_gets_an_error_that_names_the_first(tmp_path):
     folder = tmp_path / "run"
     holder = child(folder, "print('held', flush=True)\ntime.sleep(60)")
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(MachineError, match=f"in use by process {holder.pid} on "):
-            Run(folder)
+            RunFolder(folder)
         assert lock.is_held(folder)
         assert f"in use by process {holder.pid}" in status_lines(folder)[0]
     finally:
         holder.kill()
         holder.communicate()
-    with quiet_run(folder)[0]:  # a killed holder holds nothing
+    with quiet_run(folder)[0]:  # the lock of a killed process is released
         pass
     assert not lock.is_held(folder)
 
 
-def test_one_process_cannot_hold_a_folder_twice_nor_lose_it_by_trying(tmp_path):
+def test_a_process_cannot_lock_a_folder_twice_and_keeps_the_lock_when_it_tries(tmp_path):
     folder = tmp_path / "run"
     with quiet_run(folder)[0]:
         with pytest.raises(MachineError, match="in use"):
-            Run(folder)
+            RunFolder(folder)
         status_lines(folder)
         other = child(folder, "")
-        _, said = other.communicate(timeout=60)
-        assert "MachineError" in said and f"process {os.getpid()}" in said
+        _, stderr = other.communicate(timeout=60)
+        assert "MachineError" in stderr and f"process {os.getpid()}" in stderr
 
 
-def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
+def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(tmp_path):
     process = child(
         tmp_path / "run",
         """
@@ -283,43 +279,43 @@ def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
         process.communicate()
 
 
-def test_a_folder_with_other_files_or_a_file_is_no_run_folder(tmp_path):
+def test_a_file_or_a_folder_with_other_files_is_not_a_run_folder(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="no run folder"):
-        Run(tmp_path)
+        RunFolder(tmp_path)
     with pytest.raises(InputError, match="is a file"):
-        Run(tmp_path / "thesis.tex")
+        RunFolder(tmp_path / "thesis.tex")
     with pytest.raises(InputError, match="no run in"):
         status_lines(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_environment_is_noted_without_secrets_and_its_changes_are_said(tmp_path, monkeypatch):
+def test_the_environment_is_recorded_without_secrets_and_changes_are_logged(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "hunter2")
     with quiet_run(tmp_path / "run")[0]:
         pass
     path = tmp_path / "run/environment.json"
-    noted = json.loads(path.read_text())
-    assert noted["packages"]["torch"].startswith("2.")
+    recorded = json.loads(path.read_text())
+    assert recorded["packages"]["torch"].startswith("2.")
     assert "hunter2" not in path.read_text()
-    atomic_write_json(path, {**noted, "python": "3.0.0"})
-    run, said = quiet_run(tmp_path / "run")
+    atomic_write_json(path, {**recorded, "python": "3.0.0"})
+    run, messages = quiet_run(tmp_path / "run")
     run.close()
-    assert any("python 3.0.0 -> " in line for line in said)
+    assert any("python 3.0.0 -> " in line for line in messages)
 
 
-def test_status_tells_done_running_and_partial(tmp_path):
+def test_status_distinguishes_done_running_and_partial(tmp_path):
     folder = tmp_path / "run"
-    seen = []
+    during = []
 
     def second(out):
-        seen.extend(status_lines(folder))
+        during.extend(status_lines(folder))
         raise KeyError
 
     with pytest.raises(KeyError), quiet_run(folder)[0] as run:
         run.stage("first", {}, writes("a"))
         run.stage("second", {}, second)
-    assert [line.split()[:2] for line in seen[1:]] == [["first", "done"], ["second", "running"]]
+    assert [line.split()[:2] for line in during[1:]] == [["first", "done"], ["second", "running"]]
     after = status_lines(folder)
     assert after[0].endswith("not running")
     assert [line.split()[:2] for line in after[1:]] == [["first", "done"], ["second", "partial"]]
@@ -330,7 +326,7 @@ def test_costs_add_up():
     assert total == Cost(11, 22, 33, 44.0, 50.0)
 
 
-def test_a_full_disk_is_a_machine_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_machine_error_and_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     atomic_write_json(path, {"old": True})
 
@@ -359,7 +355,7 @@ def test_a_full_disk_inside_a_stage_names_the_stage_and_the_next_run_continues(t
     assert (out / "half.txt").exists()
 
 
-def test_a_line_cut_by_a_crash_is_neither_read_nor_joined(tmp_path):
+def test_a_line_truncated_by_a_crash_is_skipped_and_removed(tmp_path):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"n": 1}, {"n": 2}])
     with path.open("a") as stream:
@@ -367,7 +363,7 @@ def test_a_line_cut_by_a_crash_is_neither_read_nor_joined(tmp_path):
     assert read_jsonl(path) == [{"n": 1}, {"n": 2}]
     append_jsonl(path, {"n": 3})
     assert read_jsonl(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
-    path.write_text('{"n": 1}\n{"n": 2}')  # whole, only its line end is missing
+    path.write_text('{"n": 1}\n{"n": 2}')  # complete except for the line break
     assert read_jsonl(path) == [{"n": 1}, {"n": 2}]
     append_jsonl(path, {"n": 3})
     assert read_jsonl(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
@@ -376,7 +372,7 @@ def test_a_line_cut_by_a_crash_is_neither_read_nor_joined(tmp_path):
         read_jsonl(path)
 
 
-def test_atomic_writes_leave_no_drafts_even_after_one_was_left_by_a_crash(tmp_path):
+def test_atomic_writes_leave_no_drafts_even_if_a_crash_left_one(tmp_path):
     path = tmp_path / "deep/er/a.txt"
     atomic_write_text(path, "é\n")
     path.with_name(".a.txt.draft").write_text("half")
@@ -385,12 +381,12 @@ def test_atomic_writes_leave_no_drafts_even_after_one_was_left_by_a_crash(tmp_pa
     assert path.read_text(encoding="utf-8") == "new\n"
 
 
-def test_what_modules_warn_of_is_in_the_log_of_the_run_that_was_open(tmp_path):
+def test_warnings_of_modules_are_logged_while_the_run_is_open(tmp_path):
     warn = logging.getLogger("dartune.somewhere").warning
-    run, said = quiet_run(tmp_path / "run")
+    run, messages = quiet_run(tmp_path / "run")
     with run:
         warn("%s is odd", "row 3")
     warn("later")
-    assert said == ["row 3 is odd"]
+    assert messages == ["row 3 is odd"]
     log = (tmp_path / "run/logs/run.log").read_text()
     assert "row 3 is odd" in log and "later" not in log

@@ -1,4 +1,4 @@
-"""Strangers' programs: they are judged by their tests, and can neither stall, nor leave, nor fool what runs them."""
+"""Untrusted programs are graded by their tests; they cannot stall the sandbox, escape from it or forge a verdict."""
 
 import os
 import time
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dartune.rewards import sandbox as module
-from dartune.rewards.sandbox import Ended, Sandbox
+from dartune.sandbox import isolated_call as module
+from dartune.sandbox.isolated_call import NoResult, Sandbox
 
 TESTS = "assert f(2) == 4\nassert f(3) == 9"
 RIGHT = "def f(x): return x * x"
@@ -15,17 +15,17 @@ RIGHT = "def f(x): return x * x"
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as one:
-        yield one
+    with Sandbox("dartune.sandbox.unit_tests:passes", workers=1) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture
 def hurried(monkeypatch):
-    """A sandbox whose calls may take less time; its processes are told by their own environment."""
-    code = "from dartune.rewards import sandbox; sandbox.CPU_S, sandbox.WALL_S = 1, 1.5; sandbox.serve()"
-    monkeypatch.setattr("dartune.rewards.workers.command", lambda serve: code)
-    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as one:
-        yield one
+    """A sandbox with shorter time limits, which are set in its server process."""
+    code = "from dartune.sandbox import isolated_call as calls; calls.CPU_S, calls.WALL_S = 1, 1.5; calls.serve()"
+    monkeypatch.setattr("dartune.sandbox.workers.command", lambda serve: code)
+    with Sandbox("dartune.sandbox.unit_tests:passes", workers=1) as sandbox:
+        yield sandbox
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def hurried(monkeypatch):
          "def f(x): return out[0]", "assert f(2) == 4"),
     ],
 )  # fmt: skip
-def test_a_right_program_passes(program, tests, sandbox):
+def test_right_program_passes(program, tests, sandbox):
     assert sandbox.call([[program, tests]]) == [True]
 
 
@@ -60,7 +60,7 @@ def test_a_right_program_passes(program, tests, sandbox):
         "def f(x): return [0] * 10 ** 10",
     ],
 )
-def test_a_wrong_program_fails_however_it_tries(program, sandbox):
+def test_wrong_or_cheating_program_fails(program, sandbox):
     assert sandbox.call([[program, TESTS]]) == [False]
 
 
@@ -85,7 +85,7 @@ NEAR = "assert abs(f(2) - 1.41421) < 1e-3"
         ("def sum(x): return 6\ndef len(x): return 1\nf = 0", "assert sum([f]) == len([1]) * 6"),
     ],
 )  # fmt: skip
-def test_a_program_cannot_stand_in_for_a_built_in_function_of_the_tests(program, tests, sandbox):
+def test_program_cannot_replace_built_in_functions_of_the_tests(program, tests, sandbox):
     assert sandbox.call([[program, tests]]) == [False]
 
 
@@ -111,7 +111,7 @@ PATCH = "math.isclose = lambda *_, **__: True"
          "from numpy.testing import assert_allclose\nassert_allclose(f(1), [2, 3])\nassert True"),
     ],
 )  # fmt: skip
-def test_a_program_cannot_change_a_function_of_the_tests_modules(program, tests, sandbox):
+def test_program_cannot_change_modules_of_the_tests(program, tests, sandbox):
     assert sandbox.call([[program, tests]]) == [False]
 
 
@@ -140,7 +140,7 @@ def test_a_program_cannot_change_a_function_of_the_tests_modules(program, tests,
         ("def f(x): return x", "import scipy.linalg as la, numpy\nassert f(la.norm(numpy.array([3, 4]))) == 5"),
     ],
 )  # fmt: skip
-def test_honest_programs_and_tests_do_not_notice(program, tests, sandbox):
+def test_honest_programs_are_not_affected_by_the_guards(program, tests, sandbox):
     assert sandbox.call([[program, tests]]) == [True]
 
 
@@ -171,13 +171,13 @@ def walk(frame):
         "import ctypes\nctypes.string_at(id(os), 8)",
     ],
 )
-def test_the_verdict_cannot_be_forged_from_inside(attempt, sandbox):
-    """What says that a call returned lies in the process's own memory: no way there may be open."""
+def test_program_cannot_forge_the_verdict(attempt, sandbox):
+    """The secret that confirms a result lies in the process's memory, so the program must not be able to read it."""
     (answer,) = sandbox.call([[f"{WALK}\n{attempt}\n{RIGHT}", TESTS]])
     assert answer is False
 
 
-def test_libraries_that_look_at_their_caller_still_work(sandbox):
+def test_libraries_that_inspect_their_caller_work(sandbox):
     program = (
         "import enum, dataclasses, typing, collections, logging, numpy, sympy\n"
         "P = collections.namedtuple('P', 'x')\n"
@@ -189,14 +189,14 @@ def test_libraries_that_look_at_their_caller_still_work(sandbox):
     assert sandbox.call([[program, TESTS]]) == [True]
 
 
-def test_leaving_early_is_no_pass(sandbox):
+def test_early_exit_does_not_pass(sandbox):
     (ended,) = sandbox.call([["import os\nos.write(3, b'true')\nos._exit(0)", TESTS]])
-    assert ended == Ended(by_machine=False)
+    assert ended == NoResult(by_machine=False)
 
 
-def test_nothing_gets_out(sandbox, tmp_path):
+def test_program_cannot_escape(sandbox, tmp_path):
     if not sandbox.held_by_kernel():
-        pytest.skip("this kernel has no filter for system calls; the interpreter's own guard is all there is")
+        pytest.skip("this kernel has no seccomp; only the audit hook of the interpreter applies")
     victim = tmp_path / "victim"
     victim.write_text("here")
     attempts = {
@@ -215,9 +215,9 @@ def test_nothing_gets_out(sandbox, tmp_path):
     assert victim.read_text() == "here" and list(tmp_path.iterdir()) == [victim]
 
 
-def test_the_environment_stays_unknown(sandbox, monkeypatch):
+def test_program_sees_no_environment_variables(sandbox, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as fresh:
+    with Sandbox("dartune.sandbox.unit_tests:passes", workers=1) as fresh:
         program = f"import os\n{RIGHT}\nassert not os.environ"
         assert fresh.call([[program, TESTS]]) == [True]
         names = [path for path in Path("/proc").glob("[0-9]*/environ") if _mentions(path, fresh)]
@@ -232,24 +232,24 @@ def _mentions(path, sandbox):
 
 
 @pytest.mark.parametrize("body", ["while True: pass", "import time\n    time.sleep(60)"])
-def test_a_program_that_hangs_ends_in_time(body, hurried):
+def test_hanging_program_ends_in_time(body, hurried):
     started = time.monotonic()
     answers = hurried.call([[f"def f(x):\n    {body}", TESTS], [RIGHT, TESTS]])
-    assert answers == [Ended(by_machine=False), True]
+    assert answers == [NoResult(by_machine=False), True]
     assert time.monotonic() - started < 20
 
 
-def test_a_killed_server_is_replaced(sandbox):
+def test_killed_server_is_replaced(sandbox):
     sandbox.call([[RIGHT, TESTS]])
     (pid,) = sandbox._workers.pids
     os.kill(pid, 9)
     assert sandbox.call([[RIGHT + " # again", TESTS]]) == [True]
 
 
-def test_all_its_servers_end_with_it():
-    with Sandbox("dartune.rewards.unit_tests:passes", workers=3) as one:
-        one.call([[f"{RIGHT} # {i}\nimport time; time.sleep(0.3)", TESTS] for i in range(6)])
-        pids = one._workers.pids
+def test_closing_ends_all_servers():
+    with Sandbox("dartune.sandbox.unit_tests:passes", workers=3) as sandbox:
+        sandbox.call([[f"{RIGHT} # {i}\nimport time; time.sleep(0.3)", TESTS] for i in range(6)])
+        pids = sandbox._workers.pids
     assert len(pids) == 3
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -257,18 +257,18 @@ def test_all_its_servers_end_with_it():
 
 
 def test_equal_calls_run_once(sandbox, monkeypatch):
-    asked = []
+    questions = []
     ask = sandbox._workers.ask
-    monkeypatch.setattr(sandbox._workers, "ask", lambda calls, limit: asked.extend(calls) or ask(calls, limit))
+    monkeypatch.setattr(sandbox._workers, "ask", lambda calls, limit: questions.extend(calls) or ask(calls, limit))
     program = f"{RIGHT} # once"
     assert sandbox.call([[program, TESTS]] * 3) == [True] * 3
     assert sandbox.call([[program, TESTS]]) == [True]
-    assert len(asked) == 1
+    assert len(questions) == 1
 
 
-def test_its_folder_goes_with_it():
-    with Sandbox("dartune.rewards.unit_tests:passes", workers=1) as one:
-        folder = Path(one._folder.name)
-        assert one.call([[RIGHT, TESTS]]) == [True] and folder.is_dir()
+def test_closing_removes_the_folder():
+    with Sandbox("dartune.sandbox.unit_tests:passes", workers=1) as sandbox:
+        folder = Path(sandbox._folder.name)
+        assert sandbox.call([[RIGHT, TESTS]]) == [True] and folder.is_dir()
     assert not folder.exists()
     assert module.WALL_S > module.CPU_S

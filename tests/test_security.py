@@ -1,4 +1,4 @@
-"""What comes from outside cannot execute, escape or be sent, and secrets are written nowhere (SECURITY.md)."""
+"""Security: untrusted input is not executed, data are not sent anywhere, and secrets are not written (SECURITY.md)."""
 
 import ast
 import getpass
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from dartune.config import load_config
-from dartune.data.render import Renderer
+from dartune.answers.checker import AnswerChecker
+from dartune.config.load import load_config
+from dartune.data.chat_template import Renderer
 from dartune.errors import InputError, MachineError
-from dartune.files import append_log
-from dartune.redaction import HIDDEN, redacted
-from dartune.rewards.checker import AnswerChecker
-from dartune.run import Run
+from dartune.run.files import append_log
+from dartune.run.folder import RunFolder
+from dartune.run.redaction import HIDDEN, redacted
 from fixtures_models import byte_tokenizer, save_tiny
 from test_pipeline import arguments, word_problems
 
@@ -32,17 +32,17 @@ SECRETS = {
 }
 WATCH = """
 import os, sys
-# Loaded by every Python process of the run: notes where files are written, and lets nobody use the network.
-def hook(event, words):
+# Loaded by every Python process of the run: records where files are written, and blocks the network.
+def hook(event, arguments):
     if event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        if not (event in ("socket.connect", "socket.bind") and isinstance(words[1], (str, bytes))):
-            os.write(note, f"network {event} {words[1:]}\\n".encode())
+        if not (event in ("socket.connect", "socket.bind") and isinstance(arguments[1], (str, bytes))):
+            os.write(note, f"network {event} {arguments[1:]}\\n".encode())
             raise PermissionError("no network in this test")
-    writing = event == "open" and isinstance(words[2], int) and words[2] & (os.O_WRONLY | os.O_RDWR)
-    if writing and isinstance(words[0], str):
-        os.write(note, f"write {os.path.realpath(words[0])}\\n".encode())
+    writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writing and isinstance(arguments[0], str):
+        os.write(note, f"write {os.path.realpath(arguments[0])}\\n".encode())
     if event in ("os.mkdir", "os.rename", "os.symlink", "os.link"):
-        os.write(note, f"write {os.path.realpath(words[0 if event == 'os.mkdir' else 1])}\\n".encode())
+        os.write(note, f"write {os.path.realpath(arguments[0 if event == 'os.mkdir' else 1])}\\n".encode())
 note = os.open(os.environ["NOTES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.set_inheritable(note, True)
 sys.addaudithook(hook)
@@ -51,7 +51,7 @@ sys.addaudithook(hook)
 
 @pytest.fixture(scope="module")
 def watched_run(tmp_path_factory):
-    """A whole run with secrets in its environment: its folder, its notes, what it said, its home."""
+    """Run the pipeline with secrets in the environment; return the folder, the recorded events, and the output."""
     folder = tmp_path_factory.mktemp("watched")
     data = word_problems(folder / "problems.jsonl", 24)
     target = save_tiny(folder / "target", "llama", context=2048)
@@ -67,7 +67,7 @@ def watched_run(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(folder / "site"), *sys.path]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "dartune", *arguments(data, target, folder / "run")],
         env=environment,
         cwd=folder / "work",
@@ -75,8 +75,8 @@ def watched_run(tmp_path_factory):
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, (folder / "notes.txt").read_text().splitlines(), done.stdout + done.stderr
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return folder, (folder / "notes.txt").read_text().splitlines(), completed.stdout + completed.stderr
 
 
 @pytest.mark.slow
@@ -86,34 +86,34 @@ def test_a_run_uses_no_network(watched_run):
     assert not [note for note in notes if note.startswith("network")]
 
 
-def test_a_run_writes_into_its_folder_only(watched_run):
+def test_a_run_writes_only_into_its_folder(watched_run):
     folder, notes, _ = watched_run
-    places = {Path(note.removeprefix("write ")) for note in notes if note.startswith("write ")}
-    ours = [folder / "run", folder / "temporary", folder / "notes.txt", Path("/dev"), Path("/proc")]
+    written = {Path(note.removeprefix("write ")) for note in notes if note.startswith("write ")}
+    allowed = [folder / "run", folder / "temporary", folder / "notes.txt", Path("/dev"), Path("/proc")]
     caches = [folder / "home", Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")]  # of libraries
-    strange = [place for place in places if not any(place.is_relative_to(part) for part in [*ours, *caches])]
-    assert not strange
+    unexpected = [path for path in written if not any(path.is_relative_to(part) for part in [*allowed, *caches])]
+    assert not unexpected
     assert not list((folder / "work").iterdir()) and not list((folder / "temporary").iterdir())
-    kept = {path.relative_to(folder / "home").parts[:2] for path in (folder / "home").rglob("*") if path.is_file()}
-    assert kept <= {(".cache", "huggingface"), (".cache", "matplotlib"), (".config", "matplotlib")}
+    in_home = {path.relative_to(folder / "home").parts[:2] for path in (folder / "home").rglob("*") if path.is_file()}
+    assert in_home <= {(".cache", "huggingface"), (".cache", "matplotlib"), (".config", "matplotlib")}
 
 
-def test_no_file_and_no_message_of_a_run_has_a_secret(watched_run):
-    folder, _, said = watched_run
+def test_no_file_and_no_output_of_a_run_contains_a_secret(watched_run):
+    folder, _, output = watched_run
     files = [path for path in (folder / "run").rglob("*") if path.is_file()]
     assert {"environment.json", "config.resolved.yaml", "run.log", "results.json"} <= {path.name for path in files}
     for secret in SECRETS.values():
-        assert secret not in said
+        assert secret not in output
         assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
-def test_secrets_are_hidden_in_whatever_is_said(tmp_path, monkeypatch, capsys):
+def test_secrets_are_redacted_in_all_output(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
     monkeypatch.setenv("KEYBOARD", "harmless-place")
     text = f"401 for https://user:passw0rd@host/x with {SECRETS['HF_TOKEN']}, hf_{'a1' * 12} at harmless-place"
     assert redacted(text) == f"401 for https://{HIDDEN}@host/x with {HIDDEN}, {HIDDEN} at harmless-place"
     append_log(tmp_path / "log", text)
-    with pytest.raises(MachineError), Run(tmp_path / "run") as run:
+    with pytest.raises(MachineError), RunFolder(tmp_path / "run") as run:
         run.log(text)
         raise MachineError(text)
     written = (tmp_path / "log").read_text() + (tmp_path / "run/logs/run.log").read_text() + capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_secrets_are_hidden_in_whatever_is_said(tmp_path, monkeypatch, capsys):
         ("reward.leak_phrases", "[fine, planted-secret-5]"),
     ],
 )
-def test_a_secret_in_the_config_is_refused_and_not_shown(key, value, monkeypatch):
+def test_a_secret_in_the_config_is_rejected_and_not_shown(key, value, monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "planted-secret-5")
     with pytest.raises(InputError, match=f"--{key} holds a secret") as caught:
         load_config(None, {"data": "lab:values", "target": "lab:backward", key: value})
@@ -138,21 +138,21 @@ def test_a_secret_in_the_config_is_refused_and_not_shown(key, value, monkeypatch
 
 FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "code", "codeop"}
 CALLS = {"eval", "exec", "compile", "os.system", "torch.load", "yaml.unsafe_load", "yaml.full_load", "pickle.loads"}
-MAY_RUN_STRANGERS = ("rewards/unit_tests.py",)
-"""Runs in the sandbox alone."""
+MAY_RUN_UNTRUSTED_CODE = ("sandbox/unit_tests.py",)
+"""Runs inside the sandbox only."""
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_module_can_run_what_it_reads(path):
-    found = []
+def test_no_module_can_execute_what_it_reads(path):
+    violations = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found += [name for name in names if name.split(".")[0] in FORBIDDEN]
+            violations += [name for name in names if name.split(".")[0] in FORBIDDEN]
         if isinstance(node, ast.Call):
-            found += [ast.unparse(node.func)] if ast.unparse(node.func) in CALLS else []
-            found += [word.arg for word in node.keywords if word.arg == "shell"]
-    assert not found or path.relative_to(PACKAGE).as_posix() in MAY_RUN_STRANGERS
+            violations += [ast.unparse(node.func)] if ast.unparse(node.func) in CALLS else []
+            violations += [keyword.arg for keyword in node.keywords if keyword.arg == "shell"]
+    assert not violations or path.relative_to(PACKAGE).as_posix() in MAY_RUN_UNTRUSTED_CODE
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_no_module_can_run_what_it_reads(path):
         "{% include '/etc/passwd' %}",
     ],
 )
-def test_a_chat_template_is_held_in_its_sandbox(template, tmp_path, monkeypatch):
+def test_a_chat_template_cannot_leave_its_sandbox(template, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template + tokenizer.chat_template
@@ -173,18 +173,19 @@ def test_a_chat_template_is_held_in_its_sandbox(template, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_parses_answers_can_neither_write_nor_send_nor_see_secrets(tmp_path, monkeypatch):
-    """The worker for mathematics is held by the kernel as the sandbox is, whatever an expression gets it to do."""
+def test_the_answer_parser_can_neither_write_nor_use_the_network_nor_read_secrets(tmp_path, monkeypatch):
+    """The math worker runs under the seccomp filter of the sandbox, so a malicious expression cannot do more."""
     if not sys.platform.startswith("linux"):
-        pytest.skip("only Linux has the kernel's guard")
+        pytest.skip("the seccomp filter exists on Linux only")
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)  # its name contains TOKEN, but it is not a secret
     (tmp_path / "attacked.py").write_text(
         textwrap.dedent(
             f"""
             import json, os, socket
-            from dartune.rewards import checker
+            from dartune.answers import checker
             def attack(predicted, gold):
-                tried = {{}}
+                outcome = {{}}
                 for name, act in {{
                     "write": lambda: open({str(tmp_path / "trace")!r}, "w"),
                     "send": lambda: socket.socket(),
@@ -192,24 +193,24 @@ def test_what_parses_answers_can_neither_write_nor_send_nor_see_secrets(tmp_path
                 }}.items():
                     try:
                         act()
-                        tried[name] = "done"
+                        outcome[name] = "done"
                     except OSError:
-                        tried[name] = "refused"
-                return json.dumps({{**tried, "seen": [n for n in os.environ if "TOKEN" in n]}})
+                        outcome[name] = "refused"
+                return json.dumps({{**outcome, "seen": [n for n in os.environ if "TOKEN" in n]}})
             checker._same_maths = attack
             serve = checker.serve
             """
         )
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with AnswerChecker() as one:
-        one._maths._start = ("attacked:serve", *one._maths._start[1:])
-        (answer,) = one._maths.ask([("1", "2", 5.0)], 30.0)
+    with AnswerChecker() as checker:
+        checker._maths._start = ("attacked:serve", *checker._maths._start[1:])
+        (answer,) = checker._maths.ask([("1", "2", 5.0)], 30.0)
     assert json.loads(answer) == {"write": "refused", "send": "refused", "run": "refused", "seen": []}
     assert not (tmp_path / "trace").exists()
 
 
 def test_the_threat_model_names_tests_that_exist():
     text = (PACKAGE.parents[1] / "SECURITY.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/]+\.py)`", text)
-    assert named and not [name for name in named if not (PACKAGE.parents[1] / name).is_file()]
+    files = re.findall(r"`(tests/[\w/]+\.py)`", text)
+    assert files and not [name for name in files if not (PACKAGE.parents[1] / name).is_file()]

@@ -1,4 +1,4 @@
-"""With a server in the config it samples, from the target and from the mapper as it is trained; scores stay here."""
+"""A run with a server samples target and mapper from it and scores in its own process."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from dartune.cli import main
 from dartune.models.loading import load_model
-from dartune.run import read_jsonl
+from dartune.run.files import read_jsonl
 from fixtures_models import save_tiny
 from fixtures_vllm import Stub, serving
 from test_pipeline import arguments, word_problems
@@ -23,16 +23,18 @@ LORA = ["--mapper.adapter=lora", "--mapper.lora_rank=2", "--arms=[dart, best_of_
 
 
 @pytest.mark.slow
-def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_path):
+def test_a_run_samples_from_the_server_and_passes_every_adapter_to_it(parts, tmp_path):
     problems, target = parts
     stub = Stub(load_model(target))
     with serving(stub) as url:
         command = arguments(problems, target, tmp_path / "run", "--execution.server", url, *LORA)
         assert main(command) == 0
-    asked = [(path.rpartition("/")[2], body["model"]) for path, body in stub.requests if path.endswith("completions")]
+    requests = [
+        (path.rpartition("/")[2], body["model"]) for path, body in stub.requests if path.endswith("completions")
+    ]
     adapters = [body["lora_name"] for path, body in stub.requests if path == "/v1/load_lora_adapter"]
     assert len(set(adapters)) == len(adapters) == 3  # two steps of training, and synthesis
-    assert {model for _, model in asked} == {"tiny", *adapters}
+    assert {model for _, model in requests} == {"tiny", *adapters}
     assert all("prompt_logprobs" not in (body or {}) for _, body in stub.requests)
     assert set(stub.names) == {"tiny"}  # nothing is left on the server
     stages = tmp_path / "run" / "stages"
@@ -45,11 +47,11 @@ def test_a_run_samples_from_the_server_and_hands_every_adapter_over(parts, tmp_p
     assert [row["id"] for row in rows] == [row["id"] for row in read_jsonl(stages / "data" / "train.jsonl")]
 
 
-def test_what_a_server_cannot_do_is_told_at_once(parts, tmp_path, capsys):
+def test_settings_that_a_server_does_not_support_are_rejected_at_once(parts, tmp_path, capsys):
     problems, target = parts
     command = arguments(problems, target, tmp_path / "run", "--execution.server", "http://localhost:1")
     assert main([*command, "--mapper.path", str(target)]) == 2
-    said = capsys.readouterr().err
-    assert "no mapper.path" in said and "set mapper.adapter: lora" in said
+    message = capsys.readouterr().err
+    assert "no mapper.path" in message and "set mapper.adapter: lora" in message
     assert main([*arguments(problems, target, tmp_path / "run"), "--execution.server", "localhost:8000"]) == 2
     assert "execution.server" in capsys.readouterr().err

@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dartune.errors import InputError
-from dartune.models import head, shared_prefix
-from dartune.models.adapter import add_lora
-from dartune.models.precision import compute_in
-from dartune.models.shared_prefix import (
+from dartune.engines import logprobs, sliced_head
+from dartune.engines.logprobs import (
     anchored_logprobs,
+    batch_by_length,
     group_logprobs,
-    of_like_length,
     read_completions,
     read_prompts,
     sequence_logprobs,
 )
+from dartune.errors import InputError
+from dartune.models.lora import add_lora
+from dartune.models.precision import compute_in
 from fixtures_models import ARCHITECTURES, tiny_model, without_dropout
 
 VOCABULARY, SLICE = 60, 16
-# Prompt length and completion lengths of each group: ragged, empty, one token, none at all.
+# Prompt length and completion lengths of each group: ragged, empty, one token, no completion.
 SHAPES = [(9, (5, 0, 7)), (1, (1,)), (4, (2, 6, 3, 1)), (6, ())]
 
 
@@ -49,7 +49,7 @@ def sliding_model(window: int = 6):
 
 
 def softcapped_model():
-    """One whose logits are not its head's output."""
+    """A model whose logits are not the output of its head."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def flat(groups):
 
 @torch.no_grad()
 def one_by_one(model, rows):
-    """The textbook way: no batch, no padding, no cache."""
+    """Log-probabilities without batch, padding or cache."""
     result = []
     for prompt, response in rows:
         logprobs = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(dim=-1)
@@ -112,11 +112,11 @@ def test_both_forwards_equal_the_textbook_way(name):
     model, groups = make(name), random_groups()
     rows = flat(groups)
     expected = one_by_one(model, rows)
-    for logprobs, mask in (group_logprobs(model, groups)[:2], sequence_logprobs(model, rows)):
-        assert logprobs.dtype == torch.float32
+    for values_by_row, mask in (group_logprobs(model, groups)[:2], sequence_logprobs(model, rows)):
+        assert values_by_row.dtype == torch.float32
         assert mask.tolist() == [[t < len(response) for t in range(7)] for _, response in rows]
-        assert (logprobs[~mask] == 0).all()
-        for row, values in zip(logprobs, expected, strict=True):
+        assert (values_by_row[~mask] == 0).all()
+        for row, values in zip(values_by_row, expected, strict=True):
             assert row[: len(values)].tolist() == pytest.approx(values, abs=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_gradients_flow_through_the_shared_prompt(name, shapes):
         torch.testing.assert_close(shared[weight], gradient, atol=2e-5, rtol=1e-4, msg=weight)
 
 
-def test_entropy_is_that_of_the_predictions():
+def test_the_entropy_is_that_of_the_predictive_distribution():
     model, groups = make("llama"), random_groups()
     _, mask, entropy = group_logprobs(model, groups, with_entropy=True)
     for row, (prompt, response) in zip(entropy, flat(groups), strict=True):
@@ -142,13 +142,13 @@ def test_entropy_is_that_of_the_predictions():
 
 @pytest.fixture
 def in_slices(monkeypatch):
-    """A call after which the vocabulary is worked off in four slices."""
+    """A function after whose call the vocabulary is processed in four slices."""
 
-    def begin():
-        monkeypatch.setattr(head, "CPU_LOGITS", 1)
-        monkeypatch.setattr(head, "FEWEST_WORDS", SLICE)
+    def enable():
+        monkeypatch.setattr(sliced_head, "CPU_LOGITS", 1)
+        monkeypatch.setattr(sliced_head, "MIN_SLICE", SLICE)
 
-    return begin
+    return enable
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "softcapped", "biased"])
@@ -157,20 +157,20 @@ def test_slices_of_the_vocabulary_give_the_same_values_and_gradients(name, wrapp
     model, groups = make(name), random_groups()
     if wrapped:
         model = add_lora(model, 4)
-    whole = group_logprobs(model, groups, with_entropy=True)
-    expected = gradients(model, *whole[:2])
+    unsliced = group_logprobs(model, groups, with_entropy=True)
+    expected = gradients(model, *unsliced[:2])
     in_slices()
-    parts = group_logprobs(model, groups, with_entropy=True)
-    torch.testing.assert_close(parts[0], whole[0])
-    torch.testing.assert_close(parts[2], whole[2])
-    for weight, gradient in gradients(model, *parts[:2]).items():
+    sliced = group_logprobs(model, groups, with_entropy=True)
+    torch.testing.assert_close(sliced[0], unsliced[0])
+    torch.testing.assert_close(sliced[2], unsliced[2])
+    for weight, gradient in gradients(model, *sliced[:2]).items():
         torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0])
+        torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], unsliced[0])
 
 
 class Shapes(TorchDispatchMode):
-    """The shapes of all that is computed."""
+    """Records the shapes of all tensors that are computed."""
 
     def __init__(self):
         super().__init__()
@@ -178,27 +178,27 @@ class Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
-        self.seen.update(tuple(one.shape) for one in tree_leaves(result) if isinstance(one, torch.Tensor))
+        self.seen.update(tuple(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
         return result
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_no_more_logits_than_a_slice_are_made_at_a_time(training, in_slices):
+def test_no_more_logits_than_a_slice_are_held_at_a_time(training, in_slices):
     model, rows = make("llama"), flat(random_groups())
     tokens = sum(len(response) for _, response in rows)
-    with Shapes() as whole:
+    with Shapes() as unsliced:
         sequence_logprobs(model, rows)
-    assert tokens * VOCABULARY in map(math.prod, whole.seen)
+    assert tokens * VOCABULARY in map(math.prod, unsliced.seen)
     in_slices()
-    with Shapes() as shapes, torch.set_grad_enabled(training):
+    with Shapes() as sliced, torch.set_grad_enabled(training):
         logprobs, _ = sequence_logprobs(model, rows)
         if training:
             logprobs.sum().backward()
-    assert (tokens, SLICE) in shapes.seen
-    assert tokens * VOCABULARY not in map(math.prod, shapes.seen)
+    assert (tokens, SLICE) in sliced.seen
+    assert tokens * VOCABULARY not in map(math.prod, sliced.seen)
 
 
-def test_computing_in_bfloat16_is_kept_in_slices(in_slices):
+def test_slices_compute_in_bfloat16_as_the_head_does(in_slices):
     model, rows = compute_in(make("llama"), torch.bfloat16), flat(random_groups())
     expected = sequence_logprobs(model, rows)[0]
     in_slices()
@@ -206,21 +206,21 @@ def test_computing_in_bfloat16_is_kept_in_slices(in_slices):
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
-def test_what_was_read_of_the_prompts_stays_as_it_was(name):
+def test_reading_completions_does_not_change_the_prefix(name):
     model, ((prompt, completions),) = make(name), random_groups([(9, (5, 0, 7))])
     with torch.no_grad():
         prefix = read_prompts(model, [prompt])
-        first, again = (read_completions(model, prefix, [0] * 3, completions)[0] for _ in range(2))
-    assert torch.equal(first, again)
+        first, second = (read_completions(model, prefix, [0] * 3, completions)[0] for _ in range(2))
+    assert torch.equal(first, second)
     assert prefix.cache.get_seq_length() == len(prompt) and prefix.cache.layers[0].keys.shape[0] == 1
 
 
-@pytest.mark.parametrize("kept", ["group", "sequence"])
-def test_only_completion_positions_reach_the_head(kept):
+@pytest.mark.parametrize("function", ["group", "sequence"])
+def test_only_completion_positions_reach_the_head(function):
     model, groups = make("llama"), random_groups([(30, (4, 2)), (20, (3,))])
     positions = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: positions.append(output.shape[:-1].numel()))
-    if kept == "group":
+    if function == "group":
         group_logprobs(model, groups)
         assert sum(positions) == 2 + (3 + 1 + 2)  # each prompt's last position, then all but the first tokens
     else:
@@ -229,45 +229,45 @@ def test_only_completion_positions_reach_the_head(kept):
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "sliding"])
-def test_reading_rows_of_like_length_apart_changes_neither_values_nor_gradients(name, monkeypatch):
+def test_batches_by_length_change_neither_values_nor_gradients(name, monkeypatch):
     model, groups = make(name), random_groups()
-    whole = group_logprobs(model, groups, with_entropy=True)
-    expected = gradients(model, *whole[:2])
-    monkeypatch.setattr(shared_prefix, "CPU_FORWARD_COSTS", 0)
-    lengths = {len(row) for row in (row for _, rows in groups for row in rows)}
-    assert len(of_like_length([len(row) for _, row in flat(groups)], 0)) == len(lengths) > 4
-    parts = group_logprobs(model, groups, with_entropy=True)
-    assert torch.equal(parts[1], whole[1])
-    torch.testing.assert_close(parts[0], whole[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(parts[2], whole[2], atol=1e-5, rtol=1e-5)
-    for weight, gradient in gradients(model, *parts[:2]).items():
+    one_batch = group_logprobs(model, groups, with_entropy=True)
+    expected = gradients(model, *one_batch[:2])
+    monkeypatch.setattr(logprobs, "CPU_FORWARD_OVERHEAD", 0)
+    lengths = {len(completion) for _, completion in flat(groups)}
+    assert len(batch_by_length([len(completion) for _, completion in flat(groups)], 0)) == len(lengths) > 4
+    batches = group_logprobs(model, groups, with_entropy=True)
+    assert torch.equal(batches[1], one_batch[1])
+    torch.testing.assert_close(batches[0], one_batch[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batches[2], one_batch[2], atol=1e-5, rtol=1e-5)
+    for weight, gradient in gradients(model, *batches[:2]).items():
         torch.testing.assert_close(gradient, expected[weight], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], whole[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sequence_logprobs(model, flat(groups))[0], one_batch[0], atol=1e-5, rtol=1e-5)
 
 
 @given(st.lists(st.integers(0, 30), max_size=8), st.integers(0, 40), st.integers(0, 60) | st.none())
-def test_rows_of_like_length_are_batched_at_the_least_cost(lengths, forward_costs, limit):
-    def most(longest):
+def test_batches_by_length_have_the_least_cost(lengths, overhead, limit):
+    def max_rows(longest):
         return len(lengths) if limit is None else max(1, limit // max(1, longest))
 
     def cost(batches):
         longest = [max(lengths[i] for i in batch) for batch in batches]
-        if any(len(batch) > most(one) for batch, one in zip(batches, longest, strict=True)):
+        if any(len(batch) > max_rows(length) for batch, length in zip(batches, longest, strict=True)):
             return math.inf
-        return sum(len(batch) * one + forward_costs for batch, one in zip(batches, longest, strict=True))
+        return sum(len(batch) * length + overhead for batch, length in zip(batches, longest, strict=True))
 
-    found = of_like_length(lengths, forward_costs, most)
-    assert cost(found) < math.inf
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    batches = batch_by_length(lengths, overhead, max_rows)
+    assert cost(batches) < math.inf
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     cuts = itertools.product([False, True], repeat=max(0, len(lengths) - 1))
     for cut in cuts if lengths else ():
-        ends = [i + 1 for i, here in enumerate(cut) if here] + [len(lengths)]
-        other = [order[low:high] for low, high in itertools.pairwise([0, *ends])]
-        assert cost(found) <= cost(other)
+        ends = [i + 1 for i, is_end in enumerate(cut) if is_end] + [len(lengths)]
+        alternative = [order[low:high] for low, high in itertools.pairwise([0, *ends])]
+        assert cost(batches) <= cost(alternative)
 
 
-def test_nothing_to_predict():
+def test_empty_completions_give_empty_results():
     model = make("llama")
     assert group_logprobs(model, [([1, 2], [])])[0].shape == (0, 0)
     logprobs, mask, entropy = group_logprobs(model, [([1, 2], [[], []])], with_entropy=True)
@@ -275,7 +275,7 @@ def test_nothing_to_predict():
     assert sequence_logprobs(model, [([1, 2], [])])[0].shape == (1, 0)
 
 
-def test_empty_prompts_are_all_named():
+def test_all_empty_prompts_are_listed():
     for call in (
         lambda model: group_logprobs(model, [([], [[1]]), ([1], [[1]]), ([], [[2]])]),
         lambda model: sequence_logprobs(model, [([], [1]), ([1], [1]), ([], [2])]),
@@ -287,19 +287,19 @@ def test_empty_prompts_are_all_named():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_activation_checkpointing_changes_neither_values_nor_gradients(architecture):
-    model, found = without_dropout(make(architecture)), []
+    model, results = without_dropout(make(architecture)), []
     model.train()
     for checkpointed in (False, True):
         if checkpointed:
             model.activation_checkpointing_enable({"use_reentrant": False})
         logprobs, mask, entropy = group_logprobs(model, random_groups(), with_entropy=True)
         (logprobs * mask).sum().backward()
-        found.append((logprobs.detach(), entropy.detach(), [p.grad.clone() for p in model.parameters()]))
+        results.append((logprobs.detach(), entropy.detach(), [p.grad.clone() for p in model.parameters()]))
         model.zero_grad()
-    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
-def test_recurrent_models_are_refused():
+def test_recurrent_models_are_rejected():
     from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
     config = Qwen3NextConfig(
@@ -324,7 +324,7 @@ def test_recurrent_models_are_refused():
         group_logprobs(AutoModelForCausalLM.from_config(config).eval(), random_groups())
 
 
-def test_under_ddp_gradients_are_those_of_the_bare_model(tmp_path):
+def test_gradients_under_ddp_are_those_of_the_plain_model(tmp_path):
     import torch.distributed as dist
 
     model, groups = make("llama"), random_groups()
@@ -332,15 +332,14 @@ def test_under_ddp_gradients_are_those_of_the_bare_model(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        for _ in range(2):  # the second round fails where the first left a reduction unfinished
-            found = gradients(model, *group_logprobs(wrapped, groups)[:2])
-            for weight, gradient in found.items():
+        for _ in range(2):  # the second round would fail if the first left a reduction unfinished
+            for weight, gradient in gradients(model, *group_logprobs(wrapped, groups)[:2]).items():
                 torch.testing.assert_close(gradient, expected[weight], atol=1e-6, rtol=1e-5)
     finally:
         dist.destroy_process_group()
 
 
-def test_the_distance_to_an_anchor_is_the_kl_over_the_vocabulary():
+def test_the_divergence_from_an_anchor_is_the_kl_over_the_vocabulary():
     model, anchor = make("llama"), tiny_model("llama", VOCABULARY, pad=0, eos=1, seed=1).eval()
     rows = flat(random_groups())
     rows = [(prompt, response) for prompt, response in rows if response]
@@ -350,9 +349,9 @@ def test_the_distance_to_an_anchor_is_the_kl_over_the_vocabulary():
     assert torch.equal(mask, same_mask)
     for i, (prompt, response) in enumerate(rows):
         ids = torch.tensor([[*prompt, *response]])
-        places = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
-        ours, theirs = (m(ids).logits[0, places].log_softmax(-1) for m in (model, anchor))
-        expected = (theirs.exp() * (theirs - ours)).sum(-1)
+        positions = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+        model_logprobs, anchor_logprobs = (m(ids).logits[0, positions].log_softmax(-1) for m in (model, anchor))
+        expected = (anchor_logprobs.exp() * (anchor_logprobs - model_logprobs)).sum(-1)
         torch.testing.assert_close(kl[i, : len(response)], expected, atol=1e-5, rtol=1e-4)
     assert not anchored_logprobs(model, model, rows)[1].any() and kl.requires_grad
     kl.sum().backward()
@@ -360,12 +359,12 @@ def test_the_distance_to_an_anchor_is_the_kl_over_the_vocabulary():
     assert anchor.get_input_embeddings().weight.grad is None
 
 
-def test_the_trial_forward_of_a_head_draws_no_random_numbers(monkeypatch):
-    """A resumed run makes this trial at another step than a whole run: with dropout the two would differ."""
-    monkeypatch.setattr(head, "CPU_LOGITS", 64)
+def test_the_check_of_the_head_uses_no_random_numbers(monkeypatch):
+    """A resumed run makes this check at another step than an uninterrupted one: with dropout the two would differ."""
+    monkeypatch.setattr(sliced_head, "CPU_LOGITS", 64)
     model = tiny_model("gpt2", 64, pad=0, eos=1).train()
     states = []
-    for _ in range(2):  # the first has a trial, the second has none
+    for _ in range(2):  # only the first makes the check
         torch.manual_seed(0)
         sequence_logprobs(model, [([1, 2, 3], [4, 5])])
         states.append(torch.get_rng_state())

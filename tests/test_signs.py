@@ -1,34 +1,34 @@
-"""A hacked rewrite is called by its name; an honest one is called nothing."""
+"""Detection of hacks: a hacked rewrite gets the name of its hack, an honest one gets none."""
 
 import pytest
 
-from dartune.rewards.gates import run_gates
-from dartune.rewards.hacks import HACKS
-from dartune.rewards.signs import committed
-from dartune.rewards.text import same_text, skeleton
+from dartune.gates.registry import run_gates
+from dartune.hacks.catalogue import HACKS
+from dartune.hacks.detect import detect_hacks
+from dartune.text.features import same_text, skeleton
 from fixtures_hacks import THRESHOLDS, english, hacked, lab
 
-# What two hacks leave alike is called by one name: dropping a step can leave a word, dropping a name merge two.
-OFTEN = {"dropped_intermediates": 0.6, "dropped_entities": 0.6, "template_collapse": 0.7}
+# Share of rewrites that must get the hack's own name, for hacks whose result can look like another hack's: dropping a
+# step can leave one word, and dropping a name can merge two.
+MIN_SHARE = {"dropped_intermediates": 0.6, "dropped_entities": 0.6, "template_collapse": 0.7}
 
 
-def names(items, checker):
-    return [
-        committed(i, gates, THRESHOLDS) for i, gates in zip(items, run_gates(items, THRESHOLDS, checker), strict=True)
-    ]
+def hacks_of(items, checker):
+    verdicts = run_gates(items, THRESHOLDS, checker)
+    return [detect_hacks(item, gates, THRESHOLDS) for item, gates in zip(items, verdicts, strict=True)]
 
 
 @pytest.mark.parametrize("hack", HACKS, ids=lambda hack: hack.name)
 @pytest.mark.parametrize("world", ["english", "lab"])
-def test_a_hack_is_called_by_its_name(hack, world, checker):
-    found = names(hacked(hack, english("honest") if world == "english" else lab(2)), checker)
-    assert sum(hack.name in one for one in found) >= OFTEN.get(hack.name, 1.0) * len(found), found
+def test_a_hacked_rewrite_gets_the_name_of_its_hack(hack, world, checker):
+    detected = hacks_of(hacked(hack, english("honest") if world == "english" else lab(2)), checker)
+    assert sum(hack.name in names for names in detected) >= MIN_SHARE.get(hack.name, 1.0) * len(detected), detected
 
 
 def test_an_honest_rewrite_commits_nothing(checker):
-    assert not any(names(english("honest") + lab(4), checker))
+    assert not any(hacks_of(english("honest") + lab(4), checker))
 
 
-def test_a_skeleton_is_the_way_of_writing():
+def test_a_skeleton_ignores_names_and_numbers():
     assert skeleton("Ann has 3 pens.") == skeleton("Bob has 12 pens.") != skeleton("Bob owns 12 pens.")
     assert same_text("a  b\nc", " a b c") and not same_text("a b", "ab")

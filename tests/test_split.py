@@ -1,14 +1,14 @@
-"""How a user's rows are split: no question that is tested is trained on or chooses, and each is asked once."""
+"""Tests of the split: tested questions are in neither train nor dev, and each held-out question occurs once."""
 
 import json
 import random
 
 import pytest
 
-from dartune import inputs
-from dartune.config import load_config
+from dartune.config.load import load_config
+from dartune.data.split import SPLIT_SEED
 from dartune.errors import InputError
-from dartune.split import SPLIT_SEED
+from dartune.stages import data as run_data
 
 
 def problem(number, way=0):
@@ -30,7 +30,7 @@ def split(tmp_path):
         suites = {name: written(tmp_path / f"{name}.jsonl", part) for name, part in settings.pop("suites", {}).items()}
         values = {"data.path": written(tmp_path / "data.jsonl", rows), "target.path": "lab:backward"}
         values |= {f"data.{key}": str(value) for key, value in settings.items()}
-        return inputs.load(load_config(None, values | {"evaluate.suites": json.dumps(suites)}))
+        return run_data.load(load_config(None, values | {"evaluate.suites": json.dumps(suites)}))
 
     return load
 
@@ -39,7 +39,7 @@ def questions(rows):
     return [row.question for row in rows]
 
 
-def test_several_solutions_a_question_share_no_question_between_the_parts(split):
+def test_several_solutions_of_a_question_stay_in_one_part(split):
     data = split([problem(number, way) for number in range(400) for way in range(4)])
     train, dev, test = map(questions, (data.train, data.dev, data.suites["in_distribution"]))
     assert len(set(test)) == len(test) and len(set(dev)) == len(dev)
@@ -48,7 +48,7 @@ def test_several_solutions_a_question_share_no_question_between_the_parts(split)
     assert len(train) == 4 * (400 - 80) and any("repeat a held-out question" in note for note in data.notes)
 
 
-def test_no_part_but_its_suite_has_a_question_of_a_users_suite(split):
+def test_questions_of_a_suite_are_in_no_other_part(split):
     mine = [problem(number) for number in range(0, 300, 2)]
     data = split([problem(number, way=1) for number in range(300)], suites={"mine": mine})
     tested = {row["question"] for row in mine}
@@ -63,12 +63,16 @@ def test_distinct_questions_are_split_by_one_shuffle_of_the_rows(split, dev, tes
     order = list(range(300))
     random.Random(SPLIT_SEED).shuffle(order)
     dev, test = min(dev, 30), min(test, 30)
-    drawn = sorted(order[:test]), sorted(order[test : test + dev]), sorted(order[test + dev :][: limit or None])
+    expected_indices = (
+        sorted(order[:test]),
+        sorted(order[test : test + dev]),
+        sorted(order[test + dev :][: limit or None]),
+    )
     parts = (data.suites["in_distribution"], data.dev, data.train)
-    assert [questions(part) for part in parts] == [[rows[i]["question"] for i in part] for part in drawn]
+    assert [questions(part) for part in parts] == [[rows[i]["question"] for i in part] for part in expected_indices]
 
 
-def test_too_few_questions_are_told_from_too_few_rows(split):
+def test_too_few_questions_and_too_few_rows_have_different_messages(split):
     with pytest.raises(InputError, match="12 rows with 2 distinct questions are too few"):
         split([problem(number, way) for number in range(2) for way in range(6)])
     with pytest.raises(InputError, match="2 rows are too few"):
@@ -77,15 +81,15 @@ def test_too_few_questions_are_told_from_too_few_rows(split):
 
 def test_questions_that_differ_only_in_form_are_in_one_part(split):
     rows = [problem(number) for number in range(100)]
-    rows += [{**one, "question": one["question"].upper().replace(" + ", "+").rstrip("?") + "  "} for one in rows]
+    rows += [{**row, "question": row["question"].upper().replace(" + ", "+").rstrip("?") + "  "} for row in rows]
     data = split(rows)
     train = {question.lower().replace(" ", "").rstrip("?") for question in questions(data.train)}
     held_out = questions(data.dev) + questions(data.suites["in_distribution"])
-    assert len(held_out) == 20 and train.isdisjoint(one.lower().replace(" ", "").rstrip("?") for one in held_out)
+    assert len(held_out) == 20 and train.isdisjoint(row.lower().replace(" ", "").rstrip("?") for row in held_out)
     assert any("20 rows repeat a held-out question" in note for note in data.notes)
 
 
-def test_a_limit_is_a_sample_and_is_told(split):
+def test_a_limit_is_a_random_sample_and_is_reported(split):
     data = split([problem(number) for number in range(300)], limit=50)
     assert len(data.train) == 50 and int(questions(data.train)[-1].split()[2]) > 150
     assert any("190 rows are left out by data.limit" in note for note in data.notes)
@@ -93,7 +97,7 @@ def test_a_limit_is_a_sample_and_is_told(split):
     assert set(questions(data.train)) < set(questions(more.train))
 
 
-def test_few_test_questions_are_told_with_what_they_can_tell(split):
+def test_few_test_questions_are_reported_with_their_uncertainty(split):
     few = " ".join(split([problem(number) for number in range(60)]).notes)
     assert "6 test questions can tell an accuracy to about 40 points only" in few
     enough = " ".join(split([problem(number) for number in range(1000)], test=100).notes)

@@ -1,4 +1,4 @@
-"""Intervals: they cover what they claim to, keep a width where data say little, respect pairing and seeds."""
+"""Confidence intervals: coverage, positive width for few questions, pairing, and averaging over seeds."""
 
 import random
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dartune.report import stats
 
 
-def whole(values):
+def single_stratum(values):
     return [(1.0, list(values))]
 
 
@@ -26,27 +26,27 @@ def whole(values):
         (24, 64, 0.6, 0.05),
     ],
 )
-def test_the_interval_covers_a_known_difference_about_as_often_as_it_says(suites, n, wins, losses):
+def test_the_interval_has_nominal_coverage_of_a_known_difference(suites, n, wins, losses):
     rng = random.Random(n)
     covered, trials = 0, 300
     for _ in range(trials):
-        drawn = [rng.choices([1.0, -1.0, 0.0], [wins, losses, 1 - wins - losses], k=n) for _ in range(suites)]
-        interval = stats.difference_interval(stats.pool([whole(values) for values in drawn]), resamples=300)
+        samples = [rng.choices([1.0, -1.0, 0.0], [wins, losses, 1 - wins - losses], k=n) for _ in range(suites)]
+        interval = stats.difference_interval(stats.pool([single_stratum(values) for values in samples]), resamples=300)
         covered += interval.low <= wins - losses <= interval.high
     # 0.95 of 300 has a standard error of 0.013; small samples may be conservative, never much too narrow.
     assert covered / trials > 0.91
 
 
-def test_the_interval_is_not_merely_wide():
+def test_the_interval_is_about_as_wide_as_the_normal_one():
     rng = random.Random(0)
     differences = rng.choices([1.0, -1.0, 0.0], [0.3, 0.1, 0.6], k=400)
-    interval = stats.difference_interval(whole(differences))
+    interval = stats.difference_interval(single_stratum(differences))
     normal = 2 * stats.Z95 * (0.4 - 0.04) ** 0.5 / 400**0.5
     assert 0.85 * normal < interval.high - interval.low < 1.15 * normal
 
 
-def test_questions_shared_by_seeds_are_not_counted_as_new_questions():
-    """Outcomes that repeat under every seed must not narrow the interval."""
+def test_questions_shared_by_seeds_count_once():
+    """Outcomes that are the same under every seed must not narrow the interval."""
     rng = random.Random(1)
     covered, trials, n = 0, 200, 50
     for _ in range(trials):
@@ -64,41 +64,41 @@ def test_seeds_with_other_questions_are_strata_of_equal_weight():
     assert stats.estimate(strata) == 0.5
 
 
-def test_suites_of_a_group_weigh_the_same_whatever_their_size():
-    pooled = stats.pool([whole([1.0] * 10), whole([0.0] * 1000)])
+def test_suites_of_a_group_have_equal_weight():
+    pooled = stats.pool([single_stratum([1.0] * 10), single_stratum([0.0] * 1000)])
     assert stats.estimate(pooled) == 0.5
     assert sum(weight for weight, _ in pooled) == pytest.approx(1)
 
 
 def test_pairing_narrows_the_interval():
-    """Two arms that agree on nearly every question: their difference is known better than either accuracy."""
+    """For two arms that agree on nearly all questions, the difference is more precise than either accuracy."""
     ours = {0: {str(q): float(q % 2 == 0) for q in range(100)}}
     theirs = {0: ours[0] | {"0": 0.0, "2": 0.0, "4": 0.0}}
     paired = stats.difference_interval(stats.strata_of(stats.subtract(ours, theirs)))
-    alone = stats.accuracy_interval(stats.strata_of(ours))
+    unpaired = stats.accuracy_interval(stats.strata_of(ours))
     assert paired.estimate == pytest.approx(0.03)
-    assert paired.high - paired.low < 0.6 * (alone.high - alone.low)
+    assert paired.high - paired.low < 0.6 * (unpaired.high - unpaired.low)
 
 
 @pytest.mark.parametrize("n", [1, 5, 20, 200])
-def test_arms_that_agree_everywhere_leave_a_margin_that_shrinks_with_n(n):
-    interval = stats.difference_interval(whole([0.0] * n))
+def test_arms_that_agree_everywhere_have_an_interval_that_shrinks_with_n(n):
+    interval = stats.difference_interval(single_stratum([0.0] * n))
     assert interval.estimate == 0
     assert interval.verdict == "unclear"
     assert 0.5 / (n + 2) < interval.high < 4 / (n + 2)
 
 
-def test_one_question_decides_nothing_and_many_decide():
-    assert stats.difference_interval(whole([1.0])).verdict == "unclear"
-    assert stats.difference_interval(whole([1.0] * 40)).verdict == "higher"
-    assert stats.difference_interval(whole([-1.0] * 40)).verdict == "lower"
+def test_one_question_is_unclear_and_many_are_clear():
+    assert stats.difference_interval(single_stratum([1.0])).verdict == "unclear"
+    assert stats.difference_interval(single_stratum([1.0] * 40)).verdict == "higher"
+    assert stats.difference_interval(single_stratum([-1.0] * 40)).verdict == "lower"
 
 
 def test_wilson_limits_as_published():
     """Newcombe (1998), table I: 81 of 263 and 0 of 20."""
-    some = stats.accuracy_interval(whole([1.0] * 81 + [0.0] * 182))
+    some = stats.accuracy_interval(single_stratum([1.0] * 81 + [0.0] * 182))
     assert (some.low, some.high) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    none = stats.accuracy_interval(whole([0.0] * 20))
+    none = stats.accuracy_interval(single_stratum([0.0] * 20))
     assert (none.low, none.high) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
@@ -111,11 +111,11 @@ def test_wilson_limits_as_published():
 )
 @settings(max_examples=40, deadline=None)
 def test_limits_enclose_the_estimate_and_mirror_when_the_arms_are_swapped(suites):
-    strata = stats.pool([whole(values) for values in suites])
+    strata = stats.pool([single_stratum(values) for values in suites])
     interval = stats.difference_interval(strata, resamples=200)
     assert -1 <= interval.low <= interval.estimate <= interval.high <= 1
-    again = stats.difference_interval(strata, resamples=200)
-    assert again == interval
+    repeated = stats.difference_interval(strata, resamples=200)
+    assert repeated == interval
     swapped = stats.difference_interval([(w, [-v for v in values]) for w, values in strata], resamples=2000)
     assert swapped.estimate == pytest.approx(-interval.estimate)
     assert swapped.verdict != interval.verdict or interval.verdict == "unclear"
@@ -124,7 +124,7 @@ def test_limits_enclose_the_estimate_and_mirror_when_the_arms_are_swapped(suites
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_accuracy_limits_stay_within_zero_and_one(values):
-    interval = stats.accuracy_interval(whole(values))
+    interval = stats.accuracy_interval(single_stratum(values))
     assert 0 <= interval.low <= interval.estimate + 1e-12
     assert interval.estimate - 1e-12 <= interval.high <= 1
     assert interval.high - interval.low > 0.05

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dartune.config import load_config
+from dartune.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 MODULES = (

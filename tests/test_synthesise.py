@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from dartune.config import SynthesiseConfig
-from dartune.data.rows import Spool
-from dartune.models.engine import Sample
+from dartune.config.schema import SynthesiseConfig
+from dartune.data.row_store import RowWriter
+from dartune.engines.base import Sample
 from dartune.rewards.alignment import Reference
-from dartune.rewards.forms import FORMS
 from dartune.rewards.reward import GatedReward
-from dartune.run import Cost, read_jsonl, write_jsonl
+from dartune.rewards.shape import FORMS
+from dartune.run.cost import Cost
+from dartune.run.files import read_jsonl, write_jsonl
 from dartune.stages import synthesise as module
 from dartune.stages.synthesise import synthesis_cost, synthesise
 from test_reward import GOOD, OTHER, RENDERER, ROW, THRESHOLDS
@@ -84,6 +85,7 @@ def adapt(checker, tmp_path):
             config,
             PROMPT,
             200,
+            1.0,
             0,
             tmp_path / "rows.jsonl",
             spent=spent,
@@ -188,7 +190,7 @@ def test_a_resumed_synthesis_goes_on_without_reading_the_rows_that_are_done(adap
     whole, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows)
     path = tmp_path / "rows.jsonl"
     before = path.read_bytes()
-    with Spool(path) as spool:
+    with RowWriter(path) as spool:
         spool.cut(4)
     path.write_bytes(b"#" + path.read_bytes()[1:])
 
@@ -208,7 +210,7 @@ def test_what_all_attempts_spent_is_in_the_rows(adapt, tmp_path, monkeypatch):
     spent = iter(range(0, 1000, 10))
     counted = {"spent": lambda: Cost(generated_tokens=next(spent))}
     adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
-    with Spool(tmp_path / "rows.jsonl") as spool:
+    with RowWriter(tmp_path / "rows.jsonl") as spool:
         spool.cut(2)
     found, _ = adapt((GOOD,), ("rewrite", "original"), rows=rows, **counted)
     assert synthesis_cost(found).generated_tokens == 30

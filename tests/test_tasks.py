@@ -1,4 +1,4 @@
-"""Task families: where an answer stands, when it is right, and which gates it needs."""
+"""Task families: extraction and comparison of answers, and the gates that apply."""
 
 import json
 import re
@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dartune.answers.grading import stated_answer
+from dartune.answers.task_families import TASKS, label
 from dartune.cli import main
-from dartune.config import load_config
+from dartune.config.load import load_config
+from dartune.config.rewrite_prompts import DEFAULT_PROMPTS
 from dartune.data.records import Demonstration
-from dartune.families import REQUESTS
-from dartune.rewards.gates import run_gates
-from dartune.rewards.items import GateInput, GateThresholds
-from dartune.rewards.signs import committed
-from dartune.rewards.solved import stated_answer
-from dartune.rewards.tasks import TASKS, label
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import run_gates
+from dartune.hacks.detect import detect_hacks
 from fixtures_models import save_tiny
 
 PROGRAM = "I square it.\n\n```python\ndef square(x):\n    return x * x\n```"
@@ -23,10 +23,10 @@ TESTS = "assert square(3) == 9\nassert square(-2) == 4"
 QUESTION = "Write a function `square` of a number."
 
 
-def judged(family, rewrite, solution, answer, checker, question=QUESTION):
+def run_gates_and_detector(family, rewrite, solution, answer, checker, question=QUESTION):
     item = GateInput(question, solution, rewrite, answer, token_ids=range(len(rewrite)), family=family)
     (gates,) = run_gates([item], GateThresholds(), checker)
-    return gates, committed(item, gates, GateThresholds())
+    return gates, detect_hacks(item, gates, GateThresholds())
 
 
 def failed(gates):
@@ -96,24 +96,24 @@ def failed(gates):
         ("code", "", TESTS, False),
     ],
 )
-def test_answers_are_compared_as_their_family_does(family, predicted, gold, right, checker):
+def test_each_family_compares_its_answers(family, predicted, gold, right, checker):
     assert checker.check([(predicted, gold)], TASKS[family]) == [right]
 
 
 @given(
     st.sampled_from("ABCDEFGH"), st.sampled_from(["{}", "({})", " {}.", "{}) the option", "**{}**", "${}$", "{}: x"])
 )
-def test_a_label_is_read_in_every_usual_spelling(letter, form):
+def test_labels_are_read_in_common_spellings(letter, form):
     assert label(form.format(letter)) == letter == label(form.format(letter.lower()))
 
 
 @given(st.sampled_from(["exact", "numeric", "choice", "code", "reasoning_gym"]), st.text(max_size=60))
-def test_no_text_makes_a_family_fail(family, text):
+def test_no_text_raises_an_error(family, text):
     task = TASKS[family]
     for stated in task.stated(text):
         assert stated.text.strip() == text[stated.start : stated.end].strip()
     row = Demonstration("x", "q", text, text)
-    assert task.trouble(row) is None or ": " in task.trouble(row)
+    assert task.problem(row) is None or ": " in task.problem(row)
     assert task.same(stated_answer(text, task), text) in (True, False, None)
 
 
@@ -129,33 +129,33 @@ def test_no_text_makes_a_family_fail(family, text):
         ("numeric", "so the force is 9.81 N", "9.81"),
     ],
 )
-def test_an_answer_is_found_announced_or_not(family, text, answer):
+def test_announced_and_unannounced_answers_are_extracted(family, text, answer):
     task = TASKS[family]
-    found = stated_answer(text, task)
-    assert (label(found) or "" if family == "choice" and found else found) == answer
+    stated = stated_answer(text, task)
+    assert (label(stated) or "" if family == "choice" and stated else stated) == answer
 
 
 @pytest.mark.parametrize(
-    ("family", "row", "words"),
+    ("family", "row", "message"),
     [
-        ("choice", Demonstration("1", "q", "s", "Paris"), "no option's label"),
+        ("choice", Demonstration("1", "q", "s", "Paris"), "not the label of an option"),
         ("numeric", Demonstration("1", "q", "s", "five or six"), "not one number"),
-        ("code", Demonstration("1", "q", "no program here", TESTS), "holds no program"),
-        ("code", Demonstration("1", "q", PROGRAM, "square(3) should be 9"), "is no Python"),
+        ("code", Demonstration("1", "q", "no program here", TESTS), "contains no program"),
+        ("code", Demonstration("1", "q", PROGRAM, "square(3) should be 9"), "not valid Python"),
         ("code", Demonstration("1", "q", PROGRAM, "print(square(3))"), "no assert"),
     ],
 )
-def test_a_row_of_another_family_is_told(family, row, words):
-    assert words in TASKS[family].trouble(row)
-    assert TASKS["math"].trouble(row) is None
+def test_row_of_another_family_is_reported(family, row, message):
+    assert message in TASKS[family].problem(row)
+    assert TASKS["math"].problem(row) is None
 
 
 @pytest.mark.parametrize(
     ("family", "gold"),
     [("numeric", r"3.0 \times 10^8"), ("numeric", r"5\,\text{N}"), ("choice", "(D) both (A) and (B)")],
 )
-def test_usual_spellings_are_of_their_family(family, gold):
-    assert TASKS[family].trouble(Demonstration("1", "q", "s", gold)) is None
+def test_common_spellings_fit_their_family(family, gold):
+    assert TASKS[family].problem(Demonstration("1", "q", "s", gold)) is None
 
 
 @pytest.mark.parametrize(
@@ -172,40 +172,40 @@ def test_usual_spellings_are_of_their_family(family, gold):
         ("As the program above says:\n```python\ndef square(n): return n * n\n```", {"no_leak"}),
     ],
 )
-def test_programs_pass_by_their_tests(rewrite, expected, checker):
-    gates, hacks = judged("code", rewrite, PROGRAM, TESTS, checker)
+def test_programs_are_graded_by_their_tests(rewrite, expected, checker):
+    gates, hacks = run_gates_and_detector("code", rewrite, PROGRAM, TESTS, checker)
     assert failed(gates) == expected
     assert bool(hacks) == bool(expected)
-    assert "quantities" not in gates, "numbers in a program are no results"
+    assert "quantities" not in gates, "numbers in a program are not results"
 
 
-def test_choices_pass_by_their_label(checker):
+def test_choices_are_graded_by_their_label(checker):
     question = "Which animal barks? (A) cat (B) dog (C) cow"
     source = "Cats meow and cows moo. Dogs bark. The answer is (B)."
     right = "A cat meows, a cow moos, and it is a dog that barks. The answer is (B)."
-    assert not failed(judged("choice", right, source, "B", checker, question)[0])
+    assert not failed(run_gates_and_detector("choice", right, source, "B", checker, question)[0])
     wrong = right.replace("(B)", "(C)")
-    assert failed(judged("choice", wrong, source, "B", checker, question)[0]) == {"correct_answer"}
+    assert failed(run_gates_and_detector("choice", wrong, source, "B", checker, question)[0]) == {"correct_answer"}
     both = right + " The answer is (C)."
-    assert "one_answer" in failed(judged("choice", both, source, "B", checker, question)[0])
+    assert "one_answer" in failed(run_gates_and_detector("choice", both, source, "B", checker, question)[0])
 
 
-def test_every_family_has_a_request_of_its_own(tmp_path):
-    assert set(REQUESTS) == set(TASKS)
-    assert all("{question}" in text and "{solution}" in text for text in REQUESTS.values())
+def test_every_family_has_a_rewrite_prompt(tmp_path):
+    assert set(DEFAULT_PROMPTS) == set(TASKS)
+    assert all("{question}" in text and "{solution}" in text for text in DEFAULT_PROMPTS.values())
     (tmp_path / "d.jsonl").touch()
     (tmp_path / "m").mkdir()
     places = {"data.path": str(tmp_path / "d.jsonl"), "target.path": str(tmp_path / "m")}
-    assert load_config(None, places | {"data.task": "code"}).mapper.prompt == REQUESTS["code"]
-    assert load_config(None, places | {"data.path": "gym:ab"}).mapper.prompt == REQUESTS["reasoning_gym"]
+    assert load_config(None, places | {"data.task": "code"}).mapper.prompt == DEFAULT_PROMPTS["code"]
+    assert load_config(None, places | {"data.path": "gym:ab"}).mapper.prompt == DEFAULT_PROMPTS["reasoning_gym"]
     own = load_config(None, places | {"data.task": "code", "mapper.prompt": "{question} {solution}"})
     assert own.mapper.prompt == "{question} {solution}"
     again = tmp_path / "resolved.yaml"
     again.write_text(load_config(None, places | {"data.task": "choice"}).resolved_yaml())
-    assert load_config(again).mapper.prompt == REQUESTS["choice"]
+    assert load_config(again).mapper.prompt == DEFAULT_PROMPTS["choice"]
 
 
-def test_check_names_solutions_that_contradict_their_answer(tmp_path, capsys):
+def test_check_reports_solutions_that_contradict_their_answer(tmp_path, capsys):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     rows = [
         {"question": f"Write a function that returns {n}.", "code": f"```python\ndef f(): return {n}\n```"}
@@ -228,6 +228,6 @@ def test_check_names_solutions_that_contradict_their_answer(tmp_path, capsys):
     ("text", "answer"),
     [("So 2 * 500 = 1,000 pens.", "1,000"), ("**$1,250.50** in all.", "1,250.50"), ("It is red.", None)],
 )
-def test_an_answer_that_is_not_announced_is_found_as_it_is_written(text, answer):
+def test_unannounced_answer_has_a_span(text, answer):
     span = TASKS["math"].closing_span(text)
     assert (text[slice(*span)] if span else None) == answer

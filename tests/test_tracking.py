@@ -1,4 +1,4 @@
-"""Trackers get what the files have, once and under the right steps; a failing one costs the run nothing."""
+"""Trackers: they receive the metrics of the files once and with the right steps; a failing tracker is dropped."""
 
 import json
 import sys
@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from dartune.cli import main
-from dartune.files import write_jsonl
-from dartune.run import read_jsonl
-from dartune.tracking import Tracking, scalars
+from dartune.run.files import read_jsonl, write_jsonl
+from dartune.train.trackers import Tracking, scalars
 from fixtures_models import save_tiny
 from test_pipeline import arguments, word_problems
 
@@ -19,10 +18,10 @@ class Run:
     def finish(self): write({"finished": True})
 class config:
     @staticmethod
-    def update(values, **words): write({"config": values})
+    def update(values, **options): write({"config": values})
 def write(row):
     with open("%s", "a") as stream: stream.write(json.dumps(row) + "\\n")
-def init(project, **words):
+def init(project, **options):
     %s
     return Run()
 """
@@ -36,7 +35,7 @@ def parts(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Makes a tracker's package out of `STAND_IN`; returns the file that it writes."""
+    """Create a tracker's package from `STAND_IN`; return the file that it writes to."""
 
     def make(name, on_start="pass"):
         (tmp_path / "packages").mkdir(exist_ok=True)
@@ -50,7 +49,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tensorboard_has_the_curves_of_the_files(parts, tmp_path):
+def test_tensorboard_has_the_same_curves_as_the_files(parts, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     command = arguments(*parts, tmp_path / "run", "--trackers=[tensorboard]", "--arms=[sft, dart]")
@@ -62,14 +61,14 @@ def test_tensorboard_has_the_curves_of_the_files(parts, tmp_path):
         curve = events.Scalars(f"{stage}/loss")
         assert [(point.step, point.value) for point in curve] == [(r["step"], pytest.approx(r["loss"])) for r in rows]
     assert "mapper-s0/gates/finished" in events.Tags()["scalars"]
-    again = [word for word in command if "trackers" not in word]
+    without_trackers = [argument for argument in command if "trackers" not in argument]
     before = (tmp_path / "run" / "stages" / "mapper-s0" / "DONE").read_bytes()
-    assert main(again) == 0  # a tracker is no reason to do anything again
+    assert main(without_trackers) == 0  # trackers are not an input of any stage
     assert (tmp_path / "run" / "stages" / "mapper-s0" / "DONE").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_others_get_one_rising_count_and_the_config(parts, tmp_path, stand_in):
+def test_other_trackers_get_one_increasing_step_count_and_the_config(parts, tmp_path, stand_in):
     written = stand_in("wandb")
     assert main(arguments(*parts, tmp_path / "run", "--trackers=[wandb]", "--arms=[sft, dart]")) == 0
     rows = [json.loads(line) for line in written.read_text().splitlines()]
@@ -82,12 +81,12 @@ def test_others_get_one_rising_count_and_the_config(parts, tmp_path, stand_in):
 def test_a_tracker_that_is_missing_or_cannot_start_stops_the_run_before_it_begins(parts, tmp_path, stand_in, capsys):
     command = arguments(*parts, tmp_path / "run", "--trackers=[wandb, trackio]", "--arms=[dart]")
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "pip install wandb" in said and "pip install trackio" in said
+    stderr = capsys.readouterr().err
+    assert "pip install wandb" in stderr and "pip install trackio" in stderr
     stand_in("trackio", "raise RuntimeError('not logged in')")
     assert main(arguments(*parts, tmp_path / "run", "--trackers=[trackio]", "--arms=[dart]")) == 2
-    said = capsys.readouterr().err
-    assert "trackio cannot be started" in said and "not logged in" in said and "mapper-s0" not in said
+    stderr = capsys.readouterr().err
+    assert "trackio cannot be started" in stderr and "not logged in" in stderr and "mapper-s0" not in stderr
 
 
 class Recorder:
@@ -105,27 +104,27 @@ class Recorder:
         self.rows.append("finished")
 
 
-def test_a_continued_stage_brings_its_earlier_steps_along(tmp_path):
-    recorder, seen = Recorder(), []
+def test_a_continued_stage_logs_its_earlier_steps_first(tmp_path):
+    recorder, steps = Recorder(), []
     write_jsonl(tmp_path / "metrics.jsonl", [{"step": n, "loss": n / 10} for n in (1, 2)])
-    step_done = Tracking([recorder]).follow("train", tmp_path, lambda step, row: seen.append(step))
+    step_done = Tracking([recorder]).follow("train", tmp_path, lambda step, row: steps.append(step))
     for step in (3, 4):
         step_done(step, {"step": step, "loss": step / 10})
-    assert recorder.rows == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)] and seen == [3, 4]
+    assert recorder.rows == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)] and steps == [3, 4]
 
 
-def test_a_tracker_that_fails_is_left_out_and_told_once(tmp_path):
-    failing, well, told = Recorder(fails_at=2), Recorder(), []
-    tracking = Tracking([failing, well], told.append)
+def test_a_failing_tracker_is_dropped_and_reported_once(tmp_path):
+    failing, working, messages = Recorder(fails_at=2), Recorder(), []
+    tracking = Tracking([failing, working], messages.append)
     (tmp_path / "metrics.jsonl").write_text("")
     step_done = tracking.follow("train", tmp_path, lambda step, row: None)
     for step in (1, 2, 3):
         step_done(step, {"step": step, "loss": 1.0})
     tracking.close()
-    assert failing.rows == [(1, 1.0)] and len(told) == 1 and "no network" in told[0]
-    assert well.rows == [(1, 1.0), (2, 1.0), (3, 1.0), "finished"]
+    assert failing.rows == [(1, 1.0)] and len(messages) == 1 and "no network" in messages[0]
+    assert working.rows == [(1, 1.0), (2, 1.0), (3, 1.0), "finished"]
 
 
-def test_nested_numbers_are_named_by_their_path_and_words_are_left_out():
+def test_nested_numbers_are_named_by_their_path_and_text_is_skipped():
     row = {"step": 3, "gates": {"a": True, "b": {"c": 0.5}}, "stop": "enough", "probe": [1, 2], "none": None}
     assert dict(scalars(row)) == {"step": 3.0, "gates/a": 1.0, "gates/b/c": 0.5}

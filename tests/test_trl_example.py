@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dartune.data.records import Demonstration
-from dartune.models.engine import Sample
-from dartune.rewards.reward import Scored
+from dartune.engines.base import Sample
+from dartune.rewards.reward import Rewrite
 from dartune.rewards.trl import as_reward_func
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "trl_grpo.py"
@@ -20,7 +20,7 @@ def test_a_reward_func_passes_rows_and_samples_on_and_a_failed_check_is_none():
 
     def reward(demonstrations, samples):
         seen.extend(zip(demonstrations, samples, strict=True))
-        return [[Scored("", s.ids, (), 0.0, 0.0, len(s.ids), judged=len(s.ids) != 2)] for [s] in samples]
+        return [[Rewrite("", s.ids, (), 0.0, 0.0, len(s.ids), judged=len(s.ids) != 2)] for [s] in samples]
 
     call = as_reward_func(reward, end_id=9)
     columns = {"id": ["a", "b", "c"], "question": ["q"] * 3, "solution": ["s"] * 3, "answer": ["1", None, "2"]}

@@ -1,4 +1,4 @@
-"""Final answers are found where they are stated, compared exactly, and never by a process that can stall."""
+"""Final answers are extracted where they are stated, compared exactly, and checked without a stall."""
 
 from __future__ import annotations
 
@@ -16,26 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dartune.answers.checker import AnswerChecker
+from dartune.answers.equality import answer_span, final_answers, last_number, parse_number, resolve_answer, same_plain
+from dartune.answers.grading import stated_answer
+from dartune.answers.task_families import TASKS, label
 from dartune.data.records import Demonstration
 from dartune.errors import MachineError
-from dartune.rewards import workers
-from dartune.rewards.answers import one_answer
-from dartune.rewards.arithmetic import false_sums
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import GateInput
-from dartune.rewards.quantities import covered
-from dartune.rewards.solved import stated_answer
-from dartune.rewards.spelling import ordinary
-from dartune.rewards.tasks import TASKS, label
-from dartune.rewards.text import in_digits
-from dartune.rewards.verify import (
-    answer_span,
-    final_answers,
-    last_number,
-    parse_number,
-    resolve_answer,
-    same_plain,
-)
+from dartune.gates.final_answer import one_answer
+from dartune.gates.gate_input import GateInput
+from dartune.gates.quantities import quantity_coverage
+from dartune.sandbox import workers
+from dartune.text.equations import false_equations
+from dartune.text.features import in_digits
+from dartune.text.number_spelling import normalise_spelling
 
 SURD = (r"\sqrt{8}", r"2\sqrt{2}")
 HANGING = "9^{9^{9^{9}}}"
@@ -43,8 +36,8 @@ HANGING = "9^{9^{9^{9}}}"
 
 @pytest.fixture(scope="module")
 def checker() -> Iterator[AnswerChecker]:
-    with AnswerChecker(timeout_s=2.0) as one:
-        yield one
+    with AnswerChecker(timeout_s=2.0) as checker:
+        yield checker
 
 
 @pytest.mark.parametrize(
@@ -93,11 +86,11 @@ def checker() -> Iterator[AnswerChecker]:
         ("", []),
     ],
 )
-def test_final_answers_are_those_that_are_stated(text: str, answers: list[str]) -> None:
+def test_final_answers_are_extracted(text: str, answers: list[str]) -> None:
     assert final_answers(text) == answers
 
 
-def test_the_last_answer_is_the_answer_and_its_cue_stays_with_the_reasoning() -> None:
+def test_answer_span_is_the_last_answer_without_its_announcement() -> None:
     text = "Max has 5 . The answer is 5 . The answer is 26 ."
     span = answer_span(text)
     assert span is not None
@@ -130,7 +123,7 @@ def test_the_last_answer_is_the_answer_and_its_cue_stays_with_the_reasoning() ->
     ).map("".join)
 )
 @settings(deadline=None)
-def test_any_text_can_be_read_and_spans_point_at_the_answers(text: str) -> None:
+def test_spans_match_the_answers_in_any_text(text: str) -> None:
     answers = final_answers(text)
     span = answer_span(text)
     assert (span is None) == (not answers)
@@ -188,18 +181,18 @@ def test_any_text_can_be_read_and_spans_point_at_the_answers(text: str) -> None:
         ),
     ],
 )
-def test_reading_hostile_repetition_takes_no_time(piece: str) -> None:
+def test_hostile_repetition_is_read_in_bounded_time(piece: str) -> None:
     started = time.process_time()
     for text in (piece * 2000, "The answer is 1 = " + piece * 2000 + "x"):
         final_answers(text)
         same_plain(text, "5")
         last_number(text)
-        false_sums(text)
+        false_equations(text)
         assert label(text) is None or TASKS["numeric"].same(text, "5") is False
         stated_answer(text, TASKS["math"])
         in_digits(text)
-        ordinary(text)
-        covered(GateInput("How many?", "2 + 3 = 5, then 5 * 4 = 20. So 20.", text, "20"))
+        normalise_spelling(text)
+        quantity_coverage(GateInput("How many?", "2 + 3 = 5, then 5 * 4 = 20. So 20.", text, "20"))
         one_answer(GateInput("How many?", "2 + 3 = 5. So 5.", text, "5"), defaultdict(bool))
     assert time.process_time() - started < 6
 
@@ -224,15 +217,15 @@ def test_reading_hostile_repetition_takes_no_time(piece: str) -> None:
 def test_long_numbers_neither_hang_nor_crash(text: str) -> None:
     started = time.process_time()
     source = "1125899906842624 * 1125899906842624 = 1267650600228229401496703205376, so 2 + 3 = 5. The answer is 5."
-    false_sums(text)
-    ordinary(text)
+    false_equations(text)
+    normalise_spelling(text)
     in_digits(text)
     stated_answer(text, TASKS["math"])
-    covered(GateInput("How many?", source, text, "5"))
+    quantity_coverage(GateInput("How many?", source, text, "5"))
     assert time.process_time() - started < 2
 
 
-def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
+def test_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
     stated = "The answer is 5 . The answer is 26 ."
     assert resolve_answer(Demonstration("a", "q", stated)) == "26"
     assert resolve_answer(Demonstration("a", "q", stated, answer=" 27 ")) == "27"
@@ -260,7 +253,7 @@ def test_the_gold_answer_is_the_explicit_one_else_the_last_stated() -> None:
         ("They earn $400 000 - $385 000 = $15 000.", "15000"),
     ],
 )
-def test_a_closing_sentence_tells_its_value_with_its_unit(text, answer):
+def test_closing_sentence_gives_its_value_with_its_unit(text, answer):
     assert same_plain(stated_answer(text, TASKS["math"]), answer)
 
 
@@ -372,7 +365,7 @@ def test_a_closing_sentence_tells_its_value_with_its_unit(text, answer):
         ("negative three", "-3"),
     ],
 )
-def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
+def test_spellings_of_the_same_answer_are_equal(predicted: str, gold: str) -> None:
     assert same_plain(predicted, gold) is True
     assert same_plain(gold, predicted) is True
 
@@ -443,7 +436,7 @@ def test_the_same_answer_in_another_spelling(predicted: str, gold: str) -> None:
         ("two and a half", "2"),
     ],
 )
-def test_another_answer_is_told_apart_without_mathematics(predicted: str, gold: str) -> None:
+def test_different_answers_are_unequal_without_mathematics(predicted: str, gold: str) -> None:
     assert same_plain(predicted, gold) is False
 
 
@@ -464,11 +457,11 @@ def test_another_answer_is_told_apart_without_mathematics(predicted: str, gold: 
         *("x = 48 or x = 47", "x = 48, x = 47", "48 → 47", "x = 9, y = 47"),
     ],
 )
-def test_of_two_answers_in_one_neither_counts(hedge: str, checker: AnswerChecker) -> None:
+def test_hedged_answers_are_wrong(hedge: str, checker: AnswerChecker) -> None:
     assert checker.check([(hedge, "47"), (hedge, r"\sqrt{2209}"), (hedge, hedge)]) == [False, False, True]
 
 
-def test_the_same_marks_say_nothing_where_the_gold_answer_has_several_values(checker: AnswerChecker) -> None:
+def test_several_values_are_allowed_where_the_gold_answer_has_several(checker: AnswerChecker) -> None:
     pairs = [
         (r"5 \text{ or } 6", "5, 6"),
         ("x = 5 or x = 3", "3, 5"),
@@ -498,22 +491,22 @@ def test_the_same_marks_say_nothing_where_the_gold_answer_has_several_values(che
         ("the 3rd of x2", None),
     ],
 )
-def test_the_last_number_is_read_as_it_is_written(text: str, last: str | None) -> None:
+def test_last_number_is_returned_as_written(text: str, last: str | None) -> None:
     assert last_number(text) == last
 
 
 @given(st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=10**4), st.integers(-(10**9), 10**9))
-def test_numbers_are_exact(ratio: Fraction, whole: int) -> None:
+def test_numbers_are_exact(ratio: Fraction, integer: int) -> None:
     assert parse_number(f"{ratio.numerator}/{ratio.denominator}").value == ratio
-    assert parse_number(f"{whole:,}").value == whole
-    assert same_plain(f"{whole:,}", f"{whole}.00") is True
-    assert same_plain(str(whole), str(whole + 1)) is False
+    assert parse_number(f"{integer:,}").value == integer
+    assert same_plain(f"{integer:,}", f"{integer}.00") is True
+    assert same_plain(str(integer), str(integer + 1)) is False
 
 
 def test_plain_answers_start_no_process() -> None:
-    with AnswerChecker() as one:
-        assert one.check([("26 .", "26"), ("Ned", "26"), ("5 or 26", "26")]) == [True, False, False]
-        assert one.pids == []
+    with AnswerChecker() as checker:
+        assert checker.check([("26 .", "26"), ("Ned", "26"), ("5 or 26", "26")]) == [True, False, False]
+        assert checker.pids == []
 
 
 def test_mathematics_is_compared_by_value(checker: AnswerChecker) -> None:
@@ -529,20 +522,20 @@ def test_mathematics_is_compared_by_value(checker: AnswerChecker) -> None:
 
 
 @pytest.mark.slow
-def test_a_hanging_comparison_is_an_error_and_ends_in_time(checker: AnswerChecker) -> None:
+def test_hanging_comparison_fails_within_the_timeout(checker: AnswerChecker) -> None:
     checker.check([SURD])
     started = time.monotonic()
     assert checker.check([(HANGING, r"7\sqrt{3}"), ("2^{11}", "2048")]) == [None, True]
     assert time.monotonic() - started < 2 + 8
     started = time.monotonic()
     assert checker.check([(HANGING, r"7\sqrt{3}")]) == [None]
-    assert time.monotonic() - started < 0.5, "a known time-out is not tried again"
+    assert time.monotonic() - started < 0.5, "a cached timeout is not tried again"
 
 
 def test_answers_too_long_to_parse(checker: AnswerChecker) -> None:
-    long = "x+" * 200 + "1"
+    long_answer = "x+" * 200 + "1"
     started = time.monotonic()
-    assert checker.check([(long, r"\frac{x}{2}"), (r"\frac{x}{2}", long)]) == [False, None]
+    assert checker.check([(long_answer, r"\frac{x}{2}"), (r"\frac{x}{2}", long_answer)]) == [False, None]
     assert time.monotonic() - started < 0.5
 
 
@@ -563,24 +556,24 @@ def test_a_checker_works_off_the_main_thread(checker: AnswerChecker) -> None:
 
 
 def test_leaving_the_context_ends_the_processes() -> None:
-    with AnswerChecker() as one:
-        one.check([SURD])
-        (pid,) = one.pids
-    assert one.pids == []
+    with AnswerChecker() as checker:
+        checker.check([SURD])
+        (pid,) = checker.pids
+    assert checker.pids == []
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
 def test_a_process_that_cannot_start_is_a_machine_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.sys, "executable", "/bin/false")
-    with AnswerChecker() as one, pytest.raises(MachineError, match="math_verify"):
-        one.check([SURD])
+    with AnswerChecker() as checker, pytest.raises(MachineError, match="math_verify"):
+        checker.check([SURD])
 
 
 def test_importing_the_gates_imports_no_heavy_library() -> None:
     code = (
-        "import sys, dartune.rewards.gates; print([m for m in ('torch', 'sympy', 'math_verify') if m in sys.modules])"
+        "import sys, dartune.gates.registry; print([m for m in ('torch', 'sympy', 'math_verify') if m in sys.modules])"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert result.stdout.strip() == "[]"

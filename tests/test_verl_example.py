@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dartune.engines.base import Sample
 from dartune.lab.source import model_folder
-from dartune.lab.suites import demonstrate, demonstration_problems
-from dartune.models.engine import Sample
+from dartune.lab.suites import demonstration_problems, write_demonstrations
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "verl_reward.py"
 
@@ -26,13 +26,13 @@ def example():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     problems = demonstration_problems(4, 0, 8)
-    rows = demonstrate(problems, "values")
+    rows = write_demonstrations(problems, "values")
     path = tmp_path_factory.mktemp("verl") / "my.jsonl"
     with path.open("w") as stream:
         for row in rows:
             fields = {"id": row.id, "question": row.question, "solution": row.solution, "answer": row.answer}
             stream.write(json.dumps(fields) + "\n")
-    return path, rows, demonstrate(problems, "backward")
+    return path, rows, write_demonstrations(problems, "backward")
 
 
 def test_the_batch_function_pays_what_dartune_pays(example, data):

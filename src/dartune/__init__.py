@@ -1,24 +1,30 @@
-"""dartune: rewrite demonstrations into the words of the model that will learn from them.
+"""dartune: rewrite demonstrations into the style of the model that is fine-tuned on them.
 
-From Python: `load_config` reads a recipe, `pipeline.run` does what it says, `score` says how natural a solution is to a
-target. Importing dartune loads no model library.
+Python API: `load_config` reads a recipe, `pipeline.run` executes it, `load_target` and `score` compute how likely a
+solution is under a target. Importing dartune does not import torch.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the names that `__getattr__` provides
+    from dartune import pipeline as pipeline
+    from dartune.config.load import load_config as load_config
+    from dartune.scoring import load_target as load_target
+    from dartune.scoring import score as score
 
 __version__ = "0.1.0"
 __all__ = ["load_config", "load_target", "pipeline", "score"]
 
-_HOMES = {"load_config": "dartune.config", "load_target": "dartune.scoring", "score": "dartune.scoring"}
+_MODULES = {"load_config": "dartune.config.load", "load_target": "dartune.scoring", "score": "dartune.scoring"}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from its module, which is loaded when it is first asked for."""
+    """Import a public name on first access, so that `import dartune` stays fast."""
     if name == "pipeline":
         return importlib.import_module("dartune.pipeline")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,36 +1,38 @@
-"""The main job, top to bottom: data -> probe -> mapper -> synthesise -> train every arm -> evaluate -> report.
+"""The main job: data -> probe -> train mapper -> synthesise -> train each arm -> evaluate -> report.
 
-Each stage is a plain call through `Run.stage`: skipped when its inputs did not change, redone (and
-the reason said) when they did, continued where an interrupted attempt of it left off.
+`planned_stages` is the job in call order. Each stage is an object in `stages/`; the run folder skips a stage whose
+inputs did not change, continues one that was interrupted, and redoes the rest, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dartune import adapt, checked, processes, train_arms
-from dartune.arms import ARMS, adaptations, in_order
-from dartune.compare import compare
-from dartune.config import Config, load_config, missing_paths
-from dartune.data.quality import show_rows
-from dartune.data.rows import Rows, demonstration, open_rows, write_rows
+from dartune import distributed
+from dartune.answers.checker import AnswerChecker
+from dartune.config.arm_config import learning_rates
+from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
+from dartune.config.load import missing_paths
+from dartune.config.matrix import combinations
+from dartune.config.recipe import Recipe
+from dartune.config.schema import Config
 from dartune.errors import InputError
-from dartune.job import Job
-from dartune.matrix import cells
-from dartune.measured import measured
-from dartune.recipe import Recipe
-from dartune.report.gather import shown_rewrites
-from dartune.report.page import write_report
-from dartune.report.results import build_results
-from dartune.report.summary import summarise
-from dartune.rewards.checker import AnswerChecker
-from dartune.roster import prepared
-from dartune.run import END_IT, Run
-from dartune.tracking import tracking
-
-SHOWN_ROWS = 3
+from dartune.report.build import write_run_report
+from dartune.report.compare_runs import compare
+from dartune.run.folder import RunFolder
+from dartune.stages.base import Stage
+from dartune.stages.context import StageContext
+from dartune.stages.direct_rl import DirectRL
+from dartune.stages.evaluate import Evaluate
+from dartune.stages.finetune import FineTune
+from dartune.stages.mapper import TrainMapper
+from dartune.stages.own_samples import SampleOwn
+from dartune.stages.prepare import WriteData, start
+from dartune.stages.probe import ProbeTarget
+from dartune.stages.synthesise import Synthesise
+from dartune.stages.warmup import WarmUp
+from dartune.train.trackers import tracking
 
 
 def run(config: Config) -> str:
@@ -43,100 +45,56 @@ def run(config: Config) -> str:
         MachineError: this machine cannot go on (disk, memory, numbers that are not finite).
     """
     if config.matrix:
-        with processes.joined():
-            return _all_cells(cells(config))
-    with processes.joined(), Run(Path(config.output)) as folder, AnswerChecker() as checker:
-        job = started(config, folder, checker)
-        with tracking(config, folder.folder, folder.log) as job.tracking:
-            return work(job)
+        with distributed.process_group():
+            return _run_matrix(combinations(config))
+    with distributed.process_group(), RunFolder(Path(config.output)) as folder, AnswerChecker() as checker:
+        context = start(config, folder, checker)
+        with tracking(
+            config.trackers, config.name, config.model_dump(mode="json"), folder.folder, folder.log
+        ) as context.trackers:
+            execute(context)
+            return write_run_report(context) if distributed.is_main() else ""
 
 
-def _all_cells(made: Sequence[tuple[str, Config]]) -> str:
-    """Every run of a matrix, and how they compare."""
-    if missing := [f"{name}: {line}" for name, cell in made for line in missing_paths(cell, Recipe())]:
-        raise InputError("the matrix cannot be run", missing)
-    summaries = [f"{name}\n\n{run(cell)}" for name, cell in made]
-    if len(made) > 1 and processes.is_first():
-        summaries.append(compare([Path(cell.output) for _, cell in made]))
-    return "\n".join(summaries)
+def execute(context: StageContext) -> None:
+    """Bring every stage of the run up to date, each once."""
+    seen: set[str] = set()
+    for stage in planned_stages(context):
+        if stage.name not in seen:
+            seen.add(stage.name)
+            context.execute(stage)
 
 
-def work(job: Job) -> str:
-    """Every stage of a job that was started; returns the summary."""
-    config = job.config
+def planned_stages(context: StageContext) -> Iterator[Stage]:
+    """The stages of a run in order; a stage may only be made when those before it have been executed."""
+    config = context.config
+    yield WriteData(context)
     if any(ARMS[arm].rows == "own" for arm in config.arms):
-        adapt.probe(job, "dart")
+        yield ProbeTarget(context, "dart")
         for seed in config.seeds:
-            adapt.sample_own(job, seed)
+            yield SampleOwn(context, seed)
     for adaptation in adaptations(config.arms):
-        adapt.probe(job, adaptation)
-        adapt.warm_up(job, adaptation)
+        yield ProbeTarget(context, adaptation)
+        if config.mapper.format_steps:
+            yield WarmUp(context, adaptation)
         for seed in config.seeds:
-            adapt.train_mapper(job, adaptation, seed)
-            adapt.synthesise(job, adaptation, seed)
+            if ADAPTATIONS[adaptation].trained:
+                yield TrainMapper(context, adaptation, seed)
+            yield Synthesise(context, adaptation, seed)
     for seed in config.seeds:
-        for arm in in_order(config.arms):
-            train_arms.train_arm(job, arm, seed)
-            train_arms.evaluate_arm(job, arm, seed)
-    return written_report(job) if processes.is_first() else ""
+        for arm in with_dependencies(config.arms):
+            if ARMS[arm].trained:
+                train = DirectRL if ARMS[arm].budget else FineTune
+                for learning_rate in learning_rates(config, arm):
+                    yield train(context, arm, seed, learning_rate)
+            yield Evaluate(context, arm, seed)
 
 
-def started(config: Config, folder: Run, checker: AnswerChecker) -> Job:
-    """Read, check and split the data; write what the later stages train and test on."""
-    data, models = prepared(config)
-    folder.note_config(config)
-    job = Job(models.config, folder, checker, data, models)
-
-    def write(out: Path) -> None:
-        for name, rows in data.parts.items():
-            write_rows(out / f"{name}.jsonl", map(asdict, rows))
-
-    kept = folder.stage("data", {"data": data.fingerprint}, write)
-    if isinstance(data.train, Rows):  # what is in the run folder need not stay in a temporary file
-        job.data = replace(data, train=open_rows(kept / "train.jsonl", demonstration))
-    return job
-
-
-def written_report(job: Job) -> str:
-    """`report/results.json` and the page, from what the stages wrote; returns the summary table."""
-    results = build_results(**measured(job))
-    return summarise(results, write_report(job.run.folder / "report", results))
-
-
-def check(config: Config, *, every: bool = False) -> str:
-    """What `dartune check` says: data and models are read, nothing is written.
-
-    Args:
-        every: findings name all their rows, not only the first ones.
-
-    Raises:
-        InputError: everything that keeps `config` from running, at once; its notes are what else was found.
-    """
-    if config.matrix:
-        return "\n".join(f"{name}\n{check(cell, every=every)}\n" for name, cell in cells(config))
-    return checked.check(config, every=every)
-
-
-def show(subject: Config | Path, what: str) -> str:
-    """Rendered rows of a recipe's data, or rewrites of a run folder, for a person to read."""
-    if what == "rewrites":
-        if not isinstance(subject, Path):
-            raise InputError("show rewrites needs a run folder, such as runs/lab")
-        return shown_rewrites(subject)
-    config = load_config(subject / "config.resolved.yaml") if isinstance(subject, Path) else subject
-    data, models = prepared(config)
-    return show_rows(data.train, models.renderer, SHOWN_ROWS)
-
-
-def report(folder: Path) -> str:
-    """Make the report of a finished run folder again; returns the summary.
-
-    Raises:
-        InputError: a stage is not finished, or the data are no longer those of the run.
-    """
-    config = load_config(folder / "config.resolved.yaml")
-    with Run(folder) as run_folder, AnswerChecker() as checker:
-        data, models = prepared(config)
-        if run_folder.noted_inputs("data") != {"data": data.fingerprint}:
-            raise InputError(f"{config.data.path} is not what this run was made from; {END_IT.format(folder)}")
-        return written_report(Job(models.config, run_folder, checker, data, models))
+def _run_matrix(runs: Sequence[tuple[str, Config]]) -> str:
+    """Every run of a matrix, and how they compare."""
+    if missing := [f"{name}: {line}" for name, cell in runs for line in missing_paths(cell, Recipe())]:
+        raise InputError("the matrix cannot be run", missing)
+    summaries = [f"{name}\n\n{run(cell)}" for name, cell in runs]
+    if len(runs) > 1 and distributed.is_main():
+        summaries.append(compare([Path(cell.output) for _, cell in runs]))
+    return "\n".join(summaries)

@@ -1,22 +1,22 @@
-"""The alignment score on its own: how natural a solution is to a target, without a run."""
+"""Alignment score of a single solution under a target model, without a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from dartune import inputs
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Engine
-from dartune.models.hf_engine import HFEngine
+from dartune.engines.base import Engine
+from dartune.engines.hf import HFEngine
 from dartune.models.loading import end_ids, load_model, load_tokenizer
 from dartune.rewards.references import source_references
+from dartune.stages import data as run_data
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model to score with, and how it is addressed."""
+    """A loaded model and the renderer that formats its prompts."""
 
     engine: Engine
     renderer: Renderer
@@ -31,35 +31,43 @@ def load_target(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Target:
-    """Load a model once, to score many solutions; arguments as the keys `target.*` of the config.
+    """Load a model once, to score many solutions.
 
     Args:
         address: `lab:<name>`, a model folder (safetensors) or a Hub id.
+        system_prompt: system prompt in front of every question.
+        thinking: whether solutions begin with a `<think>` block.
+        dtype: compute dtype: `auto`, `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        trust_remote_code: run Python code that is shipped with the model.
 
     Raises:
-        InputError: there is no such model, or it cannot be used; all problems are listed.
+        InputError: the model does not exist or cannot be used; all problems are listed.
     """
-    path = inputs.model_path(str(address))
+    path = run_data.model_path(str(address))
     model = load_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     return Target(HFEngine(model), Renderer(tokenizer, system_prompt, thinking=thinking, end_ids=end_ids(path)))
 
 
 def score(question: str, solution: str, target: Target | str | Path, *, task: str = "math") -> float:
-    """Alignment A of a solution: how natural it is to the target, given the question alone.
+    """Return the alignment of a solution: how likely it is under the target, given the question alone.
 
-    The mean log-probability of the tokens in statements that say something new: the reward's default score. A run's
-    `alignment_before` is the score of the source, its `alignment_after` that of what the row became.
+    This is the default score of the reward (`content_logprob`): the mean log-probability of the tokens in statements
+    that add new information. In a run, `alignment_before` is the score of the demonstration and `alignment_after` the
+    score of the solution that replaced it.
 
     Args:
-        target: what `load_target` returned, or an address, which is loaded for this call.
-        task: the kind of answer, as `data.task` in a config.
+        question: the question.
+        solution: the solution to score.
+        target: a target from `load_target`, or an address, which is loaded for this call.
+        task: answer type, as `data.task` in a config.
 
     Returns:
-        Nats per token, at most 0; higher is more natural.
+        Nats per token, at most 0; higher is more likely.
 
     Raises:
-        InputError: the target cannot be loaded, or does not read so many tokens.
+        InputError: the target cannot be loaded, or its context is too short for the text.
     """
     if not isinstance(target, Target):
         target = load_target(target)

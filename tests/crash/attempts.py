@@ -92,16 +92,16 @@ class Trouble:
     def begin(self, log: str) -> None:
         """In the forked process, before the run."""
         self.log = log
-        import dartune.environment
         import dartune.pipeline
-        import dartune.run
+        import dartune.run.environment
+        import dartune.run.folder
 
         self._set_clock()
-        dartune.environment._commit = lambda: None  # whoever commits meanwhile changes no run
-        dartune.run.peak_memory_mb = lambda: 0.0
+        dartune.run.environment._commit = lambda: None  # whoever commits meanwhile changes no run
+        dartune.run.folder.peak_memory_mb = lambda: 0.0
         if self.file_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
-        attempt, report = dartune.run.Run._attempt, dartune.pipeline.written_report
+        attempt, report = dartune.run.folder.RunFolder._attempt, dartune.pipeline.write_run_report
 
         def watched_attempt(run, name, *words):
             with self.watching(name):
@@ -111,7 +111,7 @@ class Trouble:
             with self.watching("report"):
                 return report(*words)
 
-        dartune.run.Run._attempt, dartune.pipeline.written_report = watched_attempt, watched_report
+        dartune.run.folder.RunFolder._attempt, dartune.pipeline.write_run_report = watched_attempt, watched_report
         if self.stage != "report":
             self._remember_plots()
         self._fsync, os.fsync = os.fsync, self.flush
@@ -120,14 +120,14 @@ class Trouble:
             self._start_timer()
 
     def _set_clock(self) -> None:
-        import dartune.progress
-        import dartune.run
-        import dartune.train.direct_rl
+        import dartune.run.folder
+        import dartune.run.progress
+        import dartune.stages.direct_rl
 
         drawn = random.Random(self.jumps)
         jump = 0.0 if self.jumps is None else 366 * 86400.0
         frozen = types.SimpleNamespace(time=lambda: FROZEN + drawn.uniform(-jump, jump), monotonic=lambda: 0.0)
-        for module in (dartune.run, dartune.progress, dartune.train.direct_rl):
+        for module in (dartune.run.folder, dartune.run.progress, dartune.stages.direct_rl):
             module.time = frozen
 
     def _remember_plots(self) -> None:
@@ -233,13 +233,13 @@ def serve(log: str) -> None:
 
     import dartune.lab.source
     import dartune.pipeline
+    import dartune.stages.direct_rl
     import dartune.stages.evaluate
-    import dartune.stages.format_warmup
     import dartune.stages.gold_probe
+    import dartune.stages.mapper
     import dartune.stages.probe
     import dartune.stages.synthesise
-    import dartune.train.direct_rl
-    import dartune.train.mapper
+    import dartune.stages.warmup
     import dartune.train.sft  # noqa: F401
 
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from typing import Any
 from attempts import Server
 from world import STAGES, World
 
-from dartune.files import append_jsonl, read_jsonl
+from dartune.run.files import append_jsonl, read_jsonl
 
 KINDS = ("calls", "flushes", "after_s")
 FULL_AT = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -1,1 +1,1 @@
-"""Demonstrations in, adapted rows out: reading, rendering to token ids, checking, and writing data sets."""
+"""Data sets: file readers, row layouts, chat templates, quality checks, splits, and the adapted data set."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from dartune.data.findings import Names
-from dartune.data.opened import too_deep
+from dartune.data.file_encoding import too_deep
+from dartune.data.findings import NameCounts
 from dartune.errors import counted
 
 ROLES = {
@@ -21,52 +21,57 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-"""Names of roles -> ours."""
+"""Names of roles in public data sets -> our names."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys and columns whose text a thinking model says before its answer."""
+"""Keys and columns with the text that a thinking model writes before its answer."""
 CALLS = ("tool_calls", "function_call", "tools", "functions")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 SPEAKER, TEXT = ("role", "from"), ("content", "value", "text")
 TEXT_PARTS = ("text", "input_text", "output_text")
-THOUGHT_PARTS = ("thinking", "reasoning")
+REASONING_PARTS = ("thinking", "reasoning")
 EXPECTED = "must be a list of messages, each with role and content"
 _BROKEN_ESCAPE = re.compile(
     r"(?<!\\)(?:\\\\)*\\(?:[abfv]|r(?!\\n)|t(?:imes|heta|ext|riangle)\b|n(?:eq|abla|otin)\b|[^abfvrtnxuUN0-7\\'\"\n])"
 )
-"""A backslash of LaTeX or of no escape: `\\frac`, `\\times`, `\\(`; `\\n` and `\\t` are line breaks and tabs."""
-ONE_EACH = "a row is one question and one answer: split the conversation up, or leave the row out"
+"""A backslash from LaTeX, or one that begins no Python escape: `\\frac`, `\\times`, `\\(`. `\\n` and `\\t` are escapes
+of line breaks and tabs."""
+SINGLE_TURN = "a row is one question and one answer: split the conversation into rows, or remove the row"
 
 
-def filled(value: Any) -> bool:
-    """Whether a value says anything: not null, and neither empty nor made of such values alone."""
-    left = [value]
-    while left:  # no recursion: values may be nested very deeply
-        one = left.pop()
-        if isinstance(one, Mapping):
-            left += one.values()
-        elif isinstance(one, list | tuple):
-            left += one
-        elif one is not None and not (isinstance(one, str) and one.strip() in ("", "[]", "{}", "null")):
+def has_content(value: Any) -> bool:
+    """Returns whether a value is neither null nor empty, nor a container of such values only."""
+    pending = [value]
+    while pending:  # no recursion, because values may be nested very deeply
+        element = pending.pop()
+        if isinstance(element, Mapping):
+            pending += element.values()
+        elif isinstance(element, list | tuple):
+            pending += element
+        elif element is not None and not (isinstance(element, str) and element.strip() in ("", "[]", "{}", "null")):
             return True
     return False
 
 
 def decoded(value: Any) -> Any:
-    """A list or object that a text holds, as JSON or as Python writes it; every other value as it is."""
+    """Returns the list or object that a text contains as JSON or as a Python literal, and other values unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
-    for read in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval):
         # TypeError: Python text such as `{{1}, {2}}`, a set of sets.
         with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = read(value.strip())
-            usable = isinstance(found, list | dict) and not too_deep(found)
-            return found if usable and not (read is ast.literal_eval and python_trouble(value)) else value
+            parsed = parse(value.strip())
+            usable = isinstance(parsed, list | dict) and not too_deep(parsed)
+            return parsed if usable and not (parse is ast.literal_eval and python_literal_problem(value)) else value
     return value
 
 
-def python_trouble(text: str) -> str | None:
-    """Why a text that looks like Python's list must not be read as one: what it says is lost or changed already."""
+def python_literal_problem(text: str) -> str | None:
+    """Returns why a text that looks like a Python list must not be parsed as one, or None.
+
+    Such texts come from tables that stored `str()` of a list. In some of them, content is lost: numpy omits the commas
+    between texts, which Python then concatenates, and unescaped LaTeX turns into control characters.
+    """
     remedy = "save the column as JSON, or the table as Parquet"
     if not text.lstrip().startswith(("[", "{")):
         return None
@@ -74,192 +79,207 @@ def python_trouble(text: str) -> str | None:
         json.loads(text)
         return None
     if "array(" in text:
-        return f"is text of numpy's arrays, which is not read; {remedy}"
-    before = None
+        return f"is the printed form of numpy arrays, which is not read; {remedy}"
+    previous = None
     with suppress(SyntaxError, tokenize.TokenError):
         for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
             if token.type == tokenize.STRING:
-                if before == tokenize.STRING:
+                if previous == tokenize.STRING:
                     return f"is a list without commas between its texts, as numpy prints it; {remedy}"
                 if _BROKEN_ESCAPE.search(token.string) and "r" not in token.string[:2].lower():
                     return f"has a backslash that Python would read as another character; {remedy}"
-            before = before if token.type in (tokenize.NL, tokenize.NEWLINE) else token.type
+            previous = previous if token.type in (tokenize.NL, tokenize.NEWLINE) else token.type
     return None
 
 
 def with_thought(thought: str, text: str) -> str:
-    """The text behind its reasoning in a `<think>` block."""
+    """Returns the text after its reasoning in a `<think>` block."""
     return f"<think>\n{thought.strip()}\n</think>\n\n{text}"
 
 
 def messages_of(value: Any) -> list[Mapping[str, Any]] | None:
-    """The messages of a list, of its text, or of one list a key (as `datasets` stores them); None: it is none."""
+    """Returns the messages of a conversation, or None if the value is not one.
+
+    Accepts a list of messages, its text form, and one list per key (the form in which `datasets` stores it).
+    """
     value = decoded(value)
-    if isinstance(value, Mapping) and value and all(isinstance(one, list) for one in value.values()):
-        lengths = {len(one) for one in value.values()}
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        lengths = {len(column) for column in value.values()}
         if len(lengths) == 1:
-            value = [dict(zip(value, one, strict=True)) for one in zip(*value.values(), strict=True)]
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) and _key(one, SPEAKER) for one in value):
+            value = [dict(zip(value, fields, strict=True)) for fields in zip(*value.values(), strict=True)]
+    if not isinstance(value, list):
         return None
-    return value
+    is_message = (isinstance(message, Mapping) and _present_key(message, SPEAKER) for message in value)
+    return value if all(is_message) else None
 
 
-def turns(
-    messages: list[Mapping[str, Any]], column: str, meta: dict[str, Any], thinking: bool, unused: Names
+def parse_conversation(
+    messages: list[Mapping[str, Any]], column: str, meta: dict[str, Any], thinking: bool, unused: NameCounts
 ) -> tuple[dict[str, Any], list[str]]:
-    """The user's and the assistant's text of a conversation of one turn, by what to call them, and what is wrong.
-
-    A system text goes to `meta`.
+    """Returns the user's and the assistant's text of a single-turn conversation, and the problems of the row.
 
     Args:
-        thinking: the assistant's reasoning becomes a `<think>` block; else it is refused.
+        messages: the messages, as returned by `messages_of`.
+        column: the column of the conversation, for messages.
+        meta: receives the system text under the key `system`.
+        thinking: the assistant's reasoning becomes a `<think>` block. False: such rows are refused.
+        unused: counts the message keys that are not read.
+
+    Returns:
+        The texts by their names in messages (`messages[user]`, `messages[assistant]`; empty if the conversation cannot
+        be read), and the problems.
     """
     roles = [_role(message) for message in messages]
-    complaints = list(dict.fromkeys(_refused(message, column) for message in messages))
+    complaints = list(dict.fromkeys(_message_problem(message, column) for message in messages))
     complaints = [complaint for complaint in complaints if complaint]
     if f"{column}: {EXPECTED}" in complaints:
         return {}, complaints[:1]
-    strange = [role for role in roles if role not in ("user", "assistant", "system")]
-    asked = roles.count("user")
-    if strange:
+    unknown_roles = [role for role in roles if role not in ("user", "assistant", "system")]
+    user_turns = roles.count("user")
+    if unknown_roles:
         complaints.append(
-            f"{column}: has the role {strange[0]!r}; only user, assistant and system are read; leave it out"
+            f"{column}: has the role {unknown_roles[0]!r}; only user, assistant and system are read; remove the message"
         )
-    elif asked > 1:
+    elif user_turns > 1:
         untrained = sum(message.get("weight") == 0 for message in messages)
         extra = f" and {counted(untrained, 'message')} of weight 0" if untrained else ""
-        complaints.append(f"{column}: has {asked} user turns{extra}; {ONE_EACH}")
+        complaints.append(f"{column}: has {user_turns} user turns{extra}; {SINGLE_TURN}")
     else:
-        opening = roles.index("user") if asked else 0
+        opening = roles.index("user") if user_turns else 0
         if roles[opening:] != ["user", "assistant"] or any(role != "system" for role in roles[:opening]):
-            shown = ", ".join(map(str, roles[:6])) or "none"
+            sequence = ", ".join(map(str, roles[:6])) or "none"
             complaints.append(
-                f"{column}: the roles must be user, assistant (a system message may come first), not {shown}"
+                f"{column}: the roles must be user, assistant (a system message may come first), not {sequence}"
             )
     if complaints:
         return {}, complaints
     for message in messages:
         _note_unused(message, unused)
-    said = [_said(message) for message in messages]
+    contents = [_text_and_reasoning(message) for message in messages]
     if messages[-1].get("weight") == 0:
-        complaints.append(f"{column}: the answer has weight 0, so there is nothing to train; leave the row out")
-    told = (text for role, (text, _) in zip(roles, said, strict=True) if role == "system")
-    if systems := [text for text in told if not isinstance(text, str) or text.strip()]:
-        texts = all(isinstance(text, str) for text in systems)
-        meta["system"] = "\n\n".join(systems) if texts else systems[0]
-    (question, _), (solution, thought) = said[-2:]
-    if thought and isinstance(solution, str):
-        solution, trouble = thoughtful(solution, thought, thinking, f"{column}[assistant]")
-        complaints += trouble
+        complaints.append(f"{column}: the answer has weight 0, so there is nothing to train; remove the row")
+    system_texts = [text for role, (text, _) in zip(roles, contents, strict=True) if role == "system"]
+    if system_texts := [text for text in system_texts if not isinstance(text, str) or text.strip()]:
+        all_text = all(isinstance(text, str) for text in system_texts)
+        # A value that is not text is passed on unchanged, so that the parser of the row refuses it.
+        meta["system"] = "\n\n".join(system_texts) if all_text else system_texts[0]
+    (question, _), (solution, reasoning) = contents[-2:]
+    if reasoning and isinstance(solution, str):
+        solution, problems = attach_reasoning(solution, reasoning, thinking, f"{column}[assistant]")
+        complaints += problems
     return {f"{column}[user]": question, f"{column}[assistant]": solution}, complaints
 
 
-def thoughtful(solution: str, thought: Mapping[str, str], thinking: bool, where: str) -> tuple[str, list[str]]:
-    """A solution with its reasoning, which stands elsewhere in the row, or what keeps it from being used.
+def attach_reasoning(solution: str, reasoning: Mapping[str, str], thinking: bool, place: str) -> tuple[str, list[str]]:
+    """Returns a solution joined with the reasoning from elsewhere in the row, and the problems that prevent this.
 
     Args:
-        thought: the key or column of the reasoning -> its text.
+        reasoning: the key or column of the reasoning -> its text.
+        thinking: False: reasoning is a problem, since the target is trained without it.
+        place: the key or column of the solution, for messages.
     """
-    (key, text), *others = thought.items()
-    if others and any(other.strip() != text.strip() for _, other in others):
-        names = " and ".join(map(repr, thought))
-        return solution, [f"{where}: {names} hold different texts; keep one of them"]
+    (key, text), *duplicates = reasoning.items()
+    if duplicates and any(duplicate.strip() != text.strip() for _, duplicate in duplicates):
+        names = " and ".join(map(repr, reasoning))
+        return solution, [f"{place}: {names} hold different texts; keep one of them"]
     if "<think>" in solution or "</think>" in solution:
         if text.strip() in solution:
             return solution, []
-        return solution, [f"{where}: has a <think> block and {key!r}; keep one of them"]
+        return solution, [f"{place}: has a <think> block and {key!r}; keep one of them"]
     if not thinking:
         remedy = "set target.thinking: true to train on it as <think> ... </think>, or remove it from the data"
-        return solution, [f"{where}: the reasoning is in {key!r}: {remedy}"]
+        return solution, [f"{place}: the reasoning is in {key!r}: {remedy}"]
     return with_thought(text, solution), []
 
 
-def _key(message: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    """The first of the names that the message has, with a value if any has one."""
-    there = [name for name in names if name in message]
-    return next((name for name in there if message[name] is not None), there[0] if there else None)
+def _present_key(message: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Returns the first of the names that the message has; names with a value take precedence over null ones."""
+    present = [name for name in names if name in message]
+    return next((name for name in present if message[name] is not None), present[0] if present else None)
 
 
 def _role(message: Mapping[str, Any]) -> Any:
-    role = message[_key(message, SPEAKER)]
+    role = message[_present_key(message, SPEAKER)]
     return ROLES.get(role.lower(), role) if isinstance(role, str) else role
 
 
-def _refused(message: Mapping[str, Any], column: str) -> str | None:
-    """Why a message cannot be used: what it says is not in its text."""
+def _message_problem(message: Mapping[str, Any], column: str) -> str | None:
+    """Returns why a message cannot be used: a part of its content is not text, or its text is missing."""
     for name in (*CALLS, *MEDIA):
-        if filled(message.get(name)):
+        if has_content(message.get(name)):
             return f"{column}: a message has {name!r}, and only text is read; leave the row out"
-    key = _key(message, TEXT)
+    key = _present_key(message, TEXT)
     if key is None:
         return f"{column}: {EXPECTED}"
     for name in REASONING if _role(message) == "assistant" else ():
-        if filled(message.get(name)) and not isinstance(message[name], str):
-            return f"{column}: {thought_rule(name, message[name])}"
+        if has_content(message.get(name)) and not isinstance(message[name], str):
+            return f"{column}: {reasoning_rule(name, message[name])}"
     content = message[key]
     parts = content if isinstance(content, list) else [content] if isinstance(content, Mapping) else []
     for part in parts:
-        kind = _kind(part)
-        if kind not in (*TEXT_PARTS, *THOUGHT_PARTS):
+        kind = _part_type(part)
+        if kind not in (*TEXT_PARTS, *REASONING_PARTS):
             return f"{column}: a message has a part of type {kind!r}, and only text is read; leave the row out"
-        if kind in THOUGHT_PARTS and (_role(message) != "assistant" or _thought_of(part) is None):
+        if kind in REASONING_PARTS and (_role(message) != "assistant" or _reasoning_text(part) is None):
             return (
                 f"{column}: a message has a part of type {kind!r}, whose text cannot be read: only an assistant has "
-                f"one, with its text in {kind!r}; write it so, or remove the part from the data"
+                f"one, with its text in {kind!r}; write it in this form, or remove the part from the data"
             )
     return None
 
 
-def thought_rule(name: str, value: Any) -> str:
-    """What is wrong with reasoning that is no plain text, and what to do."""
+def reasoning_rule(name: str, value: Any) -> str:
+    """Returns the message for reasoning that is not plain text."""
     return f"the reasoning in {name!r} must be text, not {type(value).__name__}; save it as one text, or remove it"
 
 
-def _kind(part: Any) -> Any:
+def _part_type(part: Any) -> Any:
     return part.get("type", part.get("content_type", "text")) if isinstance(part, Mapping) else "text"
 
 
-def _thought_of(part: Mapping[str, Any]) -> str | None:
-    """The text of a part that holds reasoning; None where there is more than that."""
-    if any(filled(value) for value in part.values() if isinstance(value, list | tuple | Mapping)):
+def _reasoning_text(part: Mapping[str, Any]) -> str | None:
+    """Returns the text of a reasoning part, or None if the part has other content that would be lost."""
+    if any(has_content(value) for value in part.values() if isinstance(value, list | tuple | Mapping)):
         return None
-    keys = (_kind(part), "text", "content")
+    keys = (_part_type(part), "text", "content")
     texts = [part[key] for key in keys if isinstance(part.get(key), str) and part[key].strip()]
     unknown = [
         key
         for key in part
-        if key not in (*keys, "type", "content_type", "id", "signature", "status") and filled(part[key])
+        if key not in (*keys, "type", "content_type", "id", "signature", "status") and has_content(part[key])
     ]
     if texts:
         return texts[0]
     return None if unknown else ""
 
 
-def _said(message: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
-    """A message's text, and its reasoning by key where it has one."""
-    content = message[_key(message, TEXT)]
-    thought = {key: message[key] for key in REASONING if isinstance(message.get(key), str) and message[key].strip()}
+def _text_and_reasoning(message: Mapping[str, Any]) -> tuple[Any, dict[str, str]]:
+    """Returns a message's text (or its content unchanged if it is not text), and its reasoning by key."""
+    content = message[_present_key(message, TEXT)]
+    reasoning = {key: message[key] for key in REASONING if isinstance(message.get(key), str) and message[key].strip()}
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list):
-        return content, thought
+        return content, reasoning
     texts: list[Any] = []
-    thoughts: dict[str, list[str]] = {}
+    pieces_by_kind: dict[str, list[str]] = {}
     for part in content:
-        if (kind := _kind(part)) in THOUGHT_PARTS:
-            thoughts.setdefault(kind, []).append(_thought_of(part) or "")
+        if (kind := _part_type(part)) in REASONING_PARTS:
+            pieces_by_kind.setdefault(kind, []).append(_reasoning_text(part) or "")
             continue
         text = part.get("text", part.get("parts")) if isinstance(part, Mapping) else part
         texts += text if isinstance(text, list) else [text]
     if not all(isinstance(text, str) for text in texts):
-        return content, thought
-    for kind, pieces in thoughts.items():
-        thought[f"part {kind}" if kind in thought else kind] = "\n\n".join(filter(None, pieces))
-    return "\n".join(texts), {key: text for key, text in thought.items() if text.strip()}
+        return content, reasoning
+    for kind, pieces in pieces_by_kind.items():
+        reasoning[f"part {kind}" if kind in reasoning else kind] = "\n\n".join(filter(None, pieces))
+    return "\n".join(texts), {key: text for key, text in reasoning.items() if text.strip()}
 
 
-def _note_unused(message: Mapping[str, Any], unused: Names) -> None:
-    read = {_key(message, SPEAKER), _key(message, TEXT), *(REASONING if _role(message) == "assistant" else ())}
+def _note_unused(message: Mapping[str, Any], unused: NameCounts) -> None:
+    reasoning_keys = REASONING if _role(message) == "assistant" else ()
+    read = {_present_key(message, SPEAKER), _present_key(message, TEXT), *reasoning_keys}
     for name, value in message.items():
-        if name not in read and filled(value) and not (name == "weight" and value in (0, 1)):
+        # A weight of 1 changes nothing; a weight of 0 is handled by the parser.
+        if name not in read and has_content(value) and not (name == "weight" and value in (0, 1)):
             unused.add("message key", name)

@@ -1,4 +1,4 @@
-"""What is found about rows: counted by kind, with the first places of each in memory and every place on disk."""
+"""Collects findings about rows: counts by kind, the first places of each kind in memory, and all places on disk."""
 
 from __future__ import annotations
 
@@ -13,36 +13,42 @@ from dartune.data.records import Demonstration
 from dartune.errors import KEPT_PROBLEMS, counted
 
 FIRST = 5
-"""Places of a kind that are shown, and rows up to which each has a line of its own."""
-MOST_NAMES = 1000
-_VARIES = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
-_NUMBERED = re.compile(r"(.* (?:line|row)) (\d+(?: \(.*\))?)")
+"""Places of a kind that are listed. Up to this many rows with the same problem get a line each."""
+MAX_NAMES = 1000
+"""Distinct names that are counted. Rows with generated keys could otherwise use unbounded memory."""
+_VARIABLE_PART = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
+"""Parts of a message that differ between rows with the same problem: numbers and quoted values."""
+_ROW_PLACE = re.compile(r"(.* (?:line|row)) (\d+(?: \(.*\))?)")
 
 
-def label(row: Demonstration) -> str:
-    """How messages name a row: by file, line and its own id; by the id alone where no file has it."""
+def row_label(row: Demonstration) -> str:
+    """Returns the name of a row in messages: file, line and id, or only the id for rows without a place."""
     return row.place or row.id
 
 
 def listed(places: Iterable[str], count: int | None = None) -> str:
-    """Places one after the other, the file named once: `d.jsonl line 3, 9, 12 and 4 more`."""
-    shown, before = [], None
+    """Returns a list of places that repeats no file name: `d.jsonl line 3, 9, 12 and 4 more`.
+
+    Args:
+        count: total number of places, if `places` are only the first ones.
+    """
+    listing, previous = [], None
     for place in places:
-        match = _NUMBERED.fullmatch(place)
-        same = match is not None and match[1] == before
-        before = match[1] if match else None
-        shown.append(match[2] if same else place)
-    more = 0 if count is None else count - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+        match = _ROW_PLACE.fullmatch(place)
+        same_file = match is not None and match[1] == previous
+        previous = match[1] if match else None
+        listing.append(match[2] if match and same_file else place)
+    more = 0 if count is None else count - len(listing)
+    return ", ".join(listing) + (f" and {more} more" if more > 0 else "")
 
 
-class _Pages:
-    """Lines of text in a temporary file, which goes with this object; the latest are in memory."""
+class _DiskLog:
+    """Tuples of texts in a temporary file, which is deleted with this object. The latest entries are in memory."""
 
-    HELD = 1000
+    BUFFERED = 1000
 
     def __init__(self) -> None:
-        self._latest: list[str] = []
+        self._buffer: list[str] = []
         self._file: int | None = None
 
     def __del__(self) -> None:
@@ -50,34 +56,34 @@ class _Pages:
             os.close(self._file)
 
     def add(self, *texts: str) -> None:
-        self._latest.append(json.dumps(texts) + "\n")
-        if len(self._latest) < self.HELD:
+        self._buffer.append(json.dumps(texts) + "\n")
+        if len(self._buffer) < self.BUFFERED:
             return
         if self._file is None:
             with tempfile.TemporaryFile() as file:
                 self._file = os.dup(file.fileno())
-        left = "".join(self._latest).encode()
-        while left:
-            left = left[os.write(self._file, left) :]
-        self._latest = []
+        unwritten = "".join(self._buffer).encode()
+        while unwritten:
+            unwritten = unwritten[os.write(self._file, unwritten) :]
+        self._buffer = []
 
     def __iter__(self) -> Iterator[list[str]]:
         if self._file is not None:
-            at, rest = 0, b""
-            while block := os.pread(self._file, 1 << 16, at):
+            offset, rest = 0, b""
+            while block := os.pread(self._file, 1 << 16, offset):
                 *lines, rest = (rest + block).split(b"\n")
                 yield from map(json.loads, lines)
-                at += len(block)
-        yield from map(json.loads, self._latest)
+                offset += len(block)
+        yield from map(json.loads, self._buffer)
 
 
-class Tally:
-    """Rows that share a finding, by its kind."""
+class FindingCounts:
+    """Counts findings by kind and records the place of each."""
 
     def __init__(self) -> None:
         self._first: dict[str, list[str]] = {}
         self._count: Counter[str] = Counter()
-        self._all = _Pages()
+        self._all = _DiskLog()
 
     def add(self, kind: str, place: str) -> None:
         self._count[kind] += 1
@@ -88,7 +94,7 @@ class Tally:
 
     @property
     def kinds(self) -> list[str]:
-        """In the order in which they were found first."""
+        """The kinds in the order of their first finding."""
         return list(self._first)
 
     @property
@@ -99,32 +105,34 @@ class Tally:
         return self._count[kind]
 
     def first(self, kind: str) -> tuple[str, ...]:
-        """The first places of a kind, `FIRST` at most."""
+        """Returns the first places of a kind, at most `FIRST`."""
         return tuple(self._first.get(kind, ()))
 
     def every(self, kind: str) -> Iterator[str]:
-        """All places of a kind."""
+        """Yields all places of a kind."""
         return (place for name, place in self._all if name == kind)
 
     def places(self, kind: str, *, every: bool = False) -> str:
-        """The places of a kind as text: the first, or all."""
+        """Returns the places of a kind as text: the first ones, or all."""
         return listed(self.every(kind)) if every else listed(self.first(kind), self.count(kind))
 
 
 class RowProblems:
-    """What is wrong with rows. A problem that many rows share is one line."""
+    """Collects problems of rows. A problem that many rows share is reported in one line."""
 
     def __init__(self) -> None:
-        self.rows = Tally()
+        self.rows = FindingCounts()
         self._lines: dict[str, list[tuple[int, str]]] = {}
+        """Kind -> (number of the problem, line) for the first rows."""
         self._text: dict[str, str] = {}
+        """Kind -> text of its first problem."""
 
     @property
     def count(self) -> int:
         return self.rows.total
 
     def add(self, place: str, problem: str) -> None:
-        kind = _VARIES.sub("#", problem)
+        kind = _VARIABLE_PART.sub("#", problem)
         self.rows.add(kind, place)
         self._text.setdefault(kind, problem)
         lines = self._lines.setdefault(kind, [])
@@ -132,40 +140,45 @@ class RowProblems:
             lines.append((self.count, f"{place}: {problem}"))
 
     def lines(self, *, every: bool = False) -> list[str]:
-        """One line a row in the order of the rows, one line for all rows of a kind that many have.
+        """Returns one line per row in the order of the rows; problems of more than `FIRST` rows share one line.
 
         Args:
-            every: such lines name all rows, not the first ones.
+            every: shared lines list all rows instead of the first ones.
         """
-        found: list[tuple[int, str]] = []
+        numbered: list[tuple[int, str]] = []
         for kind in self.rows.kinds[:KEPT_PROBLEMS]:
             count = self.rows.count(kind)
             if count <= FIRST:
-                found += self._lines[kind]
+                numbered += self._lines[kind]
             else:
-                said = f"{self._text[kind]}: {counted(count, 'row')} ({self.rows.places(kind, every=every)})"
-                found.append((self._lines[kind][0][0], said))
-        shown = [line for _, line in sorted(found)]
+                line = f"{self._text[kind]}: {counted(count, 'row')} ({self.rows.places(kind, every=every)})"
+                numbered.append((self._lines[kind][0][0], line))
+        lines = [line for _, line in sorted(numbered)]
         more = sum(self.rows.count(kind) for kind in self.rows.kinds[KEPT_PROBLEMS:])
-        return [*shown, *([counted(more, "more problem")] if more else [])]
+        return [*lines, *([counted(more, "more problem")] if more else [])]
 
 
-class Names:
-    """Columns and keys of messages, with how many rows or messages have something in them."""
+class NameCounts:
+    """Counts in how many rows or messages a column or message key has a value."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
 
-    def add(self, what: str, name: str) -> None:
-        """`what` is such as `column`; `name` what it is called."""
-        counts = self._counts.setdefault(what, Counter())
-        counts[name if name in counts or len(counts) < MOST_NAMES else "(others)"] += 1
+    def add(self, kind: str, name: str) -> None:
+        """Counts a name.
 
-    def line(self, what_of_them: str) -> str | None:
-        """All of them in one line, behind what is said of them; None where there are none."""
+        Args:
+            kind: what the name refers to: `column` or `message key`.
+            name: the name of the column or key.
+        """
+        counts = self._counts.setdefault(kind, Counter())
+        counts[name if name in counts or len(counts) < MAX_NAMES else "(others)"] += 1
+
+    def line(self, heading: str) -> str | None:
+        """Returns one line with all names after the heading, or None if there are none."""
         parts = []
-        for what, counts in self._counts.items():
-            unit = "message" if what.startswith("message") else "row"
+        for kind, counts in self._counts.items():
+            unit = "message" if kind.startswith("message") else "row"
             names = ", ".join(f"{name!r} ({counted(count, unit)})" for name, count in counts.items())
-            parts.append(f"{what if len(counts) == 1 else what + 's'} {names}")
-        return f"{what_of_them}: {'; '.join(parts)}" if parts else None
+            parts.append(f"{kind if len(counts) == 1 else kind + 's'} {names}")
+        return f"{heading}: {'; '.join(parts)}" if parts else None

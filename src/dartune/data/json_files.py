@@ -1,4 +1,7 @@
-"""JSON files: one object per line, a list of objects, or one object that holds the list; read piece by piece."""
+"""Reads JSON files: one object per line, a list of objects, or one object that contains the list of rows.
+
+Files are parsed incrementally, so that a long list in one line needs no more memory than its longest row.
+"""
 
 from __future__ import annotations
 
@@ -9,66 +12,69 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from dartune.data.opened import BYTE_ORDER_MARK, DAMAGED, RawRow, opened, text_rows
+from dartune.data.file_encoding import BYTE_ORDER_MARK, DAMAGED, RawRow, open_bytes, text_rows
 
 HEAD = 1 << 20
-"""Bytes that are looked at to tell the forms of JSON apart, and that are read at once."""
+"""Bytes used to detect the form of a JSON file, and bytes per read."""
 SLACK = 16
-"""An error so near to the end of what was read may be the end of a piece: longer than `-Infinity` or `\\uD83D`."""
+"""A parse error this close to the end of the buffer may come from a token cut by the buffer's end. No token that can
+be cut this way is longer: `-Infinity`, `\\uD83D`."""
 SPACE = re.compile(r"[ \t\r\n]*")
 SPEAKERS = ("role", "from")
-"""Keys that only the messages of a conversation have."""
+"""Keys that identify a message of a conversation."""
 OWN_FIELDS = "question solution prompt completion problem instruction answer messages conversations output".split()
-"""Keys of an object that is a row itself, not a frame around the list of rows."""
+"""Keys that show that an object is a row, not a container with the list of rows."""
 
 
 @text_rows
 def json_rows(path: Path, notes: list[str]) -> Iterator[RawRow]:
-    """Rows of a `.json` or `.jsonl` file in any of the forms, whichever its ending promises."""
-    form = _form(path)
+    """Yields the rows of a `.json` or `.jsonl` file. The form is detected from the content, not from the suffix."""
+    form = _detect_form(path)
     if form == "lines":
         yield from _lines(path)
         return
-    with opened(path) as file:
+    with open_bytes(path) as file:
         stream = _Stream(file)
         try:
             yield from _values(stream, path.name, notes)
-        except Broken as error:
+        except InvalidJson as error:
             place = f"{path.name} line {error.line}" + (f", row {error.row}" if error.row else "")
-            yield RawRow(place, f"invalid JSON {error.what}; rest unread".replace("JSON :", "JSON:"))
+            reason = f"invalid JSON {error.reason}; the rest of the file was not read"
+            yield RawRow(place, reason.replace("JSON :", "JSON:"))
         except UnicodeDecodeError as error:
             yield RawRow(path.name, f"invalid UTF-8 at byte {stream.bytes + error.start + 1}; save the file as UTF-8")
 
 
-def _form(path: Path) -> str:
-    """`lines`, `list` or `object`: what a file holds, by its first bytes."""
-    with opened(path) as file:
+def _detect_form(path: Path) -> str:
+    """Returns `lines`, `list` or `object`, detected from the first bytes of a file."""
+    with open_bytes(path) as file:
         text = file.read(HEAD).removeprefix(BYTE_ORDER_MARK).lstrip()
     line, newline, rest = text.partition(b"\n")
     if text[:1] not in (b"[", b"{"):
         return "lines"
-    whole = _parsed(line) if newline or len(text) < HEAD - 3 else None
+    # A read that returns (nearly) HEAD bytes may have cut the first line; up to 3 bytes are the byte order mark.
+    value = _parsed(line) if newline or len(text) < HEAD - 3 else None
     if text[:1] == b"[":
-        return "lines" if isinstance(whole, list) and rest.strip() else "list"
-    if whole is not None:
-        frame = isinstance(whole, dict) and not rest.strip() and any(map(_is_rows, whole.values()))
-        return "object" if frame and not any(map(_of_row, whole, whole.values())) else "lines"
-    cut = line.rstrip()[-1:] in (b"[", b"{", b",", b":") if newline else len(text) >= HEAD - 3
-    return "object" if cut else "lines"
+        return "lines" if isinstance(value, list) and rest.strip() else "list"
+    if value is not None:
+        is_container = isinstance(value, dict) and not rest.strip() and any(map(_is_list_of_rows, value.values()))
+        return "object" if is_container and not any(map(_is_row_field, value, value.values())) else "lines"
+    continues = line.rstrip()[-1:] in (b"[", b"{", b",", b":") if newline else len(text) >= HEAD - 3
+    return "object" if continues else "lines"
 
 
 def single_object(path: Path) -> frozenset[str] | None:
-    """The keys of the one object that a file holds, without a list of rows in it; None where it holds anything else."""
+    """Returns the keys if the file holds exactly one object and that object has no list of rows; otherwise None."""
     try:
-        with opened(path) as file:
+        with open_bytes(path) as file:
             text = file.read(HEAD)
-    except (*DAMAGED, OSError):  # reading its rows tells why
+    except (*DAMAGED, OSError):  # reported when the rows are read
         return None
-    whole = _parsed(text.removeprefix(BYTE_ORDER_MARK)) if len(text) < HEAD else None
-    frame = isinstance(whole, dict) and any(map(_is_rows, whole.values()))
-    return frozenset(whole) if isinstance(whole, dict) and not frame else None
+    value = _parsed(text.removeprefix(BYTE_ORDER_MARK)) if len(text) < HEAD else None
+    is_container = isinstance(value, dict) and any(map(_is_list_of_rows, value.values()))
+    return frozenset(value) if isinstance(value, dict) and not is_container else None
 
 
 def _parsed(line: bytes) -> Any:
@@ -78,29 +84,29 @@ def _parsed(line: bytes) -> Any:
         return None
 
 
-def _is_rows(value: Any) -> bool:
+def _is_list_of_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and _may_be_row(value[0])
 
 
-def _of_row(key: str, value: Any = None) -> bool:
-    """Whether an object with this key is a row itself."""
+def _is_row_field(key: str, value: Any = None) -> bool:
+    """Returns whether an object with this key is a row, as opposed to a container with the list of rows."""
     return key.lower() in OWN_FIELDS or (isinstance(value, list) and _is_conversation(value))
 
 
 def _may_be_row(value: Any) -> bool:
-    """An object that is no message of a conversation; or a whole conversation."""
+    """Returns whether a value is a complete conversation, or an object other than a message of a conversation."""
     if isinstance(value, list):
         return _is_conversation(value)
     return isinstance(value, dict) and not any(name in value for name in SPEAKERS)
 
 
 def _is_conversation(value: Any) -> bool:
-    is_message = [isinstance(one, Mapping) and any(name in one for name in SPEAKERS) for one in value]
+    is_message = [isinstance(entry, Mapping) and any(name in entry for name in SPEAKERS) for entry in value]
     return bool(is_message) and all(is_message)
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
-    with opened(path) as lines:
+    with open_bytes(path) as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
@@ -110,7 +116,7 @@ def _lines(path: Path) -> Iterator[RawRow]:
 
 def _parse_line(line: bytes) -> dict[str, Any] | str:
     try:
-        content = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=_once_each)
+        content = json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as error:
         return f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8"
     except json.JSONDecodeError as error:
@@ -119,132 +125,141 @@ def _parse_line(line: bytes) -> dict[str, Any] | str:
         return "invalid JSON: nested too deeply"
     except ValueError as error:
         return f"invalid JSON: {error}"
-    return _row(content, "a JSON object")
+    return _row_content(content, "a JSON object")
 
 
 @dataclass(frozen=True, slots=True)
-class Doubled:
-    """A JSON object that names something twice, of which JSON readers would take the last silently."""
+class RepeatedKey:
+    """A JSON object with a repeated key. `json.loads` would silently keep the last value."""
 
     name: str
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Doubled:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RepeatedKey:
     content = dict(pairs)
-    for value in content.values():  # a message that names `role` twice is a row's trouble
-        held = value if isinstance(value, list) else (value,)
-        if inner := next((one for one in held if isinstance(one, Doubled)), None):
+    # An inner object with a repeated key makes the row that contains it invalid, so the marker moves outwards.
+    for value in content.values():
+        elements = value if isinstance(value, list) else (value,)
+        if inner := next((element for element in elements if isinstance(element, RepeatedKey)), None):
             return inner
     if len(content) == len(pairs):
         return content
     names = [name for name, _ in pairs]
-    return Doubled(next(name for name in names if names.count(name) > 1))
+    return RepeatedKey(next(name for name in names if names.count(name) > 1))
 
 
-def _row(value: Any, wanted: str) -> dict[str, Any] | str:
-    """What a JSON value is as a row; a list of messages is a conversation."""
+def _row_content(value: Any, expected: str) -> dict[str, Any] | str:
+    """Returns a JSON value as the content of a row. A list of messages becomes a conversation."""
     if isinstance(value, dict):
         return value
-    if isinstance(value, Doubled):
+    if isinstance(value, RepeatedKey):
         return f"names {value.name!r} twice"
     if isinstance(value, list) and _is_conversation(value):
         return {"messages": value}
     names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return f"must be {wanted}, not {names.get(type(value), 'a number')}"
+    return f"must be {expected}, not {names.get(type(value), 'a number')}"
 
 
 class _Stream:
-    """JSON values of a file one after the other; of the text, no more is held than the value at hand."""
+    """Reads the JSON values of a file one after the other and buffers no more text than the current value."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder(object_pairs_hook=_once_each)
-        self._text, self._at, self._ended = "", 0, False
+        self._json = json.JSONDecoder(object_pairs_hook=_unique_keys)
+        self._text, self._position, self._ended = "", 0, False
+        # Line number at `_counted`, and the column at which the buffer starts in its line.
         self._line, self._counted, self._column = 1, 0, 0
         self.bytes = 0
-        """Bytes before the piece that was read last."""
+        """Bytes before the most recent block."""
 
     @property
     def line(self) -> int:
         """The line of the next character."""
-        self._line += self._text.count("\n", self._counted, self._at)
-        self._counted = self._at
+        self._line += self._text.count("\n", self._counted, self._position)
+        self._counted = self._position
         return self._line
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """Returns the next character that is not white space, or an empty text at the end of the file."""
         while True:
-            self._at = SPACE.match(self._text, self._at).end()
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more():
+            space = SPACE.match(self._text, self._position)
+            assert space is not None  # the pattern also matches the empty string
+            self._position = space.end()
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if not self._read_more():
                 return ""
 
     def take(self, char: str) -> bool:
-        """Go on behind `char`, if that is next."""
-        found = self.peek() == char
-        self._at += found
-        return found
+        """Consumes `char` if it is the next character; returns whether it was."""
+        matches = self.peek() == char
+        self._position += matches
+        return matches
 
-    def ahead(self) -> Any:
-        """The next value, which is still to be read; None where the text that is held does not have all of it."""
+    def peek_value(self) -> Any:
+        """Returns the next value without consuming it, or None if the buffer does not contain all of it."""
         self.peek()
         try:
-            return self._json.raw_decode(self._text, self._at)[0]
+            return self._json.raw_decode(self._text, self._position)[0]
         except (ValueError, RecursionError):
             return None
 
     def value(self) -> Any:
-        """The next value.
+        """Consumes and returns the next value.
 
         Raises:
-            Broken: it is no JSON.
+            InvalidJson: the next value is not valid JSON.
         """
         self.peek()
         while True:
             try:
-                value, end = self._json.raw_decode(self._text, self._at)
+                value, end = self._json.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                near = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - SLACK
-                if near and self._more():
+                incomplete = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - SLACK
+                if incomplete and self._read_more():
                     continue
-                before = self._column if error.lineno == 1 else 0
-                line = self.line + self._text.count("\n", self._at, error.pos)
-                raise Broken(line, f"at column {error.colno + before}: {error.msg}") from error
+                offset = self._column if error.lineno == 1 else 0
+                line = self.line + self._text.count("\n", self._position, error.pos)
+                raise InvalidJson(line, f"at column {error.colno + offset}: {error.msg}") from error
             except RecursionError as error:
-                raise Broken(self.line, ": nested too deeply") from error
+                raise InvalidJson(self.line, ": nested too deeply") from error
             except ValueError as error:  # a number of thousands of digits
-                raise Broken(self.line, f": {error}") from error
-            if end < len(self._text) or not self._more():
-                self._at = end
+                raise InvalidJson(self.line, f": {error}") from error
+            # A number that ends with the buffer may continue in the next block.
+            if end < len(self._text) or not self._read_more():
+                self._position = end
                 return value
 
-    def _more(self) -> bool:
-        """Read on, half as much again as is held; False at the end of the file."""
+    def _read_more(self) -> bool:
+        """Drops the consumed text and reads a block as long as the rest; returns False at the end of the file.
+
+        The block grows with the buffered value, because parsing starts again after every block: constant blocks would
+        take quadratic time for a long value.
+        """
         if self._ended:
             return False
-        line = self.line  # counts what is let go
-        done, self._text = self._text[: self._at], self._text[self._at :]
-        newline = done.rfind("\n")
-        self._column = self._column + len(done) if newline < 0 else len(done) - newline - 1
-        self._line, self._counted, self._at = line, 0, 0
-        block, held = self._file.read(max(HEAD, len(self._text))), len(self._decoder.getstate()[0])
+        line = self.line  # counts the lines of the text that is dropped
+        consumed, self._text = self._text[: self._position], self._text[self._position :]
+        newline = consumed.rfind("\n")
+        self._column = self._column + len(consumed) if newline < 0 else len(consumed) - newline - 1
+        self._line, self._counted, self._position = line, 0, 0
+        block, pending = self._file.read(max(HEAD, len(self._text))), len(self._decoder.getstate()[0])
         self._text += self._decoder.decode(block, final=not block)
-        self.bytes += len(block) - len(self._decoder.getstate()[0]) + held
+        self.bytes += len(block) - len(self._decoder.getstate()[0]) + pending
         self._ended = not block
         return True
 
 
-class Broken(Exception):
-    """A value that is no JSON: after it nothing says where the next one starts."""
+class InvalidJson(Exception):
+    """Invalid JSON. Reading stops there, because the start of the next value is unknown."""
 
-    def __init__(self, line: int, what: str, row: int | None = None) -> None:
-        super().__init__(line, what, row)
-        self.line, self.what, self.row = line, what, row
+    def __init__(self, line: int, reason: str, row: int | None = None) -> None:
+        super().__init__(line, reason, row)
+        self.line, self.reason, self.row = line, reason, row
 
 
-def _listed(stream: _Stream, name: str, first: tuple[int, Any] | None = None) -> Iterator[RawRow]:
-    """The rows of a list; `first` is the line and the value of the one that was read already, if any was."""
+def _list_rows(stream: _Stream, name: str, first: tuple[int, Any] | None = None) -> Iterator[RawRow]:
+    """Yields the rows of a list. `first` is the line and the value of the first row if it was read already."""
     if first is None:
         stream.take("[")
         if stream.take("]"):
@@ -253,55 +268,54 @@ def _listed(stream: _Stream, name: str, first: tuple[int, Any] | None = None) ->
         stream.peek()
         try:
             line, value = first or (stream.line, stream.value())
-        except Broken as error:
-            raise Broken(error.line, error.what, row) from error
+        except InvalidJson as error:
+            raise InvalidJson(error.line, error.reason, row) from error
         first = None
-        yield RawRow(f"{name} line {line}, row {row}", _row(value, "an object"))
+        yield RawRow(f"{name} line {line}, row {row}", _row_content(value, "an object"))
         comma = stream.take(",")
         if stream.take("]"):
             return
         if not comma:
-            raise Broken(stream.line, ": a comma or ] must follow a row", row)
+            raise InvalidJson(stream.line, ": a comma or ] must follow a row", row)
 
 
 def _values(stream: _Stream, name: str, notes: list[str]) -> Iterator[RawRow]:
-    """A list of rows, objects over several lines each, or one object around the list of rows."""
-    rows = stream.peek() == "{" and _starts_with_row(stream)
+    """Yields the rows of a list, of objects that span several lines, or of one object that contains the list."""
+    starts_with_row = stream.peek() == "{" and _starts_with_row(stream)
     if stream.peek() == "[":
-        yield from _listed(stream, name)
+        yield from _list_rows(stream, name)
         if stream.peek():
-            raise Broken(stream.line, ": more text follows the list of rows")
+            raise InvalidJson(stream.line, ": more text follows the list of rows")
     while stream.peek():
         line = stream.line
-        if not rows and stream.take("{"):
-            yield from _object(stream, name, line, notes)
+        if not starts_with_row and stream.take("{"):
+            yield from _object_rows(stream, name, line, notes)
         else:
-            yield RawRow(f"{name} line {line}", _row(stream.value(), "a JSON object"))
-        stream.take(",")  # some programs write one behind every row
+            yield RawRow(f"{name} line {line}", _row_content(stream.value(), "a JSON object"))
+        stream.take(",")  # some programs write a comma after every row
 
 
 def _starts_with_row(stream: _Stream) -> bool:
-    """Whether the first object is a row by any of its keys, also by one behind a list of objects.
+    """Returns whether the first object is a row by any of its keys, including keys after a list of objects.
 
-    A whole object is looked at, and its rows are read as such then; of one that does not end in what is held of the
-    text, only `_object` can tell.
+    This needs the complete object. If the buffer holds only a part of it, `_object_rows` decides key by key.
     """
-    whole = stream.ahead()
-    return isinstance(whole, dict) and any(_of_row(key, value) for key, value in whole.items())
+    value = stream.peek_value()
+    return isinstance(value, dict) and any(_is_row_field(key, field) for key, field in value.items())
 
 
-def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator[RawRow]:
-    """One object: a row, or a frame whose rows are the first list of objects in it."""
+def _object_rows(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator[RawRow]:
+    """Yields one object as a row, or the rows of the first list of objects in it."""
     pairs: list[tuple[str, Any]] = []
-    frame, columns = None, frozenset()
+    rows_key, columns = None, frozenset()
     while not stream.take("}"):
-        if pairs or frame is not None:
+        if pairs or rows_key is not None:
             _expect(stream, ",")
         key = stream.value()
         if not isinstance(key, str):
-            raise Broken(stream.line, ": a key must be text")
+            raise InvalidJson(stream.line, ": a key must be text")
         _expect(stream, ":")
-        is_row = frame is not None or _of_row(key) or any(_of_row(*pair) for pair in pairs)
+        is_row = rows_key is not None or _is_row_field(key) or any(_is_row_field(*pair) for pair in pairs)
         if is_row or not stream.take("["):
             pairs.append((key, stream.value()))
         elif stream.take("]"):
@@ -310,18 +324,18 @@ def _object(stream: _Stream, name: str, line: int, notes: list[str]) -> Iterator
             stream.peek()
             first = stream.line, stream.value()
             if _may_be_row(first[1]):
-                frame, columns = key, _keys(first[1])
-                yield from _listed(stream, name, first)
+                rows_key, columns = key, _keys(first[1])
+                yield from _list_rows(stream, name, first)
             else:
                 pairs.append((key, _rest_of_list(stream, first[1])))
-    if frame is None:
-        yield RawRow(f"{name} line {line}", _row(_once_each(pairs), "a JSON object"))
+    if rows_key is None:
+        yield RawRow(f"{name} line {line}", _row_content(_unique_keys(pairs), "a JSON object"))
         return
-    if more := [key for key, value in pairs if _is_rows(value) and _keys(value[0]) == columns]:
-        names = ", ".join(map(repr, (frame, *more)))
-        yield RawRow(name, f"holds several lists of rows ({names}); put each into a file of its own")
-    if others := [key for key, value in pairs if value not in (None, "", [], {})]:
-        notes.append(f"{name}: the rows are the list {frame!r}; not read beside it: {', '.join(map(repr, others))}")
+    if more := [key for key, value in pairs if _is_list_of_rows(value) and _keys(value[0]) == columns]:
+        names = ", ".join(map(repr, (rows_key, *more)))
+        yield RawRow(name, f"holds several lists of rows ({names}); put each into a separate file")
+    if unread := [key for key, value in pairs if value not in (None, "", [], {})]:
+        notes.append(f"{name}: the rows are the list {rows_key!r}; not read beside it: {', '.join(map(repr, unread))}")
 
 
 def _keys(row: Any) -> frozenset[str]:
@@ -338,4 +352,4 @@ def _rest_of_list(stream: _Stream, first: Any) -> list[Any]:
 
 def _expect(stream: _Stream, char: str) -> None:
     if not stream.take(char):
-        raise Broken(stream.line, f": {char} expected")
+        raise InvalidJson(stream.line, f": {char} expected")

@@ -1,4 +1,4 @@
-"""Reads demonstrations from files, folders and the Hub; reports all bad rows at once, by place and field."""
+"""Reads demonstrations from files, folders and the Hub, and reports all bad rows at once by place and field."""
 
 from __future__ import annotations
 
@@ -12,72 +12,78 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Self
 
-from dartune.data.columns import Field, choose_layout, column_names, fitting, named
-from dartune.data.findings import RowProblems, Tally
-from dartune.data.layouts import PublicLayout, recognised
-from dartune.data.opened import RawRow
-from dartune.data.parse import Shape, parse_row
+from dartune.data.columns import Field, choose_layout, column_names, map_fields, matching_layouts
+from dartune.data.file_encoding import RawRow
+from dartune.data.findings import FindingCounts, RowProblems
+from dartune.data.public_datasets import PublicLayout, detect_public_layout
 from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
-from dartune.data.rows import Rows, Spool, demonstration
+from dartune.data.row_parser import RowSchema, parse_row
+from dartune.data.row_store import Rows, RowWriter, demonstration_from_dict
 from dartune.errors import InputError, counted
-from dartune.redaction import printable, shown
+from dartune.run.redaction import printable, shown
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 100
-"""So many readable rows are looked at for one that fits a layout."""
-NUMBERED = re.compile(r" (?:line|row) \d+$")
-"""The place of a row, not of a whole file."""
-LONGEST_NAME = 80
-"""Characters of an id that messages show."""
+LAYOUT_SAMPLE_ROWS = 100
+"""Number of readable rows that are searched for one that fits a layout."""
+ROW_PLACE = re.compile(r" (?:line|row) \d+$")
+"""The place of a single row, as opposed to the place of a whole file."""
+MAX_ID_CHARS = 80
+"""Longer ids are shortened in messages."""
 REPEATED, RENAMED = "repeated", "renamed"
 
 
 @dataclass
-class Read:
-    """A data set as it was read: its good rows, what is wrong with the others, and what is worth knowing.
+class LoadedData:
+    """The result of reading a data set: its valid rows, the problems of the other rows, and notes.
 
     Args:
-        notes: what was not read, one line each.
-        repeats: rows that repeat an earlier one, and rows whose id another one has.
-        facts: how rows were read, where that is no matter of course.
+        notes: input that was not read, one line each.
+        repeats: rows that repeat an earlier row, and rows whose id belongs to an earlier row.
+        facts: how rows were read, where this is not obvious from the data.
     """
 
     path: str | Path
     rows: Rows[Demonstration]
     problems: RowProblems
     notes: list[str] = field(default_factory=list)
-    repeats: Tally = field(default_factory=Tally)
+    repeats: FindingCounts = field(default_factory=FindingCounts)
     facts: list[str] = field(default_factory=list)
 
     def error(self, *, every: bool = False) -> InputError | None:
-        """What is wrong with rows, all at once; None where nothing is.
+        """Returns all problems of rows as one error, or None if there are none.
 
         Args:
-            every: all rows are named, not only the first of those with the same problem.
+            every: name all rows instead of the first rows with each problem.
         """
         count, good = self.problems.count, len(self.rows)
         if not count:
             return None
-        kept = f"; {counted(good, 'other is', 'others are')} good" if good else ""
+        valid = f"; {counted(good, 'other is', 'others are')} good" if good else ""
         remedy = "; correct or remove these rows" if count > 1 else "; correct or remove this row"
-        of_rows = any(
-            NUMBERED.search(place) for kind in self.problems.rows.kinds for place in self.problems.rows.first(kind)
+        # A problem of a whole file, such as its encoding, has its own remedy.
+        concerns_rows = any(
+            ROW_PLACE.search(place) for kind in self.problems.rows.kinds for place in self.problems.rows.first(kind)
         )
-        message = f"{self.path}: {counted(count, 'problem')} in the data{kept}{remedy if of_rows else ''}"
+        message = f"{self.path}: {counted(count, 'problem')} in the data{valid}{remedy if concerns_rows else ''}"
         return InputError(message, self.problems.lines(every=every))
 
     def warnings(self, *, every: bool = False, repeats: bool = True) -> list[str]:
-        """What was not read or was changed, one line each; `repeats` names rows that repeat another."""
+        """Returns what was not read or was changed, one line each.
+
+        Args:
+            every: name all rows instead of the first ones.
+            repeats: include the rows that repeat an earlier row.
+        """
         lines = list(self.notes)
         if repeats and (count := self.repeats.count(REPEATED)):
-            shown = self.repeats.places(REPEATED, every=every)
-            lines.append(f"{self.path}: {counted(count, 'row repeats', 'rows repeat')} an earlier one (kept): {shown}")
+            places = self.repeats.places(REPEATED, every=every)
+            lines.append(f"{self.path}: {counted(count, 'row repeats', 'rows repeat')} an earlier one (kept): {places}")
         if count := self.repeats.count(RENAMED):
-            shown = self.repeats.places(RENAMED, every=every)
-            have = counted(count, "row has", "rows have")
-            lines.append(f"{self.path}: {have} the id of an earlier row; a suffix (-2, -3, ...) was added: {shown}")
+            places = self.repeats.places(RENAMED, every=every)
+            subject = counted(count, "row has", "rows have")
+            lines.append(f"{self.path}: {subject} the id of an earlier row; a suffix (-2, -3, ...) was added: {places}")
         return lines
 
 
@@ -90,23 +96,24 @@ def load_demonstrations(
     thinking: bool = False,
     task: str = "math",
 ) -> Rows[Demonstration]:
-    """Reads and checks a data set, row by row into a temporary file: its size is no matter of memory.
+    """Reads and checks a data set.
 
-    What is not used (columns, keys of messages, files of a folder) is logged as a warning.
+    Rows are written to a temporary file one by one, so that memory use does not grow with their length. Input that is
+    not used (columns, message keys, files of a folder) is logged as a warning.
 
     Args:
-        path: a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, a text also as .gz; a folder of such files or one
-            written by `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the only
-            form that uses the network.
-        split: which split of a folder, or of a Hub data set whose address names none.
-        columns: our field -> their column or a template of columns, for any of `columns.FIELDS`.
-        limit: number of rows to read, from the first on.
-        thinking: reasoning in a key or column of its own is joined as a `<think>` block; else it is refused.
-        task: the family of the answers, by which an option's number becomes its label (`choice`) or its text.
+        path: a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (text formats also as .gz); a folder of such files
+            or one written by `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the
+            only form that uses the network.
+        split: the split of a folder, or of a Hub data set whose address names none.
+        columns: maps fields of `columns.FIELDS` to a column of the data or a template of columns.
+        limit: number of rows to read, starting with the first.
+        thinking: reasoning in a separate key or column becomes a `<think>` block. False: such rows are refused.
+        task: the task family. An answer given as an option's number becomes its label (`choice`) or its text (others).
 
     Raises:
-        InputError: with one line per bad row in `.problems`, or per problem that many rows have; no row is ever left
-            out silently.
+        InputError: with one line in `.problems` per bad row, or per problem that many rows share. No row is skipped
+            silently.
     """
     read = read_demonstrations(path, split=split, columns=columns, limit=limit, thinking=thinking, task=task)
     for line in read.warnings():
@@ -125,11 +132,11 @@ def read_demonstrations(
     thinking: bool = False,
     task: str = "math",
     tested: bool = False,
-) -> Read:
-    """As `load_demonstrations`, with what is wrong with rows beside the good ones.
+) -> LoadedData:
+    """Like `load_demonstrations`, but returns the problems of rows together with the valid rows.
 
     Args:
-        tested: the rows are only tested on: those of questions and answers need no solution.
+        tested: the rows are used for tests only, so rows with a question and an answer need no solution.
 
     Raises:
         InputError: there are no rows, or they fit no layout.
@@ -141,155 +148,162 @@ def read_demonstrations(
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
     columns = dict(columns or {})
-    rows, samples, struct = _telling(chain([first], rows), columns)
+    rows, samples, struct = _sample_rows(chain([first], rows), columns)
     if struct:
         notes.append(f"{path}: question and solution are read from the column {struct!r}")
-        rows = (row._replace(content=_unwrapped(row.content, struct)) for row in rows)
-        samples = [_unwrapped(row, struct) for row in samples]
-    shape = Shape("", {}, thinking=thinking, task=task)
-    public = recognised(samples[0]) if samples and not columns and not fitting(samples[0]) else None
+        rows = (row._replace(content=_unwrap_struct(row.content, struct)) for row in rows)
+        samples = [row for row in (_unwrap_struct(row, struct) for row in samples) if not isinstance(row, str)]
+    schema = RowSchema("", {}, thinking=thinking, task=task)
+    # A column map of the user, or a layout of our own, takes precedence over the layouts of public data sets.
+    public = detect_public_layout(samples[0]) if samples and not columns and not matching_layouts(samples[0]) else None
     if public:
-        rows = (row._replace(content=_tidied(row.content, public)) for row in rows)
+        rows = (row._replace(content=_clean_public_row(row.content, public)) for row in rows)
         fields = {"id": "id", **public.fields}
-        shape = replace(shape, layout=public.base, fields=_fields(fields, ()), also=public.also)
+        schema = replace(schema, layout=public.base, fields=_fields(fields, ()), also=public.also)
     elif samples:
         try:
             layout, fields = choose_layout(samples, columns, path, tested=tested)
         except InputError as error:
-            raise _with_the_rest(error, rows, limit, notes) from error
+            raise _with_unreadable_rows(error, rows, limit, notes) from error
         fields = _fields(fields, column_names(samples[0]))
-        shape = replace(shape, layout=layout, fields=fields)
-    read = _collect(rows, shape, limit, path)
-    unused, joined = shape.unused.line("not used"), shape.joined.line("joined with question and solution")
+        schema = replace(schema, layout=layout, fields=fields)
+    read = _collect(rows, schema, limit, path)
+    unused, joined = schema.unused.line("not used"), schema.joined.line("joined with question and solution")
     read.notes += [*notes, *([f"{path}: {unused}"] if unused else [])]
     read.facts += [f"{path}: {joined}"] if joined else []
     return read
 
 
-def _with_the_rest(error: InputError, rows: Iterator[RawRow], limit: int | None, notes: list[str]) -> InputError:
-    """An error about the layout, with the rows that cannot be read at all as well; notes go with it."""
+def _with_unreadable_rows(error: InputError, rows: Iterator[RawRow], limit: int | None, notes: list[str]) -> InputError:
+    """Adds the unreadable rows and the notes to an error about the layout, so that one run reports all of them."""
     problems = RowProblems()
     for row in islice(rows, limit):
         if isinstance(row.content, str):
             problems.add(row.place, row.content)
-    found = InputError(error.message, [*error.problems, *problems.lines()])
+    extended = InputError(error.message, [*error.problems, *problems.lines()])
     for note in notes:
-        found.add_note(note)
-    return found
+        extended.add_note(note)
+    return extended
 
 
 def _fields(fields: Mapping[str, str], names: Sequence[str]) -> dict[str, Field]:
     return {name: Field(text, names) for name, text in fields.items()}
 
 
-def _tidied(content: dict[str, Any] | str, public: PublicLayout) -> dict[str, Any] | str:
-    needed = [column for name, column in public.fields.items() if name not in public.optional]
-    complete = not isinstance(content, str) and all(column in content for column in needed)
-    return public.tidy(content) if complete else content
+def _clean_public_row(content: dict[str, Any] | str, public: PublicLayout) -> dict[str, Any] | str:
+    required = [column for name, column in public.fields.items() if name not in public.optional]
+    complete = not isinstance(content, str) and all(column in content for column in required)
+    return public.tidy(content) if complete and not isinstance(content, str) else content
 
 
-def _unwrapped(content: dict[str, Any] | str, struct: str) -> dict[str, Any] | str:
-    """A row with the columns of one of its structs as its own."""
+def _unwrap_struct(content: dict[str, Any] | str, struct: str) -> dict[str, Any] | str:
+    """Moves the columns of a struct to the top level of the row."""
     if isinstance(content, str) or not isinstance(content.get(struct), Mapping):
         return content
     inner = content[struct]
-    # An outer column with the name of a struct's column is renamed, so that it is reported as not used.
+    # An outer column with the same name as an inner one is renamed, so that it is reported as not used.
     outer = {f"{name} (beside {struct})" if name in inner else name: value for name, value in content.items()}
-    same = {f"{name} (beside {struct})" for name, value in inner.items() if content.get(name) == value}
-    return {**{name: value for name, value in outer.items() if name != struct and name not in same}, **inner}
+    duplicates = {f"{name} (beside {struct})" for name, value in inner.items() if content.get(name) == value}
+    return {**{name: value for name, value in outer.items() if name != struct and name not in duplicates}, **inner}
 
 
-def _telling(
+def _sample_rows(
     rows: Iterator[RawRow], columns: Mapping[str, str]
 ) -> tuple[Iterator[RawRow], list[dict[str, Any]], str | None]:
-    """All rows, some contents of which the first shows the layout, and the struct that it is in, if it is in one.
+    """Returns all rows, the contents that show the layout, and the struct that holds the layout's columns, if any.
 
-    The layout shows in the first row that fits one, else in the first readable one, so a bad first row is then told
-    like any other.
+    The layout is taken from the first row that fits one, otherwise from the first readable row. A bad first row is
+    therefore reported like any other bad row.
     """
-    passed, readable = [], []
+    consumed, readable = [], []
     for row in rows:
-        passed.append(row)
+        consumed.append(row)
         if isinstance(row.content, str):
             continue
-        if _fits(row.content, columns):
-            return chain(passed, rows), [row.content], None
+        if _fits_layout(row.content, columns):
+            return chain(consumed, rows), [row.content], None
         readable.append(row.content)
-        if len(readable) == LOOKED_AT:
+        if len(readable) == LAYOUT_SAMPLE_ROWS:
             break
     for content in () if columns else readable:
-        structs = [name for name, value in content.items() if isinstance(value, Mapping) and _fits(value, {})]
+        structs = [name for name, value in content.items() if isinstance(value, Mapping) and _fits_layout(value, {})]
         if len(structs) == 1:
-            return chain(passed, rows), [content], structs[0]
-    return chain(passed, rows), readable, None
+            return chain(consumed, rows), [content], structs[0]
+    return chain(consumed, rows), readable, None
 
 
-def _fits(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+def _fits_layout(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
     if not columns:
-        return bool(fitting(row)) or recognised(dict(row)) is not None
+        return bool(matching_layouts(row)) or detect_public_layout(dict(row)) is not None
     names = column_names(row)
     try:
-        needed = {name for text in columns.values() for name in Field(text, names).columns}
+        required = {name for text in columns.values() for name in Field(text, names).columns}
     except ValueError:
         return False
-    return needed <= set(names) and bool(fitting(named(names, columns)))
+    return required <= set(names) and bool(matching_layouts(map_fields(names, columns)))
 
 
-def _collect(rows: Iterator[RawRow], shape: Shape, limit: int | None, path: str | Path) -> Read:
-    problems, repeats = RowProblems(), Tally()
-    with Spool() as spool, _Names() as names:
+def _collect(rows: Iterator[RawRow], schema: RowSchema, limit: int | None, path: str | Path) -> LoadedData:
+    """Parses all rows. Rows without an id get a hash of their text; a repeated id gets a numeric suffix."""
+    problems, repeats = RowProblems(), FindingCounts()
+    with RowWriter() as spool, _IdRegistry() as ids:
         for row in islice(rows, limit):
             if isinstance(row.content, str):
                 problems.add(row.place, row.content)
                 continue
-            found, complaints = parse_row(row.content, shape)
+            parsed, complaints = parse_row(row.content, schema)
             for complaint in complaints:
                 problems.add(row.place, complaint)
-            if found is None:
+            if parsed is None:
                 continue
-            text = _text_hash(found)
-            name = found.id or text[:16]
-            called = shown(repr(found.id), LONGEST_NAME)
-            row_place = f"{row.place} ({called})" if found.id else row.place
-            if known := names.get(name):
-                place, earlier = known
-                if earlier == text:
+            text_hash = _text_hash(parsed)
+            row_id = parsed.id or text_hash[:16]
+            short_id = shown(repr(parsed.id), MAX_ID_CHARS)
+            row_place = f"{row.place} ({short_id})" if parsed.id else row.place
+            if earlier := ids.get(row_id):
+                place, earlier_hash = earlier
+                if earlier_hash == text_hash:
                     repeats.add(REPEATED, f"{row.place} repeats {place}")
                 else:
-                    repeats.add(RENAMED, f"{row.place} ({called} as in {place})")
-                name = names.next_free(name)
-            names.add(name, row.place, text)
-            spool.add(asdict(replace(found, id=name, place=row_place)))
-        return Read(path, spool.rows(demonstration), problems, [], repeats)
+                    repeats.add(RENAMED, f"{row.place} ({short_id} as in {place})")
+                row_id = ids.next_free(row_id)
+            ids.add(row_id, row.place, text_hash)
+            spool.add(asdict(replace(parsed, id=row_id, place=row_place)))
+        return LoadedData(path, spool.rows(demonstration_from_dict), problems, [], repeats)
 
 
-class _Names:
-    """Ids given so far, with the place and the text's hash of their rows, in a temporary database on disk."""
+class _IdRegistry:
+    """The ids assigned so far, each with the place and the text hash of its row.
+
+    A temporary SQLite database holds them on disk, because a dict of all ids would grow with the data set.
+    """
 
     def __enter__(self) -> Self:
-        self._rows = sqlite3.connect("")
-        self._rows.execute("PRAGMA journal_mode = OFF")
-        self._rows.execute(
-            "CREATE TABLE names (name TEXT PRIMARY KEY, place TEXT, text TEXT, next INTEGER) WITHOUT ROWID"
+        self._database = sqlite3.connect("")
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(
+            "CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT, text_hash TEXT, next INTEGER) WITHOUT ROWID"
         )
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rows.close()
+        self._database.close()
 
-    def get(self, name: str) -> tuple[str, str] | None:
-        return self._rows.execute("SELECT place, text FROM names WHERE name = ?", (name,)).fetchone()
+    def get(self, row_id: str) -> tuple[str, str] | None:
+        """Returns the place and the text hash of the row with this id."""
+        return self._database.execute("SELECT place, text_hash FROM ids WHERE id = ?", (row_id,)).fetchone()
 
-    def add(self, name: str, place: str, text: str) -> None:
-        self._rows.execute("INSERT INTO names VALUES (?, ?, ?, 2)", (name, place, text))
+    def add(self, row_id: str, place: str, text_hash: str) -> None:
+        self._database.execute("INSERT INTO ids VALUES (?, ?, ?, 2)", (row_id, place, text_hash))
 
-    def next_free(self, name: str) -> str:
-        """`name` with the first number from 2 on that nobody has."""
-        (number,) = self._rows.execute("SELECT next FROM names WHERE name = ?", (name,)).fetchone()
-        while self.get(f"{name}-{number}"):
+    def next_free(self, row_id: str) -> str:
+        """Returns `row_id` with the first suffix from 2 on that is not in use."""
+        # The next suffix is stored, because a search from 2 for each of n repeats would take n^2 look-ups.
+        (number,) = self._database.execute("SELECT next FROM ids WHERE id = ?", (row_id,)).fetchone()
+        while self.get(f"{row_id}-{number}"):
             number += 1
-        self._rows.execute("UPDATE names SET next = ? WHERE name = ?", (number + 1, name))
-        return f"{name}-{number}"
+        self._database.execute("UPDATE ids SET next = ? WHERE id = ?", (number + 1, row_id))
+        return f"{row_id}-{number}"
 
 
 def _text_hash(row: Demonstration) -> str:

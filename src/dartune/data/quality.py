@@ -1,4 +1,4 @@
-"""What to know about a data set before anything is spent on it, and how its rows look to the model."""
+"""Quality report on a data set before training, and a view of its rows as the model sees them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,45 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dartune.data.findings import Tally, label
+from dartune.data.chat_template import Renderer
+from dartune.data.findings import FindingCounts, row_label
+from dartune.data.near_duplicates import answer_key, question_key
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.data.sameness import answer_key, question_key
 from dartune.errors import counted
-from dartune.redaction import printable
+from dartune.run.redaction import printable
 
 PERCENTILES = (5, 50, 95, 100)
 UNKNOWN_SHARE = 0.01
-"""Above this share of unknown tokens the tokenizer does not fit the data."""
+"""Above this share of unknown tokens, a warning says that the tokenizer does not fit the data."""
 SHOWN_CHARS = 40
-"""Characters of an answer in a message."""
+"""Longer answers are shortened in messages."""
 FEWEST_WORDS = 3
+"""A solution with fewer words is a bare answer."""
 GREEN, RESET = "\x1b[32m", "\x1b[0m"
 INVISIBLE = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u2028-\u202e\u2060-\u206f\u2800\u3164"
     r"\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f]|(?<=[\x00-\x7f])[\u200c-\u200f]|[\u200c-\u200f](?=[\x00-\x7f])"
 )
-"""Characters that do not show; joiners and marks of direction, which some scripts need, only beside ASCII."""
+"""Invisible characters. Joiners and direction marks, which some scripts require, only count next to ASCII."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 OPEN_THOUGHT = re.compile(r"<think>(?!.*</think>)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class QualityReport:
-    """Counts and lengths of a data set; what needs a tokenizer is None without one.
+    """Counts and lengths of a data set.
 
-    `tokens` and `solution_tokens` map a percentile to a length in tokens: of the whole row as trained, and of
-    its trained part (end token included). `found` has the rows of each kind of warning: the keys of `warnings`.
-    `characters` counts the rows of each invisible character.
+    Args:
+        rows: number of rows.
+        checkable: rows with an answer that can be checked by program. None: not counted.
+        tokens: percentile -> length of a row in tokens, prompt included. None without a tokenizer.
+        solution_tokens: percentile -> length of the trained part in tokens, end token included. None without a
+            tokenizer.
+        unknown_share: share of unknown tokens in the solutions. None without a tokenizer.
+        findings: rows by kind of warning, a key of `WARNINGS`.
+        longest: maximum length of a rewrite in tokens, if rewrites are generated.
+        ambiguous_questions: number of questions with several answers.
+        characters: invisible character -> number of rows.
     """
 
     rows: int
@@ -49,40 +58,47 @@ class QualityReport:
     tokens: dict[int, int] | None
     solution_tokens: dict[int, int] | None
     unknown_share: float | None
-    found: Tally
+    findings: FindingCounts
     longest: int | None = None
-    several: int = 0
-    """Questions that have several answers."""
+    ambiguous_questions: int = 0
     characters: Counter[str] = field(default_factory=Counter)
 
     def lines(self, *, every: bool = False) -> list[str]:
-        """The facts, one per line, then one line per warning; `every` row is named, not only the first ones."""
+        """Returns the counts, one per line, followed by the warnings.
+
+        Args:
+            every: warnings list all rows instead of the first ones.
+        """
         lines = [counted(self.rows, "demonstration") + ":"]
         if self.checkable is not None:
-            has = "has" if self.checkable == 1 else "have"
-            lines.append(f"{self.checkable} of {self.rows} {has} a checkable answer")
+            verb = "has" if self.checkable == 1 else "have"
+            lines.append(f"{self.checkable} of {self.rows} {verb} a checkable answer")
         for name, lengths in (("row", self.tokens), ("solution", self.solution_tokens)):
             if lengths:
-                shown = ", ".join(f"{_percentile_name(q)} {value}" for q, value in lengths.items())
-                lines.append(f"tokens per {name}: {shown}")
+                percentiles = ", ".join(f"{_percentile_name(q)} {value}" for q, value in lengths.items())
+                lines.append(f"tokens per {name}: {percentiles}")
         return lines + [f"warning: {warning}" for warning in self.warnings(every=every)]
 
     def warnings(self, *, every: bool = False) -> list[str]:
-        """What is likely to be a mistake, each with its rows and what to do."""
-        found = []
+        """Returns likely mistakes in the data, each with its rows and a remedy."""
+        warnings = []
         if self.unknown_share is not None and self.unknown_share > UNKNOWN_SHARE:
-            found.append(
+            warnings.append(
                 f"{100 * self.unknown_share:.1f}% of the tokens are unknown to the tokenizer; "
                 "this model cannot read the data"
             )
-        for kind, (one, many, rest) in WARNINGS.items():
-            if count := self.found.count(kind):
+        for kind, (singular, plural, remedy) in WARNINGS.items():
+            if count := self.findings.count(kind):
                 names = ", ".join(map(_character_name, self.characters))
-                told = {"limit": self.longest, "most": self.solution_tokens and self.solution_tokens[100]}
+                lengths = {"limit": self.longest, "most": self.solution_tokens and self.solution_tokens[100]}
                 pronouns = {"it": "it", "it_is": "it is"} if count == 1 else {"it": "them", "it_is": "they are"}
-                rest = rest.format(names=names, several=counted(self.several, "question"), **told, **pronouns)
-                found.append(f"{counted(count, one, many)}{rest}: {self.found.places(kind, every=every)}")
-        return found
+                remedy = remedy.format(
+                    names=names, several=counted(self.ambiguous_questions, "question"), **lengths, **pronouns
+                )
+                warnings.append(
+                    f"{counted(count, singular, plural)}{remedy}: {self.findings.places(kind, every=every)}"
+                )
+        return warnings
 
 
 WARNINGS = {
@@ -99,12 +115,12 @@ WARNINGS = {
     "silent": (
         "solution states no answer that can be read",
         "solutions state no answer that can be read",
-        "; rewrites must state the row's answer all the same",
+        "; rewrites must still state the row's answer",
     ),
     "several": (
         "row asks a question that has several answers",
         "rows ask a question that has several answers",
-        " ({several}); correct or remove what is wrong",
+        " ({several}); correct or remove the wrong ones",
     ),
     "repeated rows": (
         "row repeats the question and solution of an earlier row",
@@ -124,12 +140,12 @@ WARNINGS = {
     "long": (
         "solution is longer than mapper.max_new_tokens",
         "solutions are longer than mapper.max_new_tokens",
-        " ({limit}), so that a rewrite of that length is cut; set it to {most} or more, or leave {it} out",
+        " ({limit}), so that a rewrite of that length is cut; set it to {most} or more, or remove {it}",
     ),
     "unclosed": (
         "solution opens a <think> block and never closes it",
         "solutions open a <think> block and never close it",
-        "; add </think> after the thought, or remove <think>",
+        "; add </think> after the reasoning, or remove <think>",
     ),
     "thinking": (
         "solution carries a <think> block",
@@ -137,8 +153,8 @@ WARNINGS = {
         ", but the chat template closes one before the response; set target.thinking: true or remove the block",
     ),
     "thoughtless": (
-        "solution carries no <think> block",
-        "solutions carry no <think> block",
+        "solution has no <think> block",
+        "solutions have no <think> block",
         ", but target.thinking is true: the model is trained to answer without thinking, where it usually thinks; set "
         "target.thinking: false",
     ),
@@ -148,9 +164,9 @@ WARNINGS = {
         " ({names}), which the model reads as they are; remove the characters",
     ),
 }
-"""Kind -> what one row does, what several do, and what to do."""
+"""Kind -> message for one row, message for several rows, and the remedy."""
 OF_SOLUTIONS = ("near-empty", "long", "unclosed", "thinking", "thoughtless")
-"""Kinds that matter only where the solutions are trained on."""
+"""Kinds that only apply to rows whose solutions are trained on."""
 
 
 def check_report(
@@ -163,24 +179,24 @@ def check_report(
     longest: int | None = None,
     trained: bool = True,
 ) -> QualityReport:
-    """Measures a data set in one pass over its rows.
+    """Returns the quality report on a data set, computed in one pass over its rows.
 
     Args:
-        renderer: the target's; without one nothing is counted in tokens.
-        has_answer: whether a row's answer can be checked by program.
-        wrong: the rows whose own solution gives another answer, each with it.
-        silent: the rows whose own solution gives none.
-        longest: tokens that a rewrite may have.
-        trained: whether the rows are trained on; of test rows the solutions are of no matter.
+        renderer: the target's renderer. None: no lengths in tokens are computed.
+        has_answer: returns whether a row's answer can be checked by program. None: not counted.
+        wrong: rows whose solution contradicts the row's answer, each with the answer of the solution.
+        silent: rows whose solution states no answer.
+        longest: maximum length of a rewrite in tokens. None: no warning about long solutions.
+        trained: whether the rows are trained on. False: warnings about solutions are omitted.
     """
-    closes = renderer is not None and "</think>" in renderer.tokenizer.decode(renderer.prompt_ids("question"))
-    # Of every row a few numbers are kept: lengths in tokens, and hashes of 64 bits to see what repeats.
+    closes_thought = renderer is not None and "</think>" in renderer.tokenizer.decode(renderer.prompt_ids("question"))
+    # Only a few numbers per row stay in memory: lengths in tokens, and 64-bit hashes to detect repetitions.
     lengths, trained_lengths, repeats = array("q"), array("q"), _Repeats()
-    found, characters, unknown = Tally(), Counter(), 0
+    findings, characters, unknown = FindingCounts(), Counter(), 0
     for row in demonstrations:
         repeats.add(row)
-        where = label(row)
-        kinds = [*_marks(row, renderer, closes)]
+        place = row_label(row)
+        kinds = [*_solution_warnings(row, renderer, closes_thought)]
         if has_answer is not None and not has_answer(row):
             kinds.append("unchecked")
         if hidden := _invisible(row):
@@ -196,31 +212,36 @@ def check_report(
             unknown += response[:-1].count(renderer.tokenizer.unk_token_id)
         for kind in kinds:
             if trained or kind not in OF_SOLUTIONS:
-                found.add(kind, where)
+                findings.add(kind, place)
     for row, stated in wrong:
-        found.add("contradicted", f"{label(row)} (row: {_short(row.answer)}, solution: {_short(stated)})")
+        findings.add("contradicted", f"{row_label(row)} (row: {_short(row.answer)}, solution: {_short(stated)})")
     for row in silent if trained else ():
-        found.add("silent", label(row))
+        findings.add("silent", row_label(row))
     return QualityReport(
         rows=len(demonstrations),
-        checkable=None if has_answer is None else len(demonstrations) - found.count("unchecked"),
+        checkable=None if has_answer is None else len(demonstrations) - findings.count("unchecked"),
         tokens=_percentiles(lengths),
         solution_tokens=_percentiles(trained_lengths),
         unknown_share=unknown / max(1, sum(trained_lengths) - len(trained_lengths)) if renderer else None,
-        found=found,
+        findings=findings,
         longest=longest,
-        several=repeats.tell(demonstrations, found),
+        ambiguous_questions=repeats.report(demonstrations, findings),
         characters=characters,
     )
 
 
-def _marks(row: Demonstration, renderer: Renderer | None, closes: bool) -> Iterable[str]:
-    """Kinds of warnings about a solution's words and thought."""
+def _solution_warnings(row: Demonstration, renderer: Renderer | None, closes_thought: bool) -> Iterable[str]:
+    """Yields the kinds of warnings about a solution's length and its `<think>` block.
+
+    Args:
+        closes_thought: the chat template closes a `<think>` block before the response.
+    """
+    # The second condition exempts languages that are written without spaces.
     if len(row.solution.split()) < FEWEST_WORDS and len(row.solution) < 4 * FEWEST_WORDS:
         yield "near-empty"
     if OPEN_THOUGHT.search(row.solution):
         yield "unclosed"
-    if closes and "<think>" in row.solution:
+    if closes_thought and "<think>" in row.solution:
         yield "thinking"
     if renderer is not None and renderer.thinking and "</think>" not in row.solution:
         yield "thoughtless"
@@ -242,35 +263,38 @@ def _character_name(char: str) -> str:
 
 
 class _Repeats:
-    """What rows ask, say and answer, as hashes of 64 bits."""
+    """Detects repeated rows, repeated questions and contradictory answers with 64-bit hashes."""
 
     def __init__(self) -> None:
-        self.asked, self.said, self.answers = array("q"), array("q"), array("q")
+        self.questions, self.texts, self.answers = array("q"), array("q"), array("q")
 
     def add(self, row: Demonstration) -> None:
-        self.said.append(hash((row.question, row.solution)))
-        self.asked.append(hash(question_key(row.question) or row.question))
+        self.texts.append(hash((row.question, row.solution)))
+        self.questions.append(hash(question_key(row.question) or row.question))
+        # 0 marks a row without an answer.
         self.answers.append(0 if row.answer is None else hash(answer_key(row.answer)) or 1)
 
-    def tell(self, rows: Sequence[Demonstration], found: Tally) -> int:
-        """Name the rows that repeat something; returns how many questions have several answers."""
-        said, asked_before = ~_firsts(self.said), ~_firsts(self.asked)
-        for kind, which in (("repeated rows", said), ("repeated questions", asked_before & ~said)):
-            for index in np.flatnonzero(which):
-                found.add(kind, label(rows[int(index)]))
-        asked, answers = np.asarray(self.asked), np.asarray(self.answers)
-        told = np.flatnonzero(answers)
-        pairs = np.stack([asked[told], answers[told]])
-        distinct = np.unique(pairs, axis=1)[0]
-        values, times = np.unique(distinct, return_counts=True)
-        several = values[times > 1]
-        for index in told[np.isin(asked[told], several)]:
-            found.add("several", label(rows[int(index)]))
+    def report(self, rows: Sequence[Demonstration], findings: FindingCounts) -> int:
+        """Adds repeated rows and questions to `findings`; returns the number of questions with several answers."""
+        repeated_text, repeated_question = ~_firsts(self.texts), ~_firsts(self.questions)
+        kinds = {"repeated rows": repeated_text, "repeated questions": repeated_question & ~repeated_text}
+        for kind, mask in kinds.items():
+            for index in np.flatnonzero(mask):
+                findings.add(kind, row_label(rows[int(index)]))
+        questions, answers = np.asarray(self.questions), np.asarray(self.answers)
+        answered = np.flatnonzero(answers)  # (rows with an answer,)
+        pairs = np.stack([questions[answered], answers[answered]])  # (2, rows with an answer)
+        # Each question once per distinct answer: questions that occur twice have several answers.
+        question_per_answer = np.unique(pairs, axis=1)[0]
+        values, counts = np.unique(question_per_answer, return_counts=True)
+        several = values[counts > 1]
+        for index in answered[np.isin(questions[answered], several)]:
+            findings.add("several", row_label(rows[int(index)]))
         return len(several)
 
 
 def _firsts(hashes: array) -> np.ndarray:
-    """(rows,) bool: whether no earlier row has the same."""
+    """Returns (rows,) bool: True where no earlier row has the same hash."""
     firsts = np.zeros(len(hashes), bool)
     firsts[np.unique(np.asarray(hashes), return_index=True)[1]] = True
     return firsts
@@ -279,21 +303,21 @@ def _firsts(hashes: array) -> np.ndarray:
 def show_rows(
     demonstrations: Sequence[Demonstration], renderer: Renderer, n: int = 3, *, colour: bool | None = None
 ) -> str:
-    """The first `n` rows as the model sees them, trained tokens in green or, without colour, between ⟦ and ⟧.
+    """Returns the first `n` rows as the model sees them; trained tokens are green or, without colour, in ⟦ and ⟧.
 
     Args:
-        colour: None decides by whether the output is a terminal.
+        colour: None: use colour if the output is a terminal.
     """
     start, end = (GREEN, RESET) if (sys.stdout.isatty() if colour is None else colour) else ("⟦", "⟧")
-    shown = []
+    blocks = []
     for row in demonstrations[:n]:
         prompt, response = renderer.prompt_ids(row.question), renderer.response_ids(row.solution)
         pieces = renderer.marked(prompt, response)
         body = "".join(f"{start}{printable(text)}{end}" if trained else printable(text) for text, trained in pieces)
-        shown.append(
-            f"--- {printable(label(row))}: {len(prompt)} prompt tokens, {len(response)} trained tokens\n{body}"
+        blocks.append(
+            f"--- {printable(row_label(row))}: {len(prompt)} prompt tokens, {len(response)} trained tokens\n{body}"
         )
-    return "\n".join(shown)
+    return "\n".join(blocks)
 
 
 def _percentiles(values: array) -> dict[int, int] | None:

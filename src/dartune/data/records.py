@@ -1,4 +1,4 @@
-"""A demonstration: one row of the fixed external data, after it was read and checked."""
+"""The `Demonstration` record: one row of the input data set after reading and checking."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One question with a worked solution by someone else.
+    """A question with a worked solution.
 
     Args:
-        id: unique within a data set; from the data, or a hash of the row's text.
+        id: unique within a data set. Read from the data, or a hash of the row's text.
         question: the user's text, exactly as in the data.
         solution: the demonstrated response, exactly as in the data.
-        answer: the final answer as text where the data states one; None: it must be read from the solution.
-        task: the family its answer is of: `rewards.tasks.TASKS`.
-        meta: whatever else must travel with the row, such as a `system` message.
-        place: file and line that it was read from, and its id there; empty for rows that a program made.
+        answer: the final answer as text, if the data has an answer column. None: the answer is read from the solution.
+        task: the task family of the answer, a key of `answers.task_families.TASKS`.
+        meta: further values of the row that later stages need, such as the `system` message.
+        place: file, line and id of the row, for messages. Empty for generated rows. Ignored in comparisons, so that
+            the same row read from two files is equal.
     """
 
     id: str

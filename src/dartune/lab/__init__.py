@@ -1,1 +1,1 @@
-"""The lab: an embedded reasoning world on which all of DART runs on a CPU in minutes."""
+"""The lab: generated word problems and small pretrained models, so that the whole method runs on a CPU in minutes."""

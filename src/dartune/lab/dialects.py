@@ -1,10 +1,13 @@
-"""Dialects: ways to write the same solution. Each is one function from a problem to text.
+"""Dialects: styles in which the same solution is written. Each is a function from a problem to its solution text.
 
-`explicit` and `equations` compute step by step, `verbose` repeats the question's words,
-`backward` plans from the asked person and then computes, `recall` first retells what is told of
-each person on the way; `values` gives values but no steps,
-`skipping` every second value, `nested` one expression. `bare`, only the answer, is no dialect:
-no model of the lab has seen it.
+* `explicit`, `equations`: one computation per step.
+* `verbose`: like `explicit`, and repeats the wording of the question.
+* `backward`: first a plan from the person in question back to the stated value, then the computation.
+* `recall`: first the statements needed, quoted from the question, then the computation.
+* `values`: the values without computations; `skipping`: every second value; `nested`: a single expression.
+* `bare`: the answer only. It is not a dialect: no lab model was trained on it.
+
+The lab's models were pretrained on these texts, so a function's output must not change by a single character.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ OPERATOR = {"more": "+", "fewer": "-", "plus": "+", "minus": "-", "twice": "+", 
 
 
 def operands(fact: Fact) -> tuple[str, str]:
-    """The two terms of a fact's sum, as names or the stated amount."""
+    """The two terms of a fact's sum: names, or a name and the stated amount."""
     if fact.relation == "twice":
         return fact.references[0], fact.references[0]
     if fact.references[1:]:
@@ -25,9 +28,9 @@ def operands(fact: Fact) -> tuple[str, str]:
     return fact.references[0], str(fact.amount)
 
 
-def _sum(fact: Fact, written: dict[str, str]) -> str:
-    """`a + b` with each name replaced by what `written` says of it."""
-    left, right = (written.get(term, term) for term in operands(fact))
+def _sum(fact: Fact, substitutions: dict[str, str]) -> str:
+    """The fact's sum as `a + b`, each name replaced by its entry in `substitutions`, if it has one."""
+    left, right = (substitutions.get(term, term) for term in operands(fact))
     return f"{left} {OPERATOR[fact.relation]} {right}"
 
 
@@ -64,7 +67,7 @@ def verbose(problem: Problem) -> str:
 
 
 def _plan(fact: Fact) -> str:
-    """What to do to whom, in the order in which the question says it: `- 8 on Ada`."""
+    """The operation in the word order of the question: `- 8 on Ada`."""
     left, right = operands(fact)
     return f"{OPERATOR[fact.relation]} {right} on {left}"
 
@@ -80,9 +83,9 @@ def backward(problem: Problem) -> str:
 def recall(problem: Problem) -> str:
     first, *rest = problem.chain
     values = _values(problem)
-    told = [f"{fact.name} has {phrase(fact)} ," for fact in reversed(rest)]
+    statements = [f"{fact.name} has {phrase(fact)} ," for fact in reversed(rest)]
     steps = [f"{fact.name} has {_sum(fact, values)} = {fact.value} ." for fact in rest]
-    return " ".join([*told, f"{first.name} has {first.value} .", *steps, _ending(problem)])
+    return " ".join([*statements, f"{first.name} has {first.value} .", *steps, _ending(problem)])
 
 
 def values(problem: Problem) -> str:
@@ -91,17 +94,17 @@ def values(problem: Problem) -> str:
 
 def skipping(problem: Problem) -> str:
     chain = problem.chain
-    kept = [fact for i, fact in enumerate(chain) if i % 2 == 0 or i == len(chain) - 1]
-    return " ".join([*(f"{fact.name} has {fact.value} ." for fact in kept), _ending(problem)])
+    shown = [fact for i, fact in enumerate(chain) if i % 2 == 0 or i == len(chain) - 1]
+    return " ".join([*(f"{fact.name} has {fact.value} ." for fact in shown), _ending(problem)])
 
 
 def nested(problem: Problem) -> str:
     first, *rest = problem.chain
-    written = {first.name: str(first.value)}
+    expressions = {first.name: str(first.value)}
     for fact in rest:
-        written[fact.name] = f"( {_sum(fact, written)} )"
+        expressions[fact.name] = f"( {_sum(fact, expressions)} )"
     last = problem.chain[-1]
-    return f"{last.name} = {written[last.name]} = {last.value} . {_ending(problem)}"
+    return f"{last.name} = {expressions[last.name]} = {last.value} . {_ending(problem)}"
 
 
 def bare(problem: Problem) -> str:
@@ -113,5 +116,6 @@ DIALECTS: dict[str, Callable[[Problem], str]] = {
     for function in (explicit, equations, verbose, backward, recall, values, skipping, nested)
 }
 EXPERTS = ("values", "skipping", "nested")
+"""Dialects that omit steps, as terse expert demonstrations do."""
 WRITERS = DIALECTS | {"bare": bare}
-"""Every way of demonstrating."""
+"""All styles in which demonstrations can be written."""

@@ -1,4 +1,4 @@
-"""`dartune lab show`: what the shipped lab models can and cannot do, measured, as Markdown."""
+"""`dartune lab show`: measurements of the shipped lab models, as Markdown tables."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from statistics import mean
 
 from dartune.data.records import Demonstration
 from dartune.lab.build import CHECKPOINTS, MAPPER_PROMPT, TARGETS
-from dartune.lab.checker import Verdict, check
 from dartune.lab.dialects import DIALECTS, EXPERTS
-from dartune.lab.suites import DEMONSTRATIONS, NEW, SUITES, demonstrate, suite
-from dartune.lab.world import Problem, ProblemSpec, draw_many, parse_question
+from dartune.lab.step_checker import Verdict, check_solution
+from dartune.lab.suites import DEMONSTRATIONS, NEW, SUITES, suite, write_demonstrations
+from dartune.lab.world import Problem, ProblemSpec, parse_question, sample_problems
 
 MAX_NEW_TOKENS = 160
-CHANCE_SPEC = ProblemSpec(steps=(4, 4), new_steps=(1, 2))
+NEW_RELATIONS_SPEC = ProblemSpec(steps=(4, 4), new_steps=(1, 2))
 
 
 def _percent(values: list[bool] | list[float]) -> str:
@@ -23,18 +23,21 @@ def _percent(values: list[bool] | list[float]) -> str:
 
 
 def _solve(engine, renderer, problems: list[Problem]) -> list[Verdict]:
-    from dartune.models.engine import SampleSpec
+    from dartune.engines.base import SampleSpec
 
     spec = SampleSpec(1, MAX_NEW_TOKENS, 0.0, renderer.stop_ids, 0)
-    drawn = engine.generate([renderer.prompt_ids(problem.question) for problem in problems], spec)
-    return [check(renderer.decode(group[0].ids), problem) for group, problem in zip(drawn, problems, strict=True)]
+    samples = engine.generate([renderer.prompt_ids(problem.question) for problem in problems], spec)
+    return [
+        check_solution(renderer.decode(group[0].ids), problem) for group, problem in zip(samples, problems, strict=True)
+    ]
 
 
 def target_table(engine, renderer, n: int, native: str) -> list[str]:
-    """Accuracy, step-correctness and share in the native dialect, per suite."""
+    """Share of correct answers, of correct steps and of the native dialect, per suite."""
     lines = ["| suite | answer % | steps % | native dialect % |", "|---|---|---|---|"]
-    rows = {name: suite(name, n) for name in SUITES} | {"new relations, 4 steps": draw_many("four", CHANCE_SPEC, n)}
-    for name, problems in rows.items():
+    suites = {name: suite(name, n) for name in SUITES}
+    suites["new relations, 4 steps"] = sample_problems("four", NEW_RELATIONS_SPEC, n)
+    for name, problems in suites.items():
         verdicts = _solve(engine, renderer, problems)
         cells = (
             [v.answer_correct for v in verdicts],
@@ -42,15 +45,16 @@ def target_table(engine, renderer, n: int, native: str) -> list[str]:
             [v.dialect == native for v in verdicts],
         )
         lines.append(f"| {name} | " + " | ".join(map(_percent, cells)) + " |")
-    answers = Counter(problem.answer for problem in rows["new relations, 4 steps"])
+    # Accuracy of a model that always gives the most common answer: the level of chance for the row above.
+    answers = Counter(problem.answer for problem in suites["new relations, 4 steps"])
     lines.append(f"| (most common answer of these) | {100 * answers.most_common(1)[0][1] / n:.1f} | | |")
     return lines
 
 
 def alignment_table(engine, renderer, n: int) -> list[str]:
-    """Mean summed log-probability of gold solutions, per dialect, on old and on new relations."""
-    old = draw_many("alignment-old", ProblemSpec(steps=(2, 3)), n)
-    new = draw_many("alignment-new", NEW, n)
+    """Mean log-probability of gold solutions, summed over tokens, per dialect, on old and on new relations."""
+    old = sample_problems("alignment-old", ProblemSpec(steps=(2, 3)), n)
+    new = sample_problems("alignment-new", NEW, n)
     lines = ["| dialect | old relations, nats | new relations, nats | tokens |", "|---|---|---|---|"]
     for dialect, write in DIALECTS.items():
         sums, tokens = [], []
@@ -65,27 +69,29 @@ def alignment_table(engine, renderer, n: int) -> list[str]:
 def mapper_table(
     engine, renderer, gates_of: Callable[[list[Demonstration], list[list[str]]], list[bool]], n: int
 ) -> list[str]:
-    """The mapper start's distribution over dialects, its right steps and its gate pass rate, per expert."""
-    from dartune.models.engine import SampleSpec
+    """Distribution over dialects, share of correct steps and gate pass rate of the initial mapper, per expert."""
+    from dartune.engines.base import SampleSpec
 
     lines = [
         "| expert | " + " | ".join(DIALECTS) + " | none | steps % | gate pass % |",
         "|" + "---|" * (len(DIALECTS) + 4),
     ]
-    problems = draw_many("mapper", DEMONSTRATIONS, n)
+    problems = sample_problems("mapper", DEMONSTRATIONS, n)
     spec = SampleSpec(8, MAX_NEW_TOKENS, 1.0, renderer.stop_ids, 0)
     for expert in EXPERTS:
-        rows = demonstrate(problems, expert)
+        rows = write_demonstrations(problems, expert)
         prompts = [
             renderer.prompt_ids(MAPPER_PROMPT.format(question=row.question, solution=row.solution)) for row in rows
         ]
-        texts = [[renderer.decode(sample.ids) for sample in group] for group in engine.generate(prompts, spec)]
+        rewrites = [[renderer.decode(sample.ids) for sample in group] for group in engine.generate(prompts, spec)]
         verdicts = [
-            check(text, parse_question(row.question)) for row, group in zip(rows, texts, strict=True) for text in group
+            check_solution(rewrite, parse_question(row.question))
+            for row, group in zip(rows, rewrites, strict=True)
+            for rewrite in group
         ]
         shares = Counter(v.dialect or "none" for v in verdicts)
         cells = [f"{100 * shares[dialect] / len(verdicts):.1f}" for dialect in (*DIALECTS, "none")]
-        passed = gates_of(rows, texts)
+        passed = gates_of(rows, rewrites)
         lines.append(
             f"| {expert} | {' | '.join(cells)} | {_percent([v.steps_correct for v in verdicts])} | {_percent(passed)} |"
         )
@@ -93,10 +99,10 @@ def mapper_table(
 
 
 def text_gates(rows: list[Demonstration], texts: list[list[str]]) -> list[bool]:
-    """Whether each text passes every gate that needs no target (answer, coverage, sums, loops, leaks, wording)."""
-    from dartune.rewards.checker import AnswerChecker
-    from dartune.rewards.gates import run_gates
-    from dartune.rewards.items import GateInput, GateThresholds
+    """Whether each text passes all gates that need no target model (answer, coverage, sums, loops, leaks, wording)."""
+    from dartune.answers.checker import AnswerChecker
+    from dartune.gates.gate_input import GateInput, GateThresholds
+    from dartune.gates.registry import run_gates
 
     inputs = [
         GateInput(row.question, row.solution, text, row.answer)
@@ -108,19 +114,19 @@ def text_gates(rows: list[Demonstration], texts: list[list[str]]) -> list[bool]:
 
 
 def report(n: int = 256, folder: Path = CHECKPOINTS) -> str:
-    """The lab's measurements as Markdown tables."""
-    from dartune.data.render import Renderer
-    from dartune.models.hf_engine import HFEngine
+    """Return the measurements of all lab models in `folder` as Markdown tables."""
+    from dartune.data.chat_template import Renderer
+    from dartune.engines.hf import HFEngine
     from dartune.models.loading import load_model, load_tokenizer
 
     lines = []
     for name in (name for name in TARGETS if (folder / name / "config.json").exists()):
         engine, renderer = HFEngine(load_model(folder / name)), Renderer(load_tokenizer(folder / name))
-        lines += [f"### Target `{name}`: what it solves ({n} questions a suite, greedy)", ""]
+        lines += [f"### Target `{name}`: accuracy ({n} questions per suite, greedy decoding)", ""]
         lines += [*target_table(engine, renderer, n, name), ""]
-        lines += [f"### Target `{name}`: alignment of gold solutions, question only ({n} each)", ""]
+        lines += [f"### Target `{name}`: alignment of gold solutions given the question ({n} per dialect)", ""]
         lines += [*alignment_table(engine, renderer, n), ""]
     engine, renderer = HFEngine(load_model(folder / "mapper")), Renderer(load_tokenizer(folder / "mapper"))
-    lines += [f"### Mapper start: dialects of its rewrites ({n} demonstrations, 8 samples each, %)", ""]
+    lines += [f"### Initial mapper: dialects of its rewrites ({n} demonstrations, 8 samples each, %)", ""]
     lines += mapper_table(engine, renderer, text_gates, n)
     return "\n".join(lines) + "\n"

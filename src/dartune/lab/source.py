@@ -1,16 +1,17 @@
-"""`lab:` addresses: the lab's models, demonstrations, suites and step judge, as the pipeline asks for them."""
+"""`lab:` addresses: the lab's models, demonstrations, suites and step judge for the pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dartune.data.records import Demonstration
 from dartune.errors import InputError
 from dartune.lab.build import CHECKPOINTS, MODELS, TARGETS
-from dartune.lab.checker import check, dialect_of
 from dartune.lab.dialects import DIALECTS, EXPERTS, WRITERS
-from dartune.lab.suites import LEVELS, Level, demonstrate, demonstration_problems, suite
+from dartune.lab.step_checker import check_solution, dialect_of
+from dartune.lab.suites import LEVELS, Level, demonstration_problems, suite, write_demonstrations
 from dartune.lab.world import parse_question
 
 PREFIX = "lab:"
@@ -19,46 +20,53 @@ DATA_SEED = 0
 
 
 def is_lab(address: str | None) -> bool:
+    """Whether an address names something of the lab."""
     return bool(address) and address.startswith(PREFIX)
 
 
 def model_folder(address: str) -> Path:
-    """Folder of a shipped model, as in `lab:explicit`.
+    """Folder of a shipped model, for example of `lab:backward`.
 
     Raises:
         InputError: the lab has no such model, or it has not been built.
     """
     name = address.removeprefix(PREFIX)
     if name not in MODELS:
-        raise InputError(f"the lab has no model {name!r}: it has {', '.join(PREFIX + m for m in MODELS)}")
+        raise InputError(f"the lab has no model {name!r}; available: {', '.join(PREFIX + m for m in MODELS)}")
     if not (CHECKPOINTS / name / "config.json").exists():
-        raise InputError(f"{address} has not been built; pretrain it once: dartune lab build --only {name}")
+        raise InputError(f"{address} has not been built. Build it with: dartune lab build --only {name}")
     return CHECKPOINTS / name
 
 
 def world(address: str) -> tuple[Level, str]:
-    """Level and expert of demonstrations: `lab:values` is of the shipped models' level, `lab:deep/values` harder.
+    """Level and expert of a data address: `lab:values` has the level `plain`, `lab:deep/values` the level `deep`.
 
     Raises:
         InputError: the lab has no such expert dialect, or no such level.
     """
     name, _, expert = address.removeprefix(PREFIX).rpartition("/")
     if name and name not in LEVELS:
-        raise InputError(f"the lab has no level {name!r}: it has {', '.join(LEVELS)}")
+        raise InputError(f"the lab has no level {name!r}; available: {', '.join(LEVELS)}")
     if expert not in WRITERS:
         raise InputError(
-            f"the lab has no expert {expert!r}: it has {', '.join(PREFIX + e for e in EXPERTS)} "
-            f"(and every other writer: {', '.join(WRITERS)})"
+            f"the lab has no expert {expert!r}; available: {', '.join(PREFIX + e for e in EXPERTS)} "
+            f"(and all other styles: {', '.join(WRITERS)})"
         )
     return LEVELS[name or "plain"], expert
 
 
 def data(
     address: str, rows: int | None, dev: int, questions: int
-) -> tuple[list[Demonstration], list[Demonstration], dict[str, list[Demonstration]]]:
-    """Demonstrations of an expert (see `world`), the dev rows, and every suite.
+) -> tuple[list[Demonstration], list[Demonstration], dict[str, Sequence[Demonstration]]]:
+    """Return an expert's demonstrations, the dev rows, and the test suites by name.
 
-    Dev rows and demonstrations are distinct questions of one distribution; none is in a suite.
+    Dev rows and demonstrations are distinct questions of the same distribution; none of them occurs in a suite.
+
+    Args:
+        address: see `world`.
+        rows: number of demonstrations; None: DEFAULT_ROWS.
+        dev: number of dev rows.
+        questions: number of questions per suite.
 
     Raises:
         InputError: the lab has no such expert dialect, or no such level.
@@ -66,33 +74,32 @@ def data(
     level, expert = world(address)
     n = rows or DEFAULT_ROWS
     problems = demonstration_problems(n + dev, DATA_SEED, questions, level)
-    demonstrations = demonstrate(problems, expert)
-    suites = {name: demonstrate(suite(name, questions, level), expert, name) for name in level.suites}
+    demonstrations = write_demonstrations(problems, expert)
+    suites: dict[str, Sequence[Demonstration]]
+    suites = {name: write_demonstrations(suite(name, questions, level), expert, name) for name in level.suites}
     return demonstrations[:n], demonstrations[n:], suites
 
 
-def native_solutions(target: str, rows: list[Demonstration]) -> list[Demonstration]:
-    """The same questions solved in the native dialect of a `lab:` target: what adapting can reach at best.
+def native_solutions(target: str, rows: Sequence[Demonstration]) -> list[Demonstration]:
+    """The same questions solved in the native dialect of a `lab:` target: an upper bound for adaptation.
 
     Raises:
         InputError: the target is not one of the lab's.
     """
     name = target.removeprefix(PREFIX)
     if not is_lab(target) or name not in TARGETS:
-        raise InputError(
-            f"arms: gold needs a target of the lab ({', '.join(PREFIX + t for t in TARGETS)}), not {target}"
-        )
+        raise InputError(f"arms: `gold` needs a lab target ({', '.join(PREFIX + t for t in TARGETS)}), not {target}")
     return [replace(row, solution=DIALECTS[name](parse_question(row.question))) for row in rows]
 
 
 def other_target(target: str) -> str | None:
-    """Another target of the lab; None for a model that is not the lab's."""
+    """A different lab target; None if `target` is not a lab model."""
     return next((PREFIX + name for name in TARGETS if is_lab(target) and PREFIX + name != target), None)
 
 
 def judge(question: str, solution: str) -> dict[str, bool | str | None]:
-    """What the step checker says of a solution."""
-    verdict = check(solution, parse_question(question))
+    """The step checker's verdict on a solution, as a dict."""
+    verdict = check_solution(solution, parse_question(question))
     return {
         "steps_correct": verdict.steps_correct,
         "names_correct": verdict.names_correct,
@@ -101,4 +108,5 @@ def judge(question: str, solution: str) -> dict[str, bool | str | None]:
 
 
 def dialect(_: Demonstration, text: str) -> str | None:
+    """Dialect of a rewrite; None if no grammar accepts it."""
     return dialect_of(text)

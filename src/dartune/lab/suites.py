@@ -1,8 +1,8 @@
-"""The lab's data: demonstrations by an expert, development rows and the frozen test suites.
+"""The lab's data: expert demonstrations, development rows and the fixed test suites.
 
-Demonstrations are short, use 28 of the 40 names and no distractors. Every out-of-distribution suite asks for
-something new and leaves the demonstrations in one direction; the retention suites ask for old relations only. How
-long chains are, and how much of them is new, is a level: the shipped models are of the level `plain`.
+Demonstrations are short, use 28 of the 40 names and have no distractors. Every out-of-distribution suite has new
+relations and differs from the demonstrations in one respect. The retention suites have old relations only. A level
+sets the length of the chains and the number of new relations; the shipped models were pretrained at level `plain`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 
 from dartune.data.records import Demonstration
 from dartune.lab.dialects import WRITERS
-from dartune.lab.world import DEMONSTRATION_NAMES, HELD_OUT_NAMES, NAMES, Problem, ProblemSpec, draw_many
+from dartune.lab.world import DEMONSTRATION_NAMES, HELD_OUT_NAMES, NAMES, Problem, ProblemSpec, sample_problems
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A world's difficulty.
+    """Difficulty of the lab's problems.
 
     Args:
-        taught: what targets are pretrained on; its distractors are in three questions of ten.
-        rewritten: what the mapper start is pretrained on; its distractors are in two questions of ten.
-        demonstrated: what demonstrations ask.
-        suites: what the test suites ask, by name.
+        taught: problems for the pretraining of targets; 30% of the questions have distractors.
+        rewritten: problems for the pretraining of the initial mapper; 20% of the questions have distractors.
+        demonstrated: problems of the demonstrations.
+        suites: problems of the test suites, by name.
     """
 
     taught: ProblemSpec
@@ -72,21 +72,22 @@ LEVELS: dict[str, Level] = {"plain": PLAIN, "deep": DEEP}
 
 
 def suite(name: str, n: int, level: Level = PLAIN) -> list[Problem]:
-    """The first `n` problems of a suite: the same for every arm and every seed."""
-    return draw_many(f"suite-{name}", level.suites[name], n)
+    """The first `n` problems of a suite; they are the same for every arm and every seed."""
+    return sample_problems(f"suite-{name}", level.suites[name], n)
 
 
 def suite_questions(n: int, level: Level = PLAIN) -> set[str]:
+    """The first `n` questions of every suite."""
     return {problem.question for name in level.suites for problem in suite(name, n, level)}
 
 
 def demonstration_problems(n: int, seed: int, tested: int, level: Level = PLAIN) -> list[Problem]:
-    """`n` problems to demonstrate, none of them among the first `tested` of any suite."""
-    return draw_many(f"demonstrations-{seed}", level.demonstrated, n, suite_questions(tested, level))
+    """`n` problems for demonstrations; none of their questions is among the first `tested` of a suite."""
+    return sample_problems(f"demonstrations-{seed}", level.demonstrated, n, suite_questions(tested, level))
 
 
-def demonstrate(problems: list[Problem], dialect: str, prefix: str = "lab") -> list[Demonstration]:
-    """The problems with their solutions by one of WRITERS."""
+def write_demonstrations(problems: list[Problem], dialect: str, prefix: str = "lab") -> list[Demonstration]:
+    """The problems with solutions in a style of WRITERS; ids are `<prefix>-<index>`."""
     write = WRITERS[dialect]
     return [
         Demonstration(f"{prefix}-{index:05d}", problem.question, write(problem), str(problem.answer))

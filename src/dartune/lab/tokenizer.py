@@ -18,12 +18,14 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
+    """All tokens in the order of their ids."""
+    # An operand is at most the larger of the two limits, so no sum of two operands exceeds twice that.
     numbers = [str(number) for number in range(2 * max(MAX_VALUE, MAX_DIFFERENCE) + 1)]
     return [PAD, UNKNOWN, BOS, EOS, USER, ASSISTANT, *WORDS, *NAMES, *numbers]
 
 
 def build_tokenizer():
-    """A `PreTrainedTokenizerFast` over the lab's words; unknown words become `<unk>`."""
+    """Return a `PreTrainedTokenizerFast` over the lab's vocabulary; unknown words become `<unk>`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

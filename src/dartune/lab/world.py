@@ -1,15 +1,19 @@
-"""The world: questions "who has how many", drawn from a seed, with every true value known.
+"""The lab's problems: seeded random questions about how many things a person has, with all true values known.
 
-A problem is a chain. The first person's number is stated; every further person's follows from
-the person before (and, for relations with two references, from one earlier person, told second).
-Statements are shuffled, so a reader must follow the names; distractors are persons nobody refers to.
+A problem is a chain of facts. The first person's number is stated. The number of every further person follows from the
+previous person by a relation; relations with two references also use an earlier person, which is named second. The
+statements are shuffled, so that solving a question requires following the names. Distractors are persons that no
+statement on the chain refers to.
+
+The lab's models were pretrained on these texts and suites are sampled anew in every run, so the generated texts must
+not change by a single character for a given seed.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 MAX_VALUE = 24
@@ -28,10 +32,10 @@ NEW_RELATIONS = ("twice", "together", "less")
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One person's number and how the question states it.
+    """A person's number and how the question states it.
 
-    `relation` is "is" (stated outright), one of OLD_RELATIONS (a person and an `amount`) or of
-    NEW_RELATIONS (persons only).
+    `relation` is "is" (the number itself), one of OLD_RELATIONS (a reference and an `amount`) or one of NEW_RELATIONS
+    (references only).
     """
 
     name: str
@@ -43,7 +47,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`chain` in solution order; `statements` in the order the question tells them."""
+    """A question with its solution: `chain` is in solution order, `statements` in the order of the question."""
 
     chain: tuple[Fact, ...]
     statements: tuple[Fact, ...]
@@ -65,13 +69,13 @@ class Problem:
 
     @property
     def question(self) -> str:
-        told = " ".join(statement(fact) for fact in self.statements)
-        ask = f"How many does {self.chain[-1].name} have ?"
-        return f"{ask} {told}" if self.question_first else f"{told} {ask}"
+        statements = " ".join(statement(fact) for fact in self.statements)
+        query = f"How many does {self.chain[-1].name} have ?"
+        return f"{query} {statements}" if self.question_first else f"{statements} {query}"
 
 
 def phrase(fact: Fact) -> str:
-    """What the question says a person has: the words after "has"."""
+    """The part of a person's statement after "has"."""
     first = fact.references[0] if fact.references else ""
     second = fact.references[-1] if fact.references else ""
     return {
@@ -87,15 +91,22 @@ def phrase(fact: Fact) -> str:
 
 
 def statement(fact: Fact) -> str:
+    """The sentence with which the question states a fact."""
     return f"{fact.name} has {phrase(fact)} ."
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemSpec:
-    """The dials of difficulty: which problems a suite or a data set is drawn from.
+    """The distribution that the problems of a suite or a data set are sampled from.
 
-    `new_steps` bounds how many steps use one of `new_relations` (the others are old);
-    `distinct_new` asks that the new steps use at least that many different relations.
+    Args:
+        steps: smallest and largest number of relations on the chain.
+        new_steps: smallest and largest number of steps that use one of `new_relations`; the others use old relations.
+        new_relations: the new relations to choose from.
+        distinct_new: smallest number of different relations among the new steps.
+        names: the names to choose from.
+        distractors: smallest and largest number of distractors.
+        question_first: whether the question precedes the statements.
     """
 
     steps: tuple[int, int] = (2, 3)
@@ -108,7 +119,10 @@ class ProblemSpec:
 
 
 def _next_fact(rng: random.Random, chain: list[Fact], name: str, relation: str) -> Fact | None:
-    """A fact that follows the chain's last person by `relation`, or None where no value fits."""
+    """Sample a fact that refers to the chain's last person by `relation`.
+
+    Returns None if the relation needs a longer chain, or if the value is out of range or already on the chain.
+    """
     last = chain[-1]
     if relation in OLD_RELATIONS:
         amount = rng.randint(1, MAX_DIFFERENCE)
@@ -119,14 +133,15 @@ def _next_fact(rng: random.Random, chain: list[Fact], name: str, relation: str) 
     else:
         if len(chain) < 2:
             return None
-        other = rng.choice(chain[:-1])
-        value = last.value + other.value if relation == "together" else last.value - other.value
-        fact = Fact(name, value, relation, (last.name, other.name))
-    taken = {earlier.value for earlier in chain}
-    return fact if 1 <= fact.value <= MAX_VALUE and fact.value not in taken else None
+        earlier = rng.choice(chain[:-1])
+        value = last.value + earlier.value if relation == "together" else last.value - earlier.value
+        fact = Fact(name, value, relation, (last.name, earlier.name))
+    chain_values = {member.value for member in chain}
+    return fact if 1 <= fact.value <= MAX_VALUE and fact.value not in chain_values else None
 
 
 def _chain(rng: random.Random, names: Sequence[str], relations: Sequence[str]) -> list[Fact] | None:
+    """Sample a chain with the given names and relations; None if some step found no valid value in 20 attempts."""
     chain = [Fact(names[0], rng.randint(1, MAX_VALUE))]
     for name, relation in zip(names[1:], relations, strict=True):
         fact = next(filter(None, (_next_fact(rng, chain, name, relation) for _ in range(20))), None)
@@ -137,7 +152,7 @@ def _chain(rng: random.Random, names: Sequence[str], relations: Sequence[str]) -
 
 
 def _distractor(rng: random.Random, chain: Sequence[Fact], name: str) -> Fact:
-    """A person nobody refers to: stated outright or hung on the chain by an old relation."""
+    """Sample a person that the chain does not refer to: a stated number, or an old relation to someone on the chain."""
     if rng.random() < 0.5:
         base = rng.choice(chain)
         for _ in range(20):
@@ -147,10 +162,11 @@ def _distractor(rng: random.Random, chain: Sequence[Fact], name: str) -> Fact:
     return Fact(name, rng.randint(1, MAX_VALUE))
 
 
-def draw(rng: random.Random, spec: ProblemSpec) -> Problem:
-    """Draw one problem; relations and values are rejected until they fit 1..MAX_VALUE.
+def sample_problem(rng: random.Random, spec: ProblemSpec) -> Problem:
+    """Sample one problem by rejection: relations and values are resampled until all values are in 1..MAX_VALUE.
 
-    The number of new steps is never redrawn: they fit less often, and would become rare.
+    The number of new steps is sampled once and kept: chains with new steps are rejected more often, so resampling it
+    would make them rare.
     """
     n_new = rng.randint(*spec.new_steps)
     while True:
@@ -165,19 +181,19 @@ def draw(rng: random.Random, spec: ProblemSpec) -> Problem:
         chain = _chain(rng, names[: steps + 1], relations)
         if chain is None:
             continue
-        extra = [_distractor(rng, chain, name) for name in names[steps + 1 :]]
-        told = [*chain, *extra]
-        rng.shuffle(told)
-        return Problem(tuple(chain), tuple(told), spec.question_first)
+        distractors = [_distractor(rng, chain, name) for name in names[steps + 1 :]]
+        statements = [*chain, *distractors]
+        rng.shuffle(statements)
+        return Problem(tuple(chain), tuple(statements), spec.question_first)
 
 
-def draw_many(seed: int | str, spec: ProblemSpec, n: int, exclude: set[str] = frozenset()) -> list[Problem]:
-    """`n` problems with distinct questions, none of them in `exclude`."""
+def sample_problems(seed: int | str, spec: ProblemSpec, n: int, exclude: Set[str] = frozenset()) -> list[Problem]:
+    """Sample `n` problems with distinct questions, none of them in `exclude`."""
     rng = random.Random(f"dartune-lab-{seed}")
     problems: list[Problem] = []
     seen = set(exclude)
     while len(problems) < n:
-        problem = draw(rng, spec)
+        problem = sample_problem(rng, spec)
         if problem.question not in seen:
             seen.add(problem.question)
             problems.append(problem)
@@ -194,59 +210,63 @@ _STATEMENTS: tuple[tuple[str, str], ...] = (
     ("fewer", r"(?P<amount>\d+) fewer than (?P<first>\w+)"),
     ("is", r"(?P<amount>\d+)"),
 )
-_ASK = re.compile(r"How many does (\w+) have \?")
+_QUERY = re.compile(r"How many does (\w+) have \?")
 
 
-def _told(sentence: str) -> tuple[str, str, tuple[str, ...], int]:
+def _parse_statement(sentence: str) -> tuple[str, str, tuple[str, ...], int]:
+    """Name, relation, references and amount of a statement."""
     name, _, rest = sentence.partition(" has ")
     for relation, pattern in _STATEMENTS:
         if match := re.fullmatch(pattern, rest):
-            found = match.groupdict()
-            references = tuple(found[key] for key in ("first", "second") if found.get(key))
-            return name, relation, references, int(found.get("amount") or 0)
+            parts = match.groupdict()
+            references = tuple(parts[key] for key in ("first", "second") if parts.get(key))
+            return name, relation, references, int(parts.get("amount") or 0)
     raise ValueError(f"not a statement of the lab: {sentence!r}")
 
 
 def parse_question(question: str) -> Problem:
-    """The problem a question states, solved: the inverse of `Problem.question`.
+    """Parse and solve a question; the inverse of `Problem.question`.
 
     Raises:
         ValueError: the text is not a question of the lab.
     """
-    ask = _ASK.search(question)
-    if ask is None:
+    query = _QUERY.search(question)
+    if query is None:
         raise ValueError(f"not a question of the lab: {question!r}")
-    sentences = [part.strip() for part in _ASK.sub("", question).split(" .") if part.strip()]
-    told = {name: (relation, references, amount) for name, relation, references, amount in map(_told, sentences)}
+    sentences = [part.strip() for part in _QUERY.sub("", question).split(" .") if part.strip()]
+    stated = {
+        name: (relation, references, amount) for name, relation, references, amount in map(_parse_statement, sentences)
+    }
     facts: dict[str, Fact] = {}
 
     def solve(name: str, depth: int = 0) -> Fact:
-        if name not in told or depth > len(told):
+        # A cycle of references would recurse endlessly; no chain is longer than the number of statements.
+        if name not in stated or depth > len(stated):
             raise ValueError(f"{name} cannot be solved from {question!r}")
         if name not in facts:
-            relation, references, amount = told[name]
-            known = [solve(reference, depth + 1).value for reference in references]
+            relation, references, amount = stated[name]
+            terms = [solve(reference, depth + 1).value for reference in references]
             value = {
                 "is": lambda: amount,
-                "more": lambda: known[0] + amount,
-                "fewer": lambda: known[0] - amount,
-                "plus": lambda: known[0] + amount,
-                "minus": lambda: known[0] - amount,
-                "twice": lambda: 2 * known[0],
-                "together": lambda: known[0] + known[1],
-                "less": lambda: known[0] - known[1],
+                "more": lambda: terms[0] + amount,
+                "fewer": lambda: terms[0] - amount,
+                "plus": lambda: terms[0] + amount,
+                "minus": lambda: terms[0] - amount,
+                "twice": lambda: 2 * terms[0],
+                "together": lambda: terms[0] + terms[1],
+                "less": lambda: terms[0] - terms[1],
             }[relation]()
             facts[name] = Fact(name, value, relation, references, 0 if relation == "is" else amount)
         return facts[name]
 
-    solve(ask[1])
-    needed = _needed(facts, ask[1])
-    statements = tuple(solve(name) for name in told)
-    return Problem(tuple(needed), statements, question.startswith("How many"))
+    solve(query[1])
+    chain = _solution_order(facts, query[1])
+    statements = tuple(solve(name) for name in stated)
+    return Problem(tuple(chain), statements, question.startswith("How many"))
 
 
-def _needed(facts: dict[str, Fact], asked: str) -> list[Fact]:
-    """The persons the asked one depends on, each after those it uses."""
+def _solution_order(facts: dict[str, Fact], queried: str) -> list[Fact]:
+    """The facts that the queried person depends on, each after the facts that it refers to."""
     ordered: dict[str, Fact] = {}
 
     def visit(name: str) -> None:
@@ -254,5 +274,5 @@ def _needed(facts: dict[str, Fact], asked: str) -> list[Fact]:
             visit(reference)
         ordered.setdefault(name, facts[name])
 
-    visit(asked)
+    visit(queried)
     return list(ordered.values())

@@ -1,1 +1,1 @@
-"""Everything that touches a language model: loading, sampling, scoring, and the training-time forward."""
+"""Models: loading, saving, LoRA, sharding, precision and FLOPs. Sampling is in `engines`, training in `train`."""

@@ -1,7 +1,7 @@
-"""Weights that are trained stay in float32, whatever they are computed in.
+"""Mixed precision: trained weights are float32, matrix products use the compute dtype.
 
-A step at a learning rate of 1e-6 is far below what bfloat16 can tell from the weight itself (three significant
-digits): added to weights in bfloat16, it is lost.
+A step at a learning rate of 1e-6 is far below the resolution of bfloat16 (about three significant digits). Added to a
+bfloat16 weight, it is rounded away.
 """
 
 from __future__ import annotations
@@ -12,37 +12,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from dartune.models.shared_prefix import device_of
+from dartune.models.device import device_of
+from dartune.models.language_model import LanguageModel
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Make every forward of a float32 `model` compute its matrix products in `dtype`.
+def compute_in(model: LanguageModel, dtype: torch.dtype) -> nn.Module:
+    """Makes every forward of a float32 `model` compute its matrix products in `dtype`, and returns the model.
 
-    What accelerate's mixed precision does, but for its float32 copy of all logits, which a large vocabulary cannot
-    afford. Whoever calls the model, sampling included, sees the same function.
+    This is accelerate's mixed precision without its float32 copy of all logits, which does not fit in memory for a
+    large vocabulary. The forward itself is replaced, so sampling, scoring and training compute the same function.
     """
     if dtype == torch.float32:
         return model
     forward = model.forward
 
-    def cast(*args: Any, **kwargs: Any) -> Any:
+    def autocast_forward(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device_of(model).type, dtype=dtype):
             return forward(*args, **kwargs)
 
-    model.forward, model.computed_in = cast, dtype
+    model.forward, model.compute_dtype = autocast_forward, dtype
     return model
 
 
-def rounding_once(model: nn.Module) -> AbstractContextManager:
-    """Within it every weight is rounded to what the model computes in once, not in each forward; not for training."""
-    dtype = vars(model).get("computed_in")
-    # Autocast keeps what it has cast until its outermost context is left.
+def cached_casts(model: nn.Module) -> AbstractContextManager:
+    """Returns a context in which every weight is cast to the compute dtype once instead of once per forward.
+
+    For sampling and scoring only: a cached cast would not follow a weight that is updated within the context.
+    """
+    dtype = vars(model).get("compute_dtype")
+    # Autocast keeps its cast weights until the outermost autocast context exits.
     return torch.autocast(device_of(model).type, dtype=dtype) if dtype else nullcontext()
 
 
-def rounded(model: nn.Module) -> nn.Module:
-    """The model with its weights in what it computes in, as it is saved and used: the end of `compute_in`."""
-    dtype = vars(model).pop("computed_in", None)
+def cast_to_compute_dtype(model: nn.Module) -> nn.Module:
+    """Undoes `compute_in`: returns the model with its weights cast to the compute dtype, as it is saved and used."""
+    dtype = vars(model).pop("compute_dtype", None)
     if dtype is None:
         return model
     del model.forward

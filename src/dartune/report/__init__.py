@@ -1,4 +1,4 @@
-"""The report of a run: results.json, the plots, one HTML page, and the summary for a terminal."""
+"""The report of a run: results, statistics, plots, HTML page, terminal summary, and the comparison of runs."""
 
 from dartune.report.page import write_report
 from dartune.report.results import build_results, read_results

@@ -1,4 +1,4 @@
-"""Numbers on mappers and on the data they made: rates before, during and after training, provenance, quality."""
+"""Summaries of mapper training (metrics before, during and after) and of adapted data sets (counts and shares)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from dartune.data.adapted import ADAPTED, PROVENANCES, VIEWS
-from dartune.rewards.text import skeleton
+from dartune.data.adapted_dataset import ADAPTED, PROVENANCES, VIEWS
+from dartune.text.features import skeleton
 
-SHARES = ("hacks", "dialects")
-EDGE_STEPS = 5  # mapper steps averaged at either end for "before" and "after"
+SPARSE_METRICS = ("hacks", "dialects")
+"""Metrics whose rows list only what occurred in the step."""
+EDGE_STEPS = 5
+"""Mapper steps averaged at the beginning ("before") and at the end ("after") of training."""
 
 
-def main_part(by_name: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Of the results' `mapper` or `adapted`: that of the first adaptation, which is dart's if dart was run."""
+def first_adaptation(by_name: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry of the first adaptation in the results' `mapper` or `adapted`; it is `dart` if that arm was run."""
     return next(iter(by_name.values()), {})
 
 
-def mean_known(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None; None if there are none."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if measured else None
 
 
 def mapper_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The curve as it is, and the mean of every metric before, during and after training."""
-    # A dialect or a hack that a step never saw is absent from its row: its share there is 0, not unknown.
-    for part in SHARES:
+    """Return the metrics of every step, and their means before, during and after training."""
+    # A hack or dialect that did not occur in a step is absent from its row. Its share there is 0, not missing.
+    for part in SPARSE_METRICS:
         zeros = dict.fromkeys((key for row in rows for key in row.get(part) or {}), 0.0)
         rows = [{**row, part: zeros | dict(row.get(part) or {})} if zeros else row for row in rows]
     edge = max(1, min(EDGE_STEPS, len(rows) // 3))
@@ -42,7 +45,7 @@ def mapper_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of every numeric field, through nested dicts; absent and null values are left out."""
+    """Mean of every numeric field, recursively through nested dicts; missing and null values are left out."""
     average: dict[str, Any] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key != "step"):
         values = [row[key] for row in rows if row.get(key) is not None]
@@ -56,23 +59,31 @@ def _average(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def adapted_summary(
     rows: Iterable[Mapping[str, Any]], input_rows: int | None, quality: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything the report says of an adapted data set, in one pass over its rows."""
-    found = {name: Counter() for name in ("provenance", "reasons", "hacks", "hacks_refused", "passed", "judged")}
-    before, after, ways = array("d"), array("d"), array("q")
+    """Return the summary of an adapted data set, computed in one pass over its rows.
+
+    The rows may be read from disk one by one, so only counters and compact arrays are kept in memory.
+
+    Args:
+        rows: rows of the data set, dropped ones included.
+        input_rows: number of demonstrations that went into synthesis; None if unknown.
+        quality: measurements to include as they are.
+    """
+    counts = {name: Counter() for name in ("provenance", "reasons", "hacks", "hacks_refused", "passed", "checked")}
+    before, after, skeleton_hashes = array("d"), array("d"), array("q")
     for row in rows:
         source, gates = row["provenance"], row.get("gates") or {}
-        found["provenance"][source] += 1
-        found["reasons"].update([row["reason"]] if row.get("reason") else [])
-        found["judged"].update(gates.keys())  # of a mapping the values would be added
-        found["passed"].update(gate for gate, passed in gates.items() if passed)
-        found["hacks_refused"].update(set(row.get("hacks_refused") or []))
+        counts["provenance"][source] += 1
+        counts["reasons"].update([row["reason"]] if row.get("reason") else [])
+        counts["checked"].update(gates.keys())  # given a mapping, `update` would add its values
+        counts["passed"].update(gate for gate, passed in gates.items() if passed)
+        counts["hacks_refused"].update(set(row.get("hacks_refused") or []))
         if source in ADAPTED:
-            found["hacks"].update(set(row.get("hacks") or []))
-            ways.append(hash(skeleton(row["solution"])))
-        before.extend(_known(row.get("alignment_before")))
+            counts["hacks"].update(set(row.get("hacks") or []))
+            skeleton_hashes.append(hash(skeleton(row["solution"])))
+        before.extend(_as_tuple(row.get("alignment_before")))
         if source in VIEWS["success_only"].provenances:
-            after.extend(_known(row.get("alignment_after")))
-    provenance, rows_out = found["provenance"], found["provenance"].total()
+            after.extend(_as_tuple(row.get("alignment_after")))
+    provenance, rows_out = counts["provenance"], counts["provenance"].total()
     total = rows_out if input_rows is None else input_rows
     return {
         "provenance": {source: provenance[source] for source in PROVENANCES} | dict(provenance),
@@ -83,16 +94,16 @@ def adapted_summary(
             "dropped": provenance["dropped"],
             "unaccounted": total - rows_out,
         },
-        "reasons": dict(found["reasons"].most_common()),
-        "gates": {gate: found["passed"][gate] / count for gate, count in found["judged"].items()},
-        "hacks": {name: count / len(ways) for name, count in found["hacks"].most_common()},
-        "hacks_refused": {name: count / rows_out for name, count in found["hacks_refused"].most_common()},
-        "skeletons": len(np.unique(np.asarray(ways))) / max(1, len(ways)),
+        "reasons": dict(counts["reasons"].most_common()),
+        "gates": {gate: counts["passed"][gate] / count for gate, count in counts["checked"].items()},
+        "hacks": {name: count / len(skeleton_hashes) for name, count in counts["hacks"].most_common()},
+        "hacks_refused": {name: count / rows_out for name, count in counts["hacks_refused"].most_common()},
+        "skeletons": len(np.unique(np.asarray(skeleton_hashes))) / max(1, len(skeleton_hashes)),
         "alignment_before": sum(before) / len(before) if before else None,
         "alignment_after": sum(after) / len(after) if after else None,
         "quality": quality,
     }
 
 
-def _known(value: float | None) -> tuple[float, ...]:
+def _as_tuple(value: float | None) -> tuple[float, ...]:
     return () if value is None else (value,)

@@ -1,56 +1,77 @@
-"""One self-contained HTML page of the results: no script, nothing loaded from elsewhere, all data escaped."""
+"""Write the results as a self-contained HTML page: no scripts, no external resources, all data escaped."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from math import exp, isfinite
 from pathlib import Path
 from typing import Any
 
-from dartune.arms import ARMS
-from dartune.data.adapted import VIEWS
+from dartune.config.arms import ARMS
+from dartune.data.adapted_dataset import VIEWS
 from dartune.report import summary
-from dartune.report.adaptation import main_part
+from dartune.report.adaptation import first_adaptation, mean_of_known
 from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
-from dartune.report.shortfalls import shortfalls
-from dartune.run import atomic_write_text
+from dartune.report.verdicts import shortfalls
+from dartune.run.files import atomic_write_text
 
-SURPRISE = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; bounds of the six shades of a token
+SURPRISE = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; boundaries between the six shades of a token
+FEW_QUESTIONS = 50  # suites with fewer questions are named in a caution
 SHOWN_EXAMPLES = 12
 SHOWN_TOKENS = 1500
 SHOWN_REASONS = 20
 PHASES = ("before", "during", "after")
-WORDS = {"higher": "better", "lower": "worse", "unclear": "unclear"}
 
 
-def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Write results.json, the plots and index.html; return the page.
+@dataclass(frozen=True)
+class Section:
+    """A user-defined section of the page: a table.
 
     Args:
-        folder: of the report, made if need be; each file is replaced atomically, the page last.
+        title: its heading.
+        rows: column -> value; the first row has all columns.
+        note: text below the heading.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, str | float]]
+    note: str = ""
+
+
+SectionMaker = Callable[[Mapping[str, Any]], Section]
+"""results (as in results.json) -> a section."""
+
+
+def write_report(folder: Path, results: Mapping[str, Any], sections: Sequence[SectionMaker] = ()) -> Path:
+    """Write results.json, the plots and index.html; return the path of the page.
+
+    Args:
+        folder: folder of the report, created if it does not exist. Every file is replaced atomically, the page last.
         results: as built by `build_results`.
+        sections: functions that make user-defined sections, shown before the explanations.
 
     Raises:
-        InputError: `results` does not follow the schema.
+        InputError: `results` do not follow the schema.
     """
     results = validate_results(results)
     folder.mkdir(parents=True, exist_ok=True)
     plots = draw_plots(results)
-    # ASCII, because data may hold lone surrogates, which JSON can write and UTF-8 cannot.
+    # ASCII: the data may contain lone surrogates, which can be escaped in JSON but not encoded in UTF-8.
     atomic_write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     for name, svg in plots.items():
         atomic_write_text(folder / f"{name}.svg", standalone(svg))
     page = folder / "index.html"
-    atomic_write_text(page, render_page(results, plots))
+    atomic_write_text(page, render_page(results, plots, [section(results) for section in sections]))
     return page
 
 
-def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
-    """The page as text; `plots` as drawn by `draw_plots`."""
+def render_page(results: Mapping[str, Any], plots: Mapping[str, str], sections: Sequence[Section] = ()) -> str:
+    """Return the page as HTML; `plots` are SVGs from `draw_plots`."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -61,17 +82,18 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         "duration": summary.duration,
         "title": summary.title,
         "number": _number,
-        "operations": lambda count: f"{count:.1e}",
+        "flops": lambda count: f"{count:.1e}",
         "words": lambda name: str(name).replace("_", " "),
     }
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(files("dartune.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     html = template.render(
         results=results,
-        # The only text not escaped by the template: matplotlib escapes the labels it draws.
+        sections=sections,
+        # The only text that the template does not escape. Matplotlib escapes the labels in it.
         plots={name: Markup(svg) for name, svg in plots.items()},
         colours=arm_colours(results["arms"]),
-        words=WORDS,
-        setup=summary.setup(results),
+        words=summary.VERDICT_WORDS,
+        setup=summary.describe_setup(results),
         headline=summary.headline(results),
         cautions=_cautions(results),
         shortfalls=shortfalls(results),
@@ -80,45 +102,45 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         differences=_difference_rows(results, ("accuracy",)),
         other_differences=_difference_rows(results, ("step_accuracy", "avg_at_k", "pass_at_k")),
         rates=_rate_tables(results),
-        mapper=main_part(results["mapper"]),
+        mapper=first_adaptation(results["mapper"]),
         sampled=results["config"].get("evaluate", {}).get("samples"),
         break_even=summary.break_even(results),
-        adapted=[_adapted(seed, adapted) for seed, adapted in main_part(results["adapted"]).items()],
+        adapted=[_adapted(seed, adapted) for seed, adapted in first_adaptation(results["adapted"]).items()],
         examples=[_example(example) for example in results["examples"][:SHOWN_EXAMPLES]],
         legend=_legend(),
         config=json.dumps(results["config"], indent=2, ensure_ascii=False),
     )
-    # A lone surrogate is valid in JSON data but not in a UTF-8 file.
+    # Lone surrogates in the data cannot be encoded in UTF-8.
     return html.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _cautions(results: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """Limitations that the reader must know before interpreting the results."""
     cautions = []
     if len(results["seeds"]) == 1:
         cautions.append(
-            "Single training seed: the intervals cover the choice of questions, not the luck of training. "
-            "Run several seeds before drawing conclusions."
+            "Single training seed: the intervals cover the sampling of questions, not the variance between training "
+            "seeds. Run several seeds before drawing conclusions."
         )
-    small = [suite["name"] for suite in results["suites"] if suite["questions"] < 50]
+    small = [suite["name"] for suite in results["suites"] if suite["questions"] < FEW_QUESTIONS]
     if small:
-        cautions.append(f"Fewer than 50 questions, so wide intervals: {', '.join(small)}.")
-    for seed, adapted in main_part(results["adapted"]).items():
+        cautions.append(f"Fewer than {FEW_QUESTIONS} questions, so wide intervals: {', '.join(small)}.")
+    for seed, adapted in first_adaptation(results["adapted"]).items():
         if missing := adapted["accounting"]["unaccounted"]:
             cautions.append(f"Seed {seed}: {missing} demonstrations are neither kept nor dropped. This is a bug.")
-    learnt = VIEWS["success_only"].provenances
+    trained_on = VIEWS["success_only"].provenances
     for name, by_seed in results["adapted"].items():
-        none = [str(seed) for seed, adapted in by_seed.items() if not any(map(adapted["provenance"].get, learnt))]
-        if none and name in results["arms"]:
+        empty = [str(seed) for seed, adapted in by_seed.items() if not any(map(adapted["provenance"].get, trained_on))]
+        if empty and name in results["arms"]:
             cautions.append(
-                f"No row was adapted for {name} (seed {', '.join(none)}): it had nothing to train on and is the "
-                "untouched target. The table of gates below says what its rewrites lack."
+                f"No row was adapted for {name} (seed {', '.join(empty)}): the arm was not trained and equals the "
+                "untouched target. The table of gates below shows which gates its rewrites failed."
             )
     return cautions
 
 
 def _accuracy_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per group, followed by its suites where it has several."""
+    """One row per group, followed by the rows of its suites if there are several."""
     rows = []
     for group in results["groups"]:
         members = [suite["name"] for suite in results["suites"] if suite["group"] == group]
@@ -130,11 +152,11 @@ def _accuracy_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _arm_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per arm, what it is and its accuracy in every group; best first by the mean over the groups."""
+    """One row per arm: its description and its accuracy in every group, sorted by the mean over groups, best first."""
     rows = [
         {
             "arm": arm,
-            "says": ARMS[arm].says if arm in ARMS else "",
+            "description": ARMS[arm].description if arm in ARMS else "",
             "groups": [summary.summary_of(results, arm, group)["accuracy"] for group in results["groups"]],
         }
         for arm in results["arms"]
@@ -143,41 +165,44 @@ def _arm_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _difference_rows(results: Mapping[str, Any], measures: Sequence[str]) -> list[dict[str, Any]]:
-    """Per pair of arms and measure: the difference in every group, None where it was not measured."""
+    """One row per pair of arms and measure: the difference in every group, None where it was not measured."""
     rows = []
     for arm, against in summary.pairs(results):
         for measure in measures:
-            found = [
+            differences = [
                 summary.difference_of(results, arm, against, group, measure=measure) for group in results["groups"]
             ]
-            if any(found):
-                rows.append({"arm": arm, "against": against, "measure": measure, "groups": found})
+            if any(differences):
+                rows.append({"arm": arm, "against": against, "measure": measure, "groups": differences})
     return rows
 
 
 def _rate_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gates and hacks: rate at the start, between, at the end of training, in synthesis."""
+    """Tables of gate and hack rates before, during and after training, and in synthesis."""
     tables = []
     titles = {
         "gates": ("Gate passed, % of rewrites", {"adapted rows": "gates"}),
         "hacks": (
             "Hack committed, % of rewrites",
-            {"rows with a refused try": "hacks_refused", "adapted rows": "hacks"},
+            {"rows with a rejected candidate": "hacks_refused", "adapted rows": "hacks"},
         ),
     }
     for part, (title, synthesis) in titles.items():
-        sources = [mapper["phases"] for mapper in main_part(results["mapper"]).values()]
+        sources = [mapper["phases"] for mapper in first_adaptation(results["mapper"]).values()]
         columns = [[phases.get(phase, {}).get(part) or {} for phases in sources] for phase in PHASES]
         columns += [
-            [adapted[field] for adapted in main_part(results["adapted"]).values()] for field in synthesis.values()
+            [adapted[field] for adapted in first_adaptation(results["adapted"]).values()]
+            for field in synthesis.values()
         ]
-        absent = 0.0 if part == "hacks" else None  # synthesis lists only the hacks that it saw
+        absent = 0.0 if part == "hacks" else None  # synthesis lists only the hacks that occurred
         names = dict.fromkeys(name for column in columns for rates in column for name in rates)
-        rows = [(name, [_mean([rates.get(name, absent) for rates in column]) for column in columns]) for name in names]
+        rows = [
+            (name, [mean_of_known(rates.get(name, absent) for rates in column) for column in columns]) for name in names
+        ]
         never = [name for name, shares in rows if part == "hacks" and not any(shares)]
-        seen = [row for row in rows if row[0] not in never]
+        observed = [row for row in rows if row[0] not in never]
         if rows:
-            tables.append({"title": title, "synthesis": list(synthesis), "rows": seen, "never": never})
+            tables.append({"title": title, "synthesis": list(synthesis), "rows": observed, "never": never})
     return tables
 
 
@@ -194,15 +219,16 @@ def _adapted(seed: str, adapted: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flat(measured: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(quality: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Rows (name, value) of a nested mapping; the names of the levels are joined by colons."""
     rows = []
-    for key, value in measured.items():
+    for key, value in quality.items():
         rows += _flat(value, f"{prefix}{key}: ") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return rows
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    # An original in data of another kind stays in the data set; no arm but dart_keep_original learns from it.
+    # Rows with provenance `original` are in the data set, but only the arm dart_keep_original trains on them.
     after = "kept, not trained on" if example.get("provenance") == "original" else "trained on"
     sides = (
         ("demonstration", "source_solution", "tokens_before", "alignment_before"),
@@ -224,7 +250,7 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokens(tokens: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Tokens to show. The end token has no text of its own, yet its probability is part of the alignment."""
+    """The tokens to show. The end token has no text, but its probability is part of the alignment."""
     shown = [_token(token) for token in tokens[:SHOWN_TOKENS]]
     if shown and not shown[-1]["text"]:
         shown[-1]["text"] = " [end]"
@@ -232,7 +258,7 @@ def _tokens(tokens: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _token(token: Sequence[Any]) -> dict[str, Any]:
-    """Text, shade 0-5 and log-probability of a token; no shade where it was not scored."""
+    """Text, shade 0-5 and log-probability of a token; the shade is None if the token was not scored."""
     text, logprob = (*token, None, None)[:2]
     if not isinstance(logprob, (int, float)) or not isfinite(logprob):
         return {"text": str(text), "shade": None, "logprob": None}
@@ -240,18 +266,13 @@ def _token(token: Sequence[Any]) -> dict[str, Any]:
 
 
 def _legend() -> list[tuple[int, str]]:
-    """Shade and the probabilities it stands for."""
+    """The range of probabilities of every shade."""
     shares = [1.0, *(exp(-bound) for bound in SURPRISE), 0.0]
     return [(shade, f"{100 * low:.0f}-{100 * high:.0f}%") for shade, (high, low) in enumerate(pairwise(shares))]
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _number(value: Any) -> str:
-    """A measurement for reading: thousands separated, at most three digits after the point."""
+    """Format a measurement: separated thousands for large numbers and integers, three significant digits otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-" if value is None else str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"

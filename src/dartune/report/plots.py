@@ -1,4 +1,4 @@
-"""Plots of the results as SVG: text takes the colour of the page around it, for light and dark alike."""
+"""Plots of the results as SVG; text has the colour of the surrounding page, for light and dark themes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from functools import partial
 from textwrap import wrap
 from typing import Any
 
-from dartune.report.adaptation import main_part
+from dartune.report.adaptation import first_adaptation
 from dartune.report.summary import printable, summary_of, title
 
-# Okabe and Ito's colour-blind safe hues, moved to mid-tones that stand out on white and on near-black.
+# The colour-blind safe palette of Okabe and Ito, shifted to mid-tones with enough contrast on white and on near-black.
 COLOURS = ("#8a8a8a", "#d98200", "#2f86d6", "#0f9d74", "#c96aa0", "#d4572a", "#8877d0", "#9a7b1f")
 ARM_COLOURS = {"base": COLOURS[0], "sft": COLOURS[1], "dart": COLOURS[2]}
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-TEXT = "#010203"  # stands for currentColor while matplotlib draws
-WIDTH = 5.6  # inches; narrow, so that the text stays readable on a phone
-ALWAYS = 0.97  # a gate passed this often on average is named, not drawn
-LINE = 12.5  # points from one curve's name to the next
-MANY_ARMS = 6  # more are drawn one row each, all groups of suites on it
-NEAR = 30  # costs further apart than this many times have a tick at powers of ten alone
-FEWEST_POINTS = 5  # of accuracy that an axis shows
-NOTE_WIDTH = 64  # characters of a line under a plot
+TEXT = "#010203"  # placeholder for currentColor, which matplotlib does not know
+WIDTH = 5.6  # inches; narrow, so that text is readable on a phone
+ALWAYS_PASSED = 0.97  # a gate with a higher mean pass rate is listed below the plot instead of drawn
+LINE_HEIGHT = 12.5  # points between the labels of neighbouring curves
+MANY_ARMS = 6  # with more arms, every arm is one row that shows all groups of suites
+MAX_TICK_RATIO = 30  # a larger ratio between costs has ticks at powers of ten only, so that labels do not overlap
+MIN_ACCURACY_RANGE = 5  # percentage points that the accuracy axis covers at least
+NOTE_WIDTH = 64  # characters per line of the note below a plot
 COST_AXES = {
-    "cost": ("flops", "floating point operations"),
+    "cost": ("flops", "FLOPs"),
     "cost-tokens": ("generated_tokens", "tokens generated"),
     "cost-time": ("seconds", "seconds"),
 }
@@ -35,14 +35,13 @@ Curve = list[tuple[float, float, float, float]]  # (step, mean over seeds, lowes
 
 
 def draw_plots(results: Mapping[str, Any]) -> dict[str, str]:
-    """Plot name -> SVG without XML header, transparent; plots without data are left out.
+    """Return plot name -> transparent SVG without XML header; plots without data are left out.
 
-    Names: accuracy, cost, cost-tokens, cost-time, reward, alignment, gates, hacks, dialects. Drawing the same
-    results twice gives the same text. Inside a page the SVG takes the page's text colour; `standalone` makes a
-    file of it.
+    The names are accuracy, cost, cost-tokens, cost-time, reward, alignment, gates, hacks and dialects. The same
+    results give the same text. Embedded in a page, an SVG has the page's text colour; `standalone` makes it a file.
     """
     plots: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
-        "accuracy": _accuracy if len(results["arms"]) <= MANY_ARMS else _arms,
+        "accuracy": _accuracy if len(results["arms"]) <= MANY_ARMS else _accuracy_of_many_arms,
         **{name: partial(_cost, name=name, kind=kind, axis=axis) for name, (kind, axis) in COST_AXES.items()},
         "reward": _reward,
         "alignment": _alignment,
@@ -55,18 +54,19 @@ def draw_plots(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def standalone(svg: str) -> str:
-    """The SVG as a file of its own, with a text colour for light and for dark viewers."""
+    """Return the SVG as a complete file, with text colours for light and dark viewers."""
     return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(r"(<svg[^>]*>)", rf"\1{STYLE}", svg, count=1)
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
-    """A colour per arm; base, sft and dart keep theirs in every report."""
-    free = [colour for colour in COLOURS if colour not in ARM_COLOURS.values()]
-    others = [arm for arm in arms if arm not in ARM_COLOURS]
-    return ARM_COLOURS | {arm: free[index % len(free)] for index, arm in enumerate(others)}
+    """Return arm -> colour; base, sft and dart have the same colours in every report."""
+    remaining = [colour for colour in COLOURS if colour not in ARM_COLOURS.values()]
+    further_arms = [arm for arm in arms if arm not in ARM_COLOURS]
+    return ARM_COLOURS | {arm: remaining[index % len(remaining)] for index, arm in enumerate(further_arms)}
 
 
 def _accuracy(results: Mapping[str, Any]) -> str:
+    """Accuracy per suite and arm, with intervals and the values of single seeds."""
     arms, suites = results["arms"], results["suites"]
     colours, several = arm_colours(arms), len(results["seeds"]) > 1
     step = 0.8 / len(arms)
@@ -95,8 +95,8 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     return _svg(figure, "accuracy", "Accuracy per suite and arm, with 95% intervals")
 
 
-def _arms(results: Mapping[str, Any]) -> str:
-    """One row per arm, best first by its mean over the groups; a marker per group."""
+def _accuracy_of_many_arms(results: Mapping[str, Any]) -> str:
+    """Accuracy with one row per arm, sorted by the mean over groups, best first, and one marker per group."""
     groups = results["groups"]
     shares = {
         arm: {group: 100 * summary_of(results, arm, group)["accuracy"]["estimate"] for group in groups}
@@ -117,32 +117,36 @@ def _arms(results: Mapping[str, Any]) -> str:
 
 
 def _cost(results: Mapping[str, Any], name: str, kind: str, axis: str) -> str | None:
-    """Accuracy of every arm out of distribution (else in the first group) against what it took of one kind of cost."""
+    """Accuracy of every arm against one kind of cost.
+
+    The accuracy is that of the group `out of distribution`, or of the first group if there is none.
+    """
     from matplotlib.ticker import LogLocator, NullLocator
 
-    spent = {arm: parts["total"].get(kind) or 0 for arm, parts in results["costs"]["arms"].items()}
-    arms = [arm for arm in results["arms"] if spent.get(arm)]
+    costs = {arm: parts["total"].get(kind) or 0 for arm, parts in results["costs"]["arms"].items()}
+    arms = [arm for arm in results["arms"] if costs.get(arm)]
     if len(arms) < 2:
         return None
     group = "out of distribution" if "out of distribution" in results["groups"] else results["groups"][0]
-    figure, axes = _figure(max(2.8, 0.9 + len(arms) * LINE / 72))
-    colours, ends = arm_colours(results["arms"]), {}
+    figure, axes = _figure(max(2.8, 0.9 + len(arms) * LINE_HEIGHT / 72))
+    colours, labels = arm_colours(results["arms"]), {}
     for number, arm in enumerate(arms, start=1):
         share = 100 * summary_of(results, arm, group)["accuracy"]["estimate"]
-        axes.plot(spent[arm], share, "o", color=colours[arm], ms=11, alpha=0.85)
-        axes.annotate(str(number), (spent[arm], share), ha="center", va="center", fontsize=6.5, color="white")
-        ends[f"{number} {arm}"] = (colours[arm], share)
+        axes.plot(costs[arm], share, "o", color=colours[arm], ms=11, alpha=0.85)
+        axes.annotate(str(number), (costs[arm], share), ha="center", va="center", fontsize=6.5, color="white")
+        labels[f"{number} {arm}"] = (colours[arm], share)
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())  # small ticks would be black, whatever the page's colour
-    near = max(spent[arm] for arm in arms) < NEAR * min(spent[arm] for arm in arms)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())  # minor ticks would be black on every page
+    is_narrow = max(costs[arm] for arm in arms) < MAX_TICK_RATIO * min(costs[arm] for arm in arms)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,)))
     low, high = axes.get_ylim()
-    if high - low < FEWEST_POINTS:
-        axes.set_ylim(low - FEWEST_POINTS / 10, low + FEWEST_POINTS)  # with room for a dot at the bottom
+    if high - low < MIN_ACCURACY_RANGE:
+        # The margin at the bottom keeps the lowest dot inside the axes.
+        axes.set_ylim(low - MIN_ACCURACY_RANGE / 10, low + MIN_ACCURACY_RANGE)
     axes.xaxis.set_major_formatter(
         lambda count, _: f"{count:.0e}" if count >= 1e4 else f"{count:g}"
-    )  # matplotlib's own are formulas
-    _name_ends(figure, axes, ends)
+    )  # matplotlib's default labels are formulas
+    _label_ends(figure, axes, labels)
     axes.set_xlabel(f"{axis}, preparation and evaluation included", color=TEXT)
     axes.set_ylabel(f"accuracy {group}, %", color=TEXT)
     return _svg(figure, name, f"Accuracy {group} against {axis}")
@@ -164,19 +168,21 @@ def _alignment(results: Mapping[str, Any]) -> str | None:
 def _gates(results: Mapping[str, Any]) -> str | None:
     curves = {"all gates": _curve(results, "gate_pass")} | _parts(results, "gates")
     always = [
-        name for name, curve in curves.items() if curve and sum(mean for _, mean, *_ in curve) >= ALWAYS * len(curve)
+        name
+        for name, curve in curves.items()
+        if curve and sum(mean for _, mean, *_ in curve) >= ALWAYS_PASSED * len(curve)
     ]
-    shown = {name: curve for name, curve in curves.items() if name not in always}
-    note = f"{ALWAYS:.0%} or more on average: {', '.join(map(_label, always))}" if always else ""
-    return _lines(shown or curves, "gates", "pass, %", "Pass rate of each gate", percent=True, note=note)
+    drawn = {name: curve for name, curve in curves.items() if name not in always}
+    note = f"{ALWAYS_PASSED:.0%} or more on average: {', '.join(map(_label, always))}" if always else ""
+    return _lines(drawn or curves, "gates", "pass, %", "Pass rate of each gate", percent=True, note=note)
 
 
 def _hacks(results: Mapping[str, Any]) -> str | None:
     curves = _parts(results, "hacks")
     never = [name for name, curve in curves.items() if curve and max(mean for _, mean, *_ in curve) == 0]
-    shown = {name: curve for name, curve in curves.items() if name not in never}
-    note = f"never seen: {', '.join(map(_label, never))}" if never else ""
-    return _lines(shown, "hacks", "of rewrites, %", "Rate of each hack", percent=True, note=note)
+    drawn = {name: curve for name, curve in curves.items() if name not in never}
+    note = f"never observed: {', '.join(map(_label, never))}" if never else ""
+    return _lines(drawn, "hacks", "of rewrites, %", "Rate of each hack", percent=True, note=note)
 
 
 def _dialects(results: Mapping[str, Any]) -> str | None:
@@ -185,20 +191,25 @@ def _dialects(results: Mapping[str, Any]) -> str | None:
 
 
 def _curve(results: Mapping[str, Any], *path: str) -> Curve:
-    """One metric over the steps: mean, lowest and highest of the seeds that report it."""
+    """A metric per step: mean, minimum and maximum over the seeds that report it."""
     by_step: dict[float, list[float]] = {}
-    for mapper in main_part(results["mapper"]).values():
+    for mapper in first_adaptation(results["mapper"]).values():
         for index, row in enumerate(mapper["steps"]):
             value: Any = row
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
             if isinstance(value, (int, float)):
                 by_step.setdefault(row.get("step", index), []).append(value)
-    return [(step, sum(seen) / len(seen), min(seen), max(seen)) for step, seen in sorted(by_step.items()) if seen]
+    return [
+        (step, sum(values) / len(values), min(values), max(values))
+        for step, values in sorted(by_step.items())
+        if values
+    ]
 
 
 def _parts(results: Mapping[str, Any], part: str) -> dict[str, Curve]:
-    rows = [row for mapper in main_part(results["mapper"]).values() for row in mapper["steps"]]
+    """One curve per entry of a metric that is a dict, such as the gates."""
+    rows = [row for mapper in first_adaptation(results["mapper"]).values() for row in mapper["steps"]]
     names = dict.fromkeys(name for row in rows for name in row.get(part) or {})
     return {name: _curve(results, part, name) for name in names}
 
@@ -206,16 +217,16 @@ def _parts(results: Mapping[str, Any], part: str) -> dict[str, Curve]:
 def _lines(
     curves: Mapping[str, Curve], name: str, ylabel: str, label: str, *, percent: bool = False, note: str = ""
 ) -> str | None:
-    """Curves over mapper steps, each named at its right end; None when there is nothing to draw."""
+    """Curves over mapper steps, each labelled at its right end; None if there are no data."""
     from matplotlib.ticker import MaxNLocator
 
     curves = {key: curve for key, curve in curves.items() if curve}
     if not curves:
         return None
     scale = 100 if percent else 1
-    under = wrap(note, NOTE_WIDTH)
-    figure, axes = _figure(max(2.6, 0.9 + len(curves) * LINE / 72) + len(under) * LINE / 72)
-    ends = {}
+    note_lines = wrap(note, NOTE_WIDTH)
+    figure, axes = _figure(max(2.6, 0.9 + len(curves) * LINE_HEIGHT / 72) + len(note_lines) * LINE_HEIGHT / 72)
+    labels = {}
     for index, (key, curve) in enumerate(curves.items()):
         colour = COLOURS[(index + 2) % len(COLOURS)]
         steps = [step for step, *_ in curve]
@@ -224,48 +235,53 @@ def _lines(
         if any(high > low for *_, low, high in curve):
             low, high = ([scale * point[at] for point in curve] for at in (2, 3))
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-        ends[key] = (colour, scale * curve[-1][1])
+        labels[key] = (colour, scale * curve[-1][1])
     if percent:
         highest = max(scale * high for curve in curves.values() for *_, high in curve)
         axes.set_ylim(0, min(100, max(10, 1.2 * highest)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _name_ends(figure, axes, ends)
-    axes.set_xlabel("\n".join(["mapper step", *under]), color=TEXT, loc="left" if under else "center")
+    _label_ends(figure, axes, labels)
+    axes.set_xlabel("\n".join(["mapper step", *note_lines]), color=TEXT, loc="left" if note_lines else "center")
     axes.set_ylabel(ylabel, color=TEXT)
     return _svg(figure, name, label)
 
 
-def _name_ends(figure: Any, axes: Any, ends: Mapping[str, tuple[str, float]]) -> None:
-    """Name every curve beside its last point, names pushed apart so that none covers another."""
+def _label_ends(figure: Any, axes: Any, labels: Mapping[str, tuple[str, float]]) -> None:
+    """Write every curve's name beside its last point; names that would overlap are moved apart.
+
+    Args:
+        labels: name -> (colour, height of the last point in data coordinates).
+    """
     bottom, top = axes.get_ylim()
     height = 72 * figure.get_figheight() - 55  # points left for the axes by ticks and labels
-    gap = (top - bottom) * min(LINE / height, 1 / len(ends))
-    order = sorted(ends, key=lambda key: ends[key][1])
-    places: list[float] = []
+    gap = (top - bottom) * min(LINE_HEIGHT / height, 1 / len(labels))
+    order = sorted(labels, key=lambda key: labels[key][1])
+    positions: list[float] = []
     for key in order:
-        places.append(max(ends[key][1], places[-1] + gap if places else bottom))
-    # A pile that grew past the top is pushed back down, as far as the bottom allows.
-    for index in range(len(places) - 1, -1, -1):
-        ceiling = places[index + 1] - gap if index + 1 < len(places) else top
-        places[index] = min(places[index], ceiling)
-    for key, place in zip(order, places, strict=True):
+        positions.append(max(labels[key][1], positions[-1] + gap if positions else bottom))
+    # Labels that moved above the top are moved down again.
+    for index in range(len(positions) - 1, -1, -1):
+        ceiling = positions[index + 1] - gap if index + 1 < len(positions) else top
+        positions[index] = min(positions[index], ceiling)
+    for key, position in zip(order, positions, strict=True):
         axes.annotate(
             _label(key),
-            (1.02, place),
+            (1.02, position),
             xycoords=("axes fraction", "data"),
-            color=ends[key][0],
+            color=labels[key][0],
             va="center",
             annotation_clip=False,
         )
 
 
 def _label(text: str) -> str:
+    """A name for display: printable, with spaces for underscores, at most 28 characters."""
     text = printable(str(text)).replace("_", " ")
     return text if len(text) <= 28 else text[:27] + "…"
 
 
 def _figure(height: float) -> tuple[Any, Any]:
-    """A figure without pyplot: no global state, no display, safe in any thread."""
+    """Create a figure without pyplot, which would need global state and a display, and is not thread-safe."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -281,17 +297,17 @@ def _figure(height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, name: str, label: str) -> str:
-    """The figure as inline SVG: own id space, readable text, no date, no fixed size."""
+    """Return the figure as inline SVG: ids prefixed by `name`, text as text, no date, no fixed size."""
     import matplotlib
 
     buffer = io.StringIO()
-    # Names come from data: a dollar sign in one must not start a formula.
-    options = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
+    # Names come from the data, so a dollar sign must not start a formula.
+    options: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}
     with matplotlib.rc_context(options):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(TEXT, "currentColor")
-    # The font is the page's; matplotlib measured with a wider one, so nothing overlaps.
+    # Use the font of the page. Matplotlib laid out the text with a wider font, so nothing overlaps.
     svg = re.sub(r"font-family:[^;\"]*;", "", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)

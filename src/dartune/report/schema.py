@@ -1,4 +1,4 @@
-"""The schema of results.json and of the evaluation records it is made from (docs/results-schema.md)."""
+"""Schema of results.json and of the evaluation records that it is computed from (docs/results-schema.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Strict(BaseModel):
 
 
 class Evaluation(_Strict):
-    """One answer of one arm; rows of the evaluation stage."""
+    """Answer of one arm to one question: a row of the evaluation stage."""
 
     arm: str
     seed: int
@@ -101,7 +101,7 @@ class Costs(_Strict):
 
 
 class Mapper(_Strict):
-    """Training of one seed's mapper: metrics per step, and their means at the start, between, at the end."""
+    """Training of one seed's mapper: metrics per step, and their means before, during and after training."""
 
     steps: list[dict[str, Any]]
     edge_steps: int
@@ -129,7 +129,7 @@ class LearningRate(_Strict):
 
 
 class Example(_Strict):
-    """A demonstration and what it became; tokens are [text, log-probability in nats or null]."""
+    """A demonstration before and after adaptation; tokens are [text, log-probability in nats or null]."""
 
     id: str
     question: str
@@ -144,7 +144,7 @@ class Example(_Strict):
 
 
 class Results(_Strict):
-    """The whole file; see docs/results-schema.md."""
+    """The file results.json; see docs/results-schema.md."""
 
     schema_version: int
     name: str
@@ -165,12 +165,16 @@ class Results(_Strict):
 
 
 def validate_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """`results` unchanged when it follows the schema; InputError with every deviation when it does not."""
+    """Return `results` unchanged if they follow the schema.
+
+    Raises:
+        InputError: another schema version, or deviations from the schema, all of which are listed.
+    """
     version = results.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"results.json has schema version {version!r}, this dartune reads version {SCHEMA_VERSION}. "
-            "Write the report again with `dartune report`, or read it with the dartune that wrote it."
+            f"results.json has schema version {version!r}, but this version of dartune reads version {SCHEMA_VERSION}. "
+            "Write the report again with `dartune report`, or use the version of dartune that wrote it."
         )
     try:
         Results.model_validate(results)
@@ -179,16 +183,18 @@ def validate_results(results: Mapping[str, Any]) -> dict[str, Any]:
     return dict(results)
 
 
-def checked_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The records as dicts; InputError naming every malformed one."""
+def validate_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records as dicts.
+
+    Raises:
+        InputError: there are no records, or some are malformed; all malformed fields are listed.
+    """
     if not evaluations:
-        raise InputError("there is nothing to report: no evaluation records. Run the evaluation stage first.")
+        raise InputError("nothing to report: there are no evaluation records. Run the evaluation stage first.")
     try:
         TypeAdapter(list[Evaluation]).validate_python(list(evaluations))
     except ValidationError as error:
-        raise InputError(
-            "the evaluation records cannot be used", [f"record {line}" for line in _problems(error)]
-        ) from None
+        raise InputError("malformed evaluation records", [f"record {line}" for line in _problems(error)]) from None
     return [dict(record) for record in evaluations]
 
 

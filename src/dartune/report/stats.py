@@ -1,8 +1,8 @@
-"""Intervals for accuracies and for paired differences: questions are the unit, seeds are averaged.
+"""Confidence intervals for accuracies and paired differences. The unit is the question; seeds are averaged.
 
-Every estimate here is a weighted mean of the means of *strata*. A stratum is a list with one value per
-question: that question's outcome, or difference in outcome, averaged over the seeds that asked it.
-Why this way, and what the intervals leave out: docs/statistics.md.
+Every estimate is a weighted mean of the means of *strata*. A stratum is a list with one value per question: the
+question's outcome, or its difference in outcome between two arms, averaged over the seeds that asked it. The reasons
+for this choice, and what the intervals do not cover, are in docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
-Z95 = 1.959963984540054
+Z95 = 1.959963984540054  # 97.5th percentile of the standard normal distribution
 RESAMPLES = 4000
-BATCH_VALUES = 4_000_000  # values drawn at once: bounds memory on large suites, changes no result
+BATCH_VALUES = 4_000_000  # values resampled at once: bounds the memory on large suites, does not change the result
 
 Outcomes = Mapping[int, Mapping[str, float]]  # seed -> question id -> outcome in [0, 1]
-Strata = list[tuple[float, list[float]]]  # (weight, one value per question); weights sum to 1
+Strata = Sequence[tuple[float, Any]]  # (weight, one value per question); weights sum to 1
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its 95% interval, as a share (0.25 is 25 points)."""
+    """An estimate with its 95% interval, as a fraction (0.25 is 25 percentage points)."""
 
     estimate: float
     low: float
@@ -29,17 +30,17 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """`higher` or `lower` when the interval excludes zero, `unclear` otherwise."""
+        """`higher` or `lower` if the interval excludes zero, `unclear` otherwise."""
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "unclear"
 
 
 def strata_of(outcomes: Outcomes) -> Strata:
-    """Strata of one suite: a single one when all seeds ask the same questions, else one per seed.
+    """Return the strata of a suite: a single one if all seeds ask the same questions, otherwise one per seed.
 
-    A question asked under five seeds is not five independent questions: its outcomes rise and fall
-    together, so they are averaged first and resampled as one.
+    A question that is asked under five seeds is not five independent questions. Its outcomes are correlated, so they
+    are averaged first and resampled together.
     """
     seeds = sorted(outcomes)
     asked = [outcomes[seed].keys() for seed in seeds]
@@ -49,26 +50,27 @@ def strata_of(outcomes: Outcomes) -> Strata:
 
 
 def pool(suites: Sequence[Strata]) -> Strata:
-    """Strata of a group of suites; every suite weighs the same, whatever its size."""
+    """Return the strata of a group of suites; every suite has the same weight, regardless of its size."""
     return [(weight / len(suites), values) for strata in suites for weight, values in strata]
 
 
 def subtract(ours: Outcomes, theirs: Outcomes) -> dict[int, dict[str, float]]:
-    """Outcome differences, question by question; both arms must have answered the same questions."""
+    """Return the differences ours - theirs per question; both arms must have answered the same questions."""
     return {
         seed: {key: outcome - theirs[seed][key] for key, outcome in answers.items()} for seed, answers in ours.items()
     }
 
 
 def estimate(strata: Strata) -> float:
+    """Weighted mean of the means of the strata."""
     return sum(weight * _mean(values) for weight, values in strata)
 
 
 def accuracy_interval(strata: Strata) -> Interval:
-    """Interval of an accuracy, with positive width at 0% and at 100%.
+    """Return the interval of an accuracy; its width is positive at 0% and at 100%, too.
 
-    Wilson's score interval per stratum, n = distinct questions; several strata are combined by MOVER
-    (Zou and Donner 2008, eq. 2): the distances from estimate to limit add in quadrature.
+    Wilson's score interval per stratum, where n is the number of distinct questions. Several strata are combined by
+    MOVER (Zou and Donner 2008, eq. 2): the distances from the estimate to the limits add in quadrature.
     """
     below = above = 0.0
     for weight, values in strata:
@@ -81,16 +83,17 @@ def accuracy_interval(strata: Strata) -> Interval:
 
 
 def difference_interval(strata: Strata, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of a mean paired difference; questions are resampled within strata.
+    """Return the percentile bootstrap interval of a mean paired difference; questions are resampled within strata.
 
-    Each stratum gets two imaginary questions first, one won by either arm, as in the adjusted interval for
-    matched pairs of Bonett and Price (2012): a plain bootstrap of few questions is too narrow, and has no
-    width at all when the arms agree on every question. They pull the mean towards zero, in every stratum alike,
-    so that with many strata the interval would miss the truth; it is therefore moved back onto the plain mean.
+    Two pseudo-questions are added to each stratum, one won by each arm, as in the adjusted interval for matched pairs
+    of Bonett and Price (2012). Without them the bootstrap interval is too narrow for few questions, and has zero width
+    if the arms agree on every question. The pseudo-questions shrink the mean of every stratum towards zero. With many
+    strata the interval becomes narrower than this bias, so it is shifted back to the unadjusted mean.
 
     Args:
         strata: differences in [-1, 1].
-        seed: of the resampling; the same strata and seed give the same interval.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling; the same strata and seed give the same interval.
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -98,8 +101,9 @@ def difference_interval(strata: Strata, *, resamples: int = RESAMPLES, seed: int
     weights = [weight for weight, _ in strata]
     samples = [np.array([*values, 1.0, -1.0]) for _, values in strata]
 
-    def mean_of_means(*resampled: np.ndarray, axis: int) -> np.ndarray:
-        return sum(weight * drawn.mean(axis=axis) for weight, drawn in zip(weights, resampled, strict=True))
+    def mean_of_means(*resampled: np.ndarray, axis: int) -> Any:
+        # Each array is (resamples, questions of the stratum); `axis` is that of the questions.
+        return sum(weight * values.mean(axis=axis) for weight, values in zip(weights, resampled, strict=True))
 
     low, high = bootstrap(
         samples,
@@ -111,15 +115,15 @@ def difference_interval(strata: Strata, *, resamples: int = RESAMPLES, seed: int
         rng=np.random.default_rng(seed),
     ).confidence_interval
     centre = estimate(strata)
-    pulled = centre - estimate(list(zip(weights, samples, strict=True)))
-    return Interval(centre, max(-1.0, min(float(low) + pulled, centre)), min(1.0, max(float(high) + pulled, centre)))
+    shift = centre - estimate(list(zip(weights, samples, strict=True)))
+    return Interval(centre, max(-1.0, min(float(low) + shift, centre)), min(1.0, max(float(high) + shift, centre)))
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
-    # At 0% and 100% the limit equals the share, up to rounding.
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    half_width = Z95 / (1 + Z95**2 / n) * sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    # At 0% and 100% one limit equals the share up to rounding; `min` and `max` make it exact.
+    return min(share, max(0.0, centre - half_width)), max(share, min(1.0, centre + half_width))
 
 
 def _mean(values: Sequence[float]) -> float:

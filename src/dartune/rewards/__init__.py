@@ -1,1 +1,1 @@
-"""Rewards: how good a rewrite is. Answer checking and gates need no model; alignment asks the target."""
+"""Rewards: the alignment score, its shape, penalties, and the reward that combines them with the gates."""

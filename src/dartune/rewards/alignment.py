@@ -1,8 +1,9 @@
-"""Alignment: how natural a solution is to the target, given the question alone.
+"""Alignment scores: how natural a solution is to the target, given the question alone.
 
-Every score reads the target's view of the response tokens (with the end token, in the exact SFT template) and is
-higher for what is more natural. The default is `content_logprob`: the mean log-probability of the tokens in statements
-that say something new. Other scores are kept as baselines; docs/alignment-scores.md compares them on real models.
+A score reads the target's statistics of the completion tokens (with the end token, in the chat template used for SFT)
+and is higher for more natural text. The default is `content_logprob`, the mean log-probability of the tokens in
+statements that say something new. The other scores are baselines; `docs/alignment-scores.md` compares them on real
+models.
 """
 
 from __future__ import annotations
@@ -10,32 +11,37 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import Protocol
 
 import numpy as np
 
-from dartune.models.engine import TokenStats
-from dartune.rewards.items import ANSWER_LOGPROB
+from dartune.engines.base import TokenStats
+from dartune.gates.gate_input import ANSWER_LOGPROB
 
+# Fewer own samples than this do not show a style. A row with fewer is compared with the samples of all rows, and a data
+# set with fewer has no cap.
 FEWEST_SAMPLES = 8
-"""Fewer own samples than this show no style: a row with fewer is compared with those of all rows, and a data set with
-fewer has no cap."""
+# A low percentile of fewer answers than this would be the value of a single outlier.
 FEWEST_ANSWERS = 20
-"""Fewer answers than this give no percentile."""
+# Ranks above this count as this rank; otherwise a few rare tokens would dominate the mean rank.
 LARGEST_RANK = 100
+# Lower bound of the mean surprisal (nats per token) in a denominator, for text that is certain.
 SMALLEST_SURPRISAL = 0.01
-"""Nats a token; below, a text is taken to be certain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a demonstration's rewrites are measured against.
+    """The values that the rewrites of one demonstration are compared with.
 
-    `length` is L(x) in tokens; `source_alignment` is A(s) in the score's unit (nats per token by default);
-    `cap` the largest gain that is paid for (None: no cap); `expected_tokens` the length the length gate
-    compares with: the longer of the source and the target's own median sample; `own` the mean log-probabilities
-    (nats a token, ascending) of the target's own finished samples, of this row or, where it has none, of all rows.
+    Args:
+        length: L(x), the source's length in tokens.
+        source_alignment: A(s), the source's alignment in the score's unit (nats per token by default).
+        cap: the largest gain that is rewarded; None if there is no cap.
+        expected_tokens: the length that the gate `length` compares with: the source's, or the median of the target's
+            own samples if that is longer.
+        own: mean log-probabilities (nats per token, ascending) of the target's own finished samples: of this row, or
+            of all rows if this row has too few (`style_means`).
     """
 
     length: int
@@ -46,49 +52,57 @@ class Reference:
 
     @property
     def best_gain(self) -> float:
-        """The most a rewrite can gain: the cap, or certainty of every token."""
+        """The largest possible gain: the cap, or without a cap the gain at certainty of every token."""
         return max(0.0, -self.source_alignment if self.cap is None else self.cap)
 
 
 class AlignmentScore(Protocol):
-    """A score of one's own: named in the config by its dotted path, `module:function`.
+    """Interface of a score. A user-defined score is named in the config by its dotted path, `module:function`.
 
-    A function with an attribute `needs_distribution = True` gets entropies and ranks as well, for an extra forward.
+    A function with the attribute `needs_distribution = True` also gets entropies and ranks, which `Engine.token_stats`
+    computes from the whole distribution.
     """
 
     def __call__(self, tokens: TokenStats, reference: Reference) -> float:
-        """The score of one response; higher is more natural."""
+        """Return the score of one completion; higher is more natural."""
+        ...
 
 
 def content_logprob(tokens: TokenStats, reference: Reference) -> float:
-    """Mean log-probability in nats of the tokens that count (`rewards/content.py`): the default.
+    """Return the mean log-probability (nats) of the tokens that count (`rewards/content_tokens.py`).
 
-    A mean, so leaving words out does not pay; over statements that are new, so padding and repetition do not. A text
-    without reasoning, in which no token counts, is worth no more than the source.
+    This is the default score. It is a mean, so omitting words does not raise it. It covers only new statements, so
+    padding and repetition do not raise it either. A text without reasoning, in which no token counts, scores at most
+    as high as the source.
     """
     if not tokens.logprobs:
         return 0.0
+    # A task family without a mask: all tokens count.
     if not tokens.content:
         return mean(tokens.logprobs)
+    # Without the minimum, a bare answer that the target finds likely could score higher than any reasoning.
     counted = [p for p, counts in zip(tokens.logprobs, tokens.content, strict=True) if counts]
     return mean(counted) if counted else min(mean(tokens.logprobs), reference.source_alignment)
 
 
 def sum_logprob(tokens: TokenStats, reference: Reference) -> float:
-    """Summed log-probability over L(x), in nats per token: pays for leaving words out where a target is unsure of many
-    words, as all real models are; right only where it is certain, as in the lab."""
+    """Return the summed log-probability divided by L(x), in nats per source token.
+
+    It rewards omitting words if the target is unsure of many words, as real models are. It is suitable only where the
+    target is nearly certain, as in the lab.
+    """
     return sum(tokens.logprobs) / max(1, reference.length)
 
 
 def mean_logprob(tokens: TokenStats, reference: Reference) -> float:
-    """Mean log-probability in nats: pays for long predictable text, kept to be compared with."""
+    """Return the mean log-probability (nats) of all tokens. It rewards long predictable text and is a baseline."""
     return mean(tokens.logprobs) if tokens.logprobs else 0.0
 
 
 def capped_percentile(tokens: TokenStats, reference: Reference) -> float:
-    """Share (0..0.5) of the target's own finished samples that are no likelier a token, up to their median.
+    """Return the share (0..0.5) of the target's own finished samples that are at most as likely per token.
 
-    Flat below the least likely own sample and above the median one; 0 where there are none.
+    The share is capped at the samples' median. It is constant below the least likely sample, and 0 without samples.
     """
     if not reference.own:
         return 0.0
@@ -96,29 +110,34 @@ def capped_percentile(tokens: TokenStats, reference: Reference) -> float:
 
 
 def centred(tokens: TokenStats, reference: Reference) -> float:
-    """Mean over the tokens of log p + entropy, in nats, at most 0: as surprising as the target expects to be."""
+    """Return the mean over the tokens of log p + entropy (nats), at most 0.
+
+    0 means that the text is as surprising as the target expects; less surprise than expected is not rewarded.
+    """
     if not tokens.logprobs:
         return 0.0
     return min(0.0, mean(p + h for p, h in zip(tokens.logprobs, tokens.entropies, strict=True)))
 
 
 def rank_surprisal(tokens: TokenStats, reference: Reference) -> float:
-    """Minus the ratio of mean rank to mean surprisal (RSR, arXiv 2601.14249; ranks above 100 count as 100).
+    """Return minus the ratio of mean rank to mean surprisal (RSR, arXiv 2601.14249; ranks above 100 count as 100).
 
-    Prefers text that is informative to the target and yet among its first choices: text that is merely certain
-    scores low as well.
+    It prefers text that is informative to the target but among its first choices. Text that is nearly certain scores
+    low too.
     """
     if not tokens.logprobs:
         return -float(LARGEST_RANK) / SMALLEST_SURPRISAL
+    # The lower bound keeps the ratio finite for text that the target is certain of.
     surprisal = max(SMALLEST_SURPRISAL, -mean(tokens.logprobs))
     return -mean(min(rank, LARGEST_RANK) for rank in tokens.ranks) / surprisal
 
 
 def no_alignment(tokens: TokenStats, reference: Reference) -> float:
-    """The same for every response: what the gates alone can do, as a control."""
+    """Return 0 for every completion. This is the control that shows the effect of the gates alone."""
     return 0.0
 
 
+# These scores need entropies or ranks; log-probabilities alone are cheaper to compute.
 centred.needs_distribution = True
 rank_surprisal.needs_distribution = True
 SCORES: dict[str, AlignmentScore] = {
@@ -127,31 +146,48 @@ SCORES: dict[str, AlignmentScore] = {
 }
 
 
+def natural_alignment(own: Sequence[float]) -> float:
+    """Return the alignment that is as natural as the reward asks for: the median of the target's own finished samples.
+
+    The cap of a row and of the data set both come from here.
+    """
+    return float(np.median(np.asarray(own)))
+
+
 def typical_alignment(own: Sequence[float], minimum: int = FEWEST_SAMPLES) -> float | None:
-    """Median alignment of a data set's finished own samples; None where there are fewer than `minimum`."""
-    return float(np.median(np.asarray(own))) if len(own) >= minimum else None
+    """Return the data set's `natural_alignment`, for rows without own samples; None if there are too few samples."""
+    return natural_alignment(own) if len(own) >= minimum else None
 
 
 def style_means(own: Sequence[float], pooled: Sequence[float]) -> Sequence[float]:
-    """The mean log-probabilities that a row is compared with: of its own finished samples, or of all rows'."""
+    """Return the mean log-probabilities that a row is compared with: its own samples', or if too few all rows'."""
     return own if len(own) >= FEWEST_SAMPLES else pooled
 
 
 def gain_cap(source: float, own: Sequence[float], typical: float | None) -> float | None:
-    """The most that is paid in a row: median alignment of the target's own finished samples minus A(s).
+    """Return the largest gain that a row rewards: the `natural_alignment` of the row's own samples minus A(s).
 
-    A row without finished samples takes the data set's `typical` one; where there is none, there is no cap.
+    Without a cap, text that is more predictable than anything the target writes would be rewarded most.
+
+    Args:
+        source: A(s).
+        own: alignments of the row's finished own samples.
+        typical: the data set's `typical_alignment`, for a row without own samples; None means no cap.
     """
-    best = median(own) if own else typical
-    return None if best is None else max(0.0, best - source)
+    natural = natural_alignment(own) if own else typical
+    return None if natural is None else max(0.0, natural - source)
 
 
 def answer_threshold(own: Sequence[float], sources: Sequence[float]) -> float:
-    """The least log-probability (nats) of an answer after its reasoning.
+    """Return the threshold of the gate `follows`: the lowest log-probability (nats) of an answer after its reasoning.
 
-    ln 0.5, or the 1st percentile of the target's own verified samples where that is laxer. A weak target has few of
-    them, and is not sure of the answer after an expert's reasoning either: then the 5th percentile of the
-    demonstrations that calculate.
+    It is ln 0.5, or the 1st percentile of the target's own verified samples if that is lower. A weak target has few of
+    them, and is unsure of the answer even after an expert's reasoning. Then it is the 5th percentile of the
+    demonstrations that calculate, if that is lower.
+
+    Args:
+        own: log-probabilities of the answers of the target's own verified samples.
+        sources: the same for the demonstrations that calculate.
     """
     if len(own) >= FEWEST_ANSWERS:
         return lower_threshold(own, 1.0, ANSWER_LOGPROB)
@@ -159,7 +195,7 @@ def answer_threshold(own: Sequence[float], sources: Sequence[float]) -> float:
 
 
 def lower_threshold(values: Sequence[float], percentile: float, default: float) -> float:
-    """`percentile` of `values`, but never stricter than `default`; `default` where there are few values."""
+    """Return a percentile (0..100) of `values`, at most `default`; `default` if there are too few values."""
     if len(values) < FEWEST_ANSWERS:
         return default
     return min(default, float(np.percentile(np.asarray(values), percentile)))

@@ -1,4 +1,4 @@
-"""Penalties: graded deductions for behaviour that games the alignment score, weighted in the config."""
+"""Penalties: graded deductions for behaviour that games the alignment score. The config gives each a weight."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Protocol
 
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Engine, Sample
-from dartune.rewards.text import mentions, numbers
+from dartune.engines.base import Engine, Sample
+from dartune.text.features import numbers, words_as_written
 
+# Weight of the maximum over tokens in `peeking`. Without the maximum, one token that reveals the demonstration would be
+# averaged away in a long text.
 MAX_WEIGHT = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """One rewrite of a batch: `logprobs` are the target's, given the question alone, in nats per response token;
-    `sampled_logprobs` the same at the temperature that the sample was drawn at."""
+    """One rewrite of a batch.
+
+    Args:
+        logprobs: the target's log-probabilities (nats) per completion token, given the question alone.
+        sampled_logprobs: the same at the sample's temperature.
+    """
 
     demonstration: Demonstration
     sample: Sample
@@ -28,62 +34,71 @@ class Rewritten:
 
 
 class Penalty(Protocol):
-    """A penalty of one's own: named in the config by its dotted path, `module:function`, with its weight."""
+    """Interface of a penalty. A user-defined one is named in the config by its dotted path, `module:function`."""
 
     def __call__(self, rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list[float]:
-        """A deduction of at least 0 for each row of the batch, in the reward's unit before the weight."""
+        """Return a deduction of at least 0 for each row of the batch, in the reward's unit, before the weight."""
+        ...
 
 
 def peeking(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list[float]:
-    """How much surer the mapper, who sees the demonstration, is of its tokens than the target, who does not.
+    """Return by how much the mapper, which sees the demonstration, is more certain than the target, which does not.
 
-    Mean plus 0.01 times the maximum over the tokens of log q(y_t | x, s) - log p_S(y_t | x), at least 0, in nats
-    (after RLT, arXiv 2506.08388), both at the rewrite's sampling temperature. Costs nothing: both are known.
+    The value is the mean plus 0.01 times the maximum over the tokens of log q(y_t | x, s) - log p_S(y_t | x), at least
+    0, in nats (after RLT, arXiv 2506.08388). Both are at the sampling temperature and already computed, so there is no
+    further cost.
     """
-    found = []
+    penalties = []
     for row in rows:
-        ratios = [q - p for q, p in zip(row.sample.logprobs, row.sampled_logprobs, strict=False)]
-        found.append(max(0.0, mean(ratios) + MAX_WEIGHT * max(ratios)) if ratios else 0.0)
-    return found
+        # Not strict: a sample that the mapper did not generate (a fixture) has no log-probabilities and no penalty.
+        log_ratios = [q - p for q, p in zip(row.sample.logprobs, row.sampled_logprobs, strict=False)]  # (tokens,)
+        penalties.append(max(0.0, mean(log_ratios) + MAX_WEIGHT * max(log_ratios)) if log_ratios else 0.0)
+    return penalties
 
 
 def question_independence(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list[float]:
-    """How much less a rewrite owes to its question than the source does, in nats per source token, at least 0.
+    """Return by how much less a rewrite depends on its question than the source, in nats per source token, at least 0.
 
-    What a text owes is log p_S(y | x) - log p_S(y | an empty question). Costs a scoring pass without the question,
-    and two passes for every source.
+    The dependence of a text is log p_S(y | x) - log p_S(y | empty question). Cost: one scoring pass without the
+    question, and two passes over the sources.
     """
     empty = renderer.prompt_ids("")
     demonstrations = list({row.demonstration.id: row.demonstration for row in rows}.values())
     sources = {d.id: renderer.response_ids(d.solution) for d in demonstrations}
-    given = target.score([(renderer.prompt_ids(d.question), sources[d.id]) for d in demonstrations])
-    alone = target.score([(empty, sources[d.id]) for d in demonstrations])
-    owed = {d.id: sum(a) - sum(b) for d, a, b in zip(demonstrations, given, alone, strict=True)}
-    without = target.score([(empty, row.sample.ids) for row in rows])
+    conditional = target.score([(renderer.prompt_ids(d.question), sources[d.id]) for d in demonstrations])
+    unconditional = target.score([(empty, sources[d.id]) for d in demonstrations])
+    source_dependence = {
+        d.id: sum(with_question) - sum(without_question)
+        for d, with_question, without_question in zip(demonstrations, conditional, unconditional, strict=True)
+    }
+    unconditional = target.score([(empty, row.sample.ids) for row in rows])
     return [
-        max(0.0, owed[row.demonstration.id] - (sum(row.logprobs) - sum(free)))
+        max(0.0, source_dependence[row.demonstration.id] - (sum(row.logprobs) - sum(without_question)))
         / max(1, len(sources[row.demonstration.id]))
-        for row, free in zip(rows, without, strict=True)
+        for row, without_question in zip(rows, unconditional, strict=True)
     ]
 
 
 def collapse(rows: Sequence[Rewritten], target: Engine, renderer: Renderer) -> list[float]:
-    """1 where a rewrite fits another question of the batch better than its own, by the names and numbers it shares.
+    """Return 1 for a rewrite that shares more names and numbers with another question of the batch than with its own.
 
-    One text for every row is told by this. Costs a set intersection per pair; 0 where the batch has one question.
+    A rewrite that shares nothing with its own question gets 1 too, so one text for every row is detected. Cost: a set
+    intersection per pair. The penalty is 0 if the batch has one question only.
     """
-    known = {row.demonstration.id: _facts(row.demonstration.question) for row in rows}
-    found = []
+    facts_by_id = {row.demonstration.id: _facts(row.demonstration.question) for row in rows}
+    penalties = []
     for row in rows:
         used = _facts(row.text)
-        shared = {name: len(used & facts) / max(1, len(facts)) for name, facts in known.items()}
+        # As a share, so that a long question has no advantage over a short one.
+        shared = {name: len(used & facts) / max(1, len(facts)) for name, facts in facts_by_id.items()}
         own = shared.pop(row.demonstration.id)
-        found.append(float(any(other > own for other in shared.values()) or (bool(shared) and not own)))
-    return found
+        penalties.append(float(any(share > own for share in shared.values()) or (bool(shared) and not own)))
+    return penalties
 
 
 def _facts(text: str) -> set[str]:
-    return {*numbers(text), *(word for word in mentions(text) if word[0].isupper())}
+    """Return the numbers and the capitalised words of a text."""
+    return {*numbers(text), *(word for word in words_as_written(text) if word[0].isupper())}
 
 
 PENALTIES: dict[str, Penalty] = {penalty.__name__: penalty for penalty in (peeking, question_independence, collapse)}

@@ -1,8 +1,10 @@
 """The reward of a rewrite: `R(y) = form(G(y), A(y)) - P(y)`, by default `G(y) * clip(A(y) - A(s), 0, cap)`.
 
-A failed rewrite is worth what the data set gets in its place, the original, so failing costs
-nothing and no style is safer than its alignment: a fixed price for failure makes the policy collapse into
-whatever passes the gate most safely. Gates G, alignment A, form and penalties P are parts that the config names.
+G is 1 if all gates pass, A the alignment score, P the sum of weighted penalties, y the rewrite and s the source. The
+config names all of these parts.
+
+A failed rewrite gets the reward of what replaces it in the data set, the original, which is 0. A fixed negative reward
+for failing would make the policy collapse into the style that passes the gates most safely, at any alignment.
 """
 
 from __future__ import annotations
@@ -15,44 +17,55 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dartune.config import RewardConfig
+from dartune.answers.checker import AnswerChecker
+from dartune.answers.task_families import TASKS
+from dartune.config.plugins import load_part
+from dartune.config.schema import RewardConfig
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
+from dartune.engines.base import Engine, Sample, TokenIds, TokenStats
 from dartune.errors import InputError
-from dartune.models.engine import Engine, Sample, TokenIds, TokenStats
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import GATE_NAMES, Gate, find_unjudged, run_gates
+from dartune.hacks.detect import detect_hacks
 from dartune.rewards.alignment import SCORES, AlignmentScore, Reference, content_logprob
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.content import answer_tokens
-from dartune.rewards.forms import FORMS, Form, gain, gain_over_fallback
-from dartune.rewards.gates import GATE_NAMES, Gate, run_gates, unjudged
-from dartune.rewards.items import GateInput, GateThresholds
+from dartune.rewards.content_tokens import answer_tokens
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
-from dartune.rewards.plugins import part
 from dartune.rewards.references import response_stats, with_content
-from dartune.rewards.signs import committed
-from dartune.rewards.tasks import TASKS
+from dartune.rewards.shape import FORMS, Form, gain, gain_over_fallback
 
+# A row whose largest possible reward over failing is below this gives no gradient signal and is left out of the scale.
 SMALLEST_STAKE = 1e-3
-"""A row in which less than this can be gained teaches nothing and does not count in the advantage scale."""
+# Lower bound of the advantage scale, in the score's unit. In a data set in which almost nothing can be gained, a
+# smaller divisor would turn noise into large steps that outweigh the KL term.
 SMALLEST_SCALE = 0.05
-"""Advantages are divided by no less than this (in the score's unit): a data set in which hardly anything can be gained
-would otherwise turn noise into large steps that outweigh the KL term."""
+# Below this share of rows with a possible gain, `limits` warns that adapting the data changes little.
 FEW_GAINFUL = 0.5
+# A threshold of the gate `follows` below this probability of the answer no longer separates sound from meaningless
+# reasoning, so `limits` warns.
 LAX_ANSWER_LOGPROB = math.log(0.01)
-"""A threshold of the gate `follows` below this probability of the answer tells sense from nonsense no more."""
 NO_STATS = TokenStats(())
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One rewrite and everything the reward knows of it.
+class Rewrite:
+    """One rewrite with its reward and all parts of it.
 
-    `ids` are the tokens that training on the text would see: a sample that ended with another end token has the
-    template's. `logprobs` are the target's for them, per token in nats; `sampled_logprobs` the same at the temperature
-    that the sample was drawn at; `stats` what the score read. `alignment` and `gain` are in the score's unit. `gates`
-    has the verdict of every gate that fits the task, `accepted` says that those which count were passed; `hacks` are
-    the catalogue's names for what it does wrong. Not `judged`: the answer check failed (time-out, crash), so the
-    reward is missing rather than zero.
+    Args:
+        ids: the tokens as training on the text sees them: the end token is the chat template's.
+        logprobs: the target's log-probabilities (nats), shape (tokens,), given the question alone.
+        alignment: A(y), in the score's unit.
+        gain: `clip(A(y) - A(s), 0, cap)`, in the score's unit.
+        reward: the form's value minus the penalties.
+        answer_logprob: log-probability (nats) of the answer after the reasoning; None if it was not measured.
+        judged: False if the answer check failed (timeout or crash): the reward is missing, not zero.
+        gates: the verdict of every gate that applies to the task family.
+        hacks: names of the hacks in the catalogue that the rewrite commits.
+        accepted: whether all gates that count were passed.
+        penalties: weighted deductions by name.
+        sampled_logprobs: as `logprobs`, at the temperature of the sample.
+        stats: the token statistics that the score read.
+        surplus: the reward minus that of a failed rewrite. Only above 0 is the rewrite better than its fallback.
     """
 
     text: str
@@ -70,49 +83,63 @@ class Scored:
     sampled_logprobs: tuple[float, ...] = ()
     stats: TokenStats = NO_STATS
     surplus: float = 0.0
-    """The reward beyond what the form gives a failure: only above 0 is a rewrite worth more than its fallback."""
 
     @property
     def failed(self) -> list[str]:
-        """The gates it did not pass, by name."""
+        """Names of the gates that the rewrite did not pass, whether or not they count."""
         return [name for name, passed in self.gates.items() if not passed]
 
 
 ALL_GATES = "all"
-"""In `reward.gates`: all built-in gates. User-defined gates can be listed after it."""
+"""Value of `reward.gates` that stands for all built-in gates. User-defined gates can be listed after it."""
 
 
 class Reward(Protocol):
-    """Scores groups of samples, one group per demonstration; training and synthesis use the same object."""
+    """Scores groups of samples, one group per demonstration.
+
+    Training and synthesis use the same object, so synthesis applies the same gates as training.
+    """
 
     target: Engine
-    """What scores the samples; its work is part of what training costs."""
+    """The engine that scores the samples. Its FLOPs are part of the cost of training."""
     references: Mapping[str, Reference]
-    """By demonstration id."""
+    """References by demonstration id."""
     scale: float
-    """What can be gained in a row, in the reward's unit: advantages are divided by it, so 1 is the whole way."""
-    gainful: float
-    """Share of the rows (0..1) in which something can be gained."""
+    """The typical largest gain of a row, in the reward's unit. Advantages are divided by it, so 1 is a full gain."""
+    gainful_share: float
+    """Share of the rows (0..1) in which a gain is possible."""
 
     def limits(self) -> list[str]:
-        """What this reward cannot tell with this target and these data, one sentence or two each."""
+        """Return warnings about this reward with this target and data, one or two sentences each."""
+        ...
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
-    ) -> list[list[Scored]]:
-        """Score each demonstration's samples; the order is kept."""
+    ) -> list[list[Rewrite]]:
+        """Score the samples of each demonstration.
+
+        Args:
+            samples: one group per demonstration, shape (demonstrations, samples).
+
+        Returns:
+            The results in the same order and shape.
+        """
+        ...
 
 
 class GatedReward:
-    """The reward that the config describes, under the frozen target.
+    """The reward under the frozen target, made of the parts that the config names.
 
     Args:
-        score, form: how alignment is measured, and what it is worth.
-        penalties: (name, weight, penalty), deducted from what passed and what failed alike.
-        gates: names of the gates that count; all that fit the rows' task are measured.
-        own_gates: the user's gates by name, (GateInput, GateThresholds) -> bool.
-        at_temperature: also score samples at the temperature they were drawn at (`Scored.sampled_logprobs`), a second
-            pass for those not drawn at 1.
+        target: the frozen target, which scores the samples given the question alone.
+        references: references by demonstration id.
+        score: the alignment score.
+        form: the reward as a function of passing and alignment.
+        penalties: (name, weight, penalty) triples. They are deducted from accepted and rejected rewrites.
+        gates: names of the gates that count. All gates that apply to the task family are evaluated and logged.
+        own_gates: user-defined gates by name, (GateInput, GateThresholds) -> bool.
+        at_temperature: also score the samples at their sampling temperature (`Scored.sampled_logprobs`), which needs a
+            second forward pass for temperatures other than 1.
     """
 
     def __init__(
@@ -134,156 +161,174 @@ class GatedReward:
         self.thresholds, self.references, self.at_temperature = thresholds, references, at_temperature
         self.score, self.form, self.penalties, self.gates = score, form, tuple(penalties), tuple(gates)
         self.own_gates = dict(own_gates or {})
+        # The largest possible reward over failing, for each row; an array, since there can be millions of rows.
         stakes = array("d")
-        for one in references.values():
-            failed = form(False, one.source_alignment, one)
-            stakes.append(form(True, one.source_alignment + one.best_gain, one) - failed)
-        paying = np.asarray(stakes)[np.asarray(stakes) > SMALLEST_STAKE]
-        self.gainful = len(paying) / len(stakes) if stakes else 1.0
-        self.scale = max(float(np.median(paying)), SMALLEST_SCALE) if len(paying) else 1.0
+        for reference in references.values():
+            failed = form(False, reference.source_alignment, reference)
+            stakes.append(form(True, reference.source_alignment + reference.best_gain, reference) - failed)
+        # The median is over rows that can gain: zeros of the others would make the scale tiny and advantages huge.
+        gainful_stakes = np.asarray(stakes)[np.asarray(stakes) > SMALLEST_STAKE]
+        self.gainful_share = len(gainful_stakes) / len(stakes) if stakes else 1.0
+        self.scale = max(float(np.median(gainful_stakes)), SMALLEST_SCALE) if len(gainful_stakes) else 1.0
 
     def limits(self) -> list[str]:
-        """What this reward cannot tell with this target and these data, one sentence or two each."""
-        told = []
-        if self.gainful < FEW_GAINFUL:
-            told.append(
-                f"Only {self.gainful:.0%} of the rows can gain anything: in the others the demonstration is as natural "
-                "to the target as its own samples. Adapting such data changes little."
+        """Return warnings about this reward with this target and data, one or two sentences each."""
+        warnings = []
+        if self.gainful_share < FEW_GAINFUL:
+            warnings.append(
+                f"Only {self.gainful_share:.0%} of the rows can gain anything: in the others the demonstration is as "
+                "natural to the target as its own samples. Adapting such data changes little."
             )
-        least = self.thresholds.answer_logprob
-        if "follows" in self.gates and least is not None and least < LAX_ANSWER_LOGPROB:
-            told.append(
-                f"The gate 'follows' refuses little: it asks for an answer of probability {math.exp(least):.1g} after "
-                "the reasoning (reward.answer_logprob; by default what this target reaches on its own verified samples "
-                "or on the demonstrations). Wrong reasoning is left to the other gates and to alignment."
+        threshold = self.thresholds.answer_logprob
+        if "follows" in self.gates and threshold is not None and threshold < LAX_ANSWER_LOGPROB:
+            warnings.append(
+                f"The gate 'follows' rejects little: it accepts answers of probability {math.exp(threshold):.1g} or "
+                "more after the reasoning (reward.answer_logprob; the default is what this target reaches on its own "
+                "verified samples or on the demonstrations). Wrong reasoning is left to the other gates and to the "
+                "alignment score."
             )
-        return told
+        return warnings
 
     def __call__(
         self, demonstrations: Sequence[Demonstration], samples: Sequence[Sequence[Sample]]
-    ) -> list[list[Scored]]:
-        """Score each demonstration's samples; the order is kept."""
-        owners = [
-            (row, self._as_trained(sample))
-            for row, group in zip(demonstrations, samples, strict=True)
+    ) -> list[list[Rewrite]]:
+        """Score the samples of each demonstration; see `Reward.__call__`."""
+        # All groups are scored as one flat batch of (demonstrations * samples) completions.
+        demonstrated = [
+            (demonstration, self._with_template_end(sample))
+            for demonstration, group in zip(demonstrations, samples, strict=True)
             for sample in group
         ]
         prompts = {row.id: self.renderer.prompt_ids(row.question) for row in demonstrations}
-        pairs = [(prompts[row.id], sample.ids) for row, sample in owners]
-        texts = [self.renderer.decode(sample.ids) for _, sample in owners]
+        # The sampled tokens are scored. Tokenising the text again could merge them differently.
+        pairs = [(prompts[row.id], sample.ids) for row, sample in demonstrated]
+        texts = [self.renderer.decode(sample.ids) for _, sample in demonstrated]
         stats = [
-            self._with_content(row, sample, text, tokens)
+            with_content(tokens, sample.ids, text, self.renderer, row.task)
             for (row, sample), text, tokens in zip(
-                owners, texts, response_stats(self.target, self.score, pairs), strict=True
+                demonstrated, texts, response_stats(self.target, self.score, pairs), strict=True
             )
         ]
-        sampled = self._at_their_temperatures(pairs, [sample.temperature for _, sample in owners], stats)
-        rows = [
+        sampled = self._score_at_temperatures(pairs, [sample.temperature for _, sample in demonstrated], stats)
+        rewrites = [
             Rewritten(row, sample, text, tokens.logprobs, at_temperature)
-            for (row, sample), text, tokens, at_temperature in zip(owners, texts, stats, sampled, strict=True)
+            for (row, sample), text, tokens, at_temperature in zip(demonstrated, texts, stats, sampled, strict=True)
         ]
-        inputs = [self._gate_input(row) for row in rows]
+        inputs = [self._gate_input(rewrite) for rewrite in rewrites]
         gates = [
-            known | {name: self._asked(name, gate, item) for name, gate in self.own_gates.items()}
-            for item, known in zip(inputs, run_gates(inputs, self.thresholds, self.checker), strict=True)
+            verdicts | {name: self._run_own_gate(name, gate, item) for name, gate in self.own_gates.items()}
+            for item, verdicts in zip(inputs, run_gates(inputs, self.thresholds, self.checker), strict=True)
         ]
-        failed = unjudged(inputs, self.checker)
-        deducted = self._penalties(rows)
-        flat = iter(map(self._scored, rows, stats, inputs, gates, failed, deducted))
+        check_failed = find_unjudged(inputs, self.checker)
+        penalties = self._weighted_penalties(rewrites)
+        flat = iter(map(self._scored, rewrites, stats, inputs, gates, check_failed, penalties))
         return [[next(flat) for _ in group] for group in samples]
 
-    def _asked(self, name: str, gate: Gate, item: GateInput) -> bool:
-        """The verdict of a user's gate.
+    def _run_own_gate(self, name: str, gate: Gate, item: GateInput) -> bool:
+        """Return the verdict of a user-defined gate.
 
         Raises:
-            InputError: the gate fails, or says something else than yes or no.
+            InputError: the gate raises an exception, or returns something other than a bool. A count or a text is more
+                likely an error than a verdict, because it would be true for almost every rewrite.
         """
         try:
             verdict = gate(item, self.thresholds)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
+            cause = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"reward.gates: {name} fails with {what}; the question is {item.question[:80]!r}"
+                f"reward.gates: {name} fails with {cause}; the question is {item.question[:80]!r}"
             ) from error
         if not isinstance(verdict, bool | np.bool_):
             raise InputError(f"reward.gates: {name} must return True or False, not {verdict!r}")
         return bool(verdict)
 
-    def _with_content(self, row: Demonstration, sample: Sample, text: str, tokens: TokenStats) -> TokenStats:
-        return with_content(tokens, sample.ids, text, self.renderer, row.task)
+    def _with_template_end(self, sample: Sample) -> Sample:
+        """Return the sample with the chat template's end token.
 
-    def _as_trained(self, sample: Sample) -> Sample:
-        """The sample with the end token that training on its text has."""
+        Sampling stops at several end tokens, but SFT on the text uses the template's, so that is the one to score.
+        """
         if sample.finish != "stop" or sample.ids[-1] == self.renderer.end_id:
             return sample
         return replace(sample, ids=(*sample.ids[:-1], self.renderer.end_id))
 
-    def _at_their_temperatures(
+    def _score_at_temperatures(
         self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperatures: Sequence[float], stats: Sequence[TokenStats]
     ) -> list[tuple[float, ...]]:
-        """The target's log-probabilities at the temperature that each sample was drawn at; at 1 they are known."""
-        found = [tuple(tokens.logprobs) for tokens in stats]
-        for temperature in sorted(set(temperatures) - {1.0}) if self.at_temperature else ():
-            places = [i for i, value in enumerate(temperatures) if value == temperature]
-            scores = self.target.score([pairs[i] for i in places], temperature)
-            for i, row in zip(places, scores, strict=True):
-                found[i] = tuple(row)
-        return found
+        """Return the target's log-probabilities at the temperature of each sample, one tuple (tokens,) per sample.
 
-    def _gate_input(self, row: Rewritten) -> GateInput:
-        task = TASKS[row.demonstration.task]
-        positions = answer_tokens(row.sample.ids, row.text, self.renderer, task)
+        At temperature 1 these are the log-probabilities in `stats`, so only other temperatures need a forward pass.
+        """
+        logprobs = [tuple(tokens.logprobs) for tokens in stats]
+        for temperature in sorted(set(temperatures) - {1.0}) if self.at_temperature else ():
+            indices = [i for i, value in enumerate(temperatures) if value == temperature]
+            scores = self.target.score([pairs[i] for i in indices], temperature)
+            for i, row in zip(indices, scores, strict=True):
+                logprobs[i] = tuple(row)
+        return logprobs
+
+    def _gate_input(self, rewrite: Rewritten) -> GateInput:
+        demonstration = rewrite.demonstration
+        task = TASKS[demonstration.task]
+        positions = answer_tokens(rewrite.sample.ids, rewrite.text, self.renderer, task)
         return GateInput(
-            question=row.demonstration.question,
-            solution=row.demonstration.solution,
-            answer=row.demonstration.answer,
-            rewrite=row.text,
-            finish=row.sample.finish,
-            token_ids=row.sample.ids,
-            expected_tokens=self.references[row.demonstration.id].expected_tokens,
-            answer_logprob=sum(row.logprobs[i] for i in positions) if positions else None,
+            question=demonstration.question,
+            solution=demonstration.solution,
+            answer=demonstration.answer,
+            rewrite=rewrite.text,
+            finish=rewrite.sample.finish,
+            token_ids=rewrite.sample.ids,
+            expected_tokens=self.references[demonstration.id].expected_tokens,
+            answer_logprob=sum(rewrite.logprobs[i] for i in positions) if positions else None,
             family=task.name,
         )
 
-    def _penalties(self, rows: Sequence[Rewritten]) -> list[dict[str, float]]:
-        """Weighted deductions by name, for each row."""
-        found = [(name, weight, penalty(rows, self.target, self.renderer)) for name, weight, penalty in self.penalties]
-        return [{name: weight * values[i] for name, weight, values in found} for i in range(len(rows))]
+    def _weighted_penalties(self, rewrites: Sequence[Rewritten]) -> list[dict[str, float]]:
+        """Return the weighted deductions by name, for each rewrite."""
+        columns = [
+            (name, weight, penalty(rewrites, self.target, self.renderer)) for name, weight, penalty in self.penalties
+        ]
+        return [{name: weight * values[i] for name, weight, values in columns} for i in range(len(rewrites))]
 
     def _scored(
         self,
-        row: Rewritten,
+        rewrite: Rewritten,
         tokens: TokenStats,
         item: GateInput,
         gates: dict[str, bool],
-        failed: bool,
+        check_failed: bool,
         penalties: dict[str, float],
-    ) -> Scored:
-        reference = self.references[row.demonstration.id]
+    ) -> Rewrite:
+        reference = self.references[rewrite.demonstration.id]
         score = self.score(tokens, reference)
+        # A gate that does not apply to the task family has no verdict and does not reject.
         accepted = all(gates.get(name, True) for name in self.gates)
         reward = self.form(accepted, score, reference) - sum(penalties.values())
-        return Scored(
-            text=row.text,
-            ids=tuple(row.sample.ids),
-            logprobs=tuple(row.logprobs),
+        return Rewrite(
+            text=rewrite.text,
+            ids=tuple(rewrite.sample.ids),
+            logprobs=tuple(rewrite.logprobs),
             alignment=score,
             gain=gain(score, reference),
             reward=reward,
             answer_logprob=item.answer_logprob,
-            judged=not failed,
+            judged=not check_failed,
             gates=gates,
-            hacks=committed(item, gates, self.thresholds),
+            hacks=detect_hacks(item, gates, self.thresholds),
             accepted=accepted,
             penalties=penalties,
-            sampled_logprobs=tuple(row.sampled_logprobs),
+            sampled_logprobs=tuple(rewrite.sampled_logprobs),
             stats=tokens,
             surplus=reward - self.form(False, reference.source_alignment, reference),
         )
 
 
 def alignment_score(config: RewardConfig) -> AlignmentScore:
-    return part(config.alignment, SCORES, "reward.alignment")
+    """Return the alignment score that a config names.
+
+    Raises:
+        InputError: the score does not exist.
+    """
+    return load_part(config.alignment, SCORES, "reward.alignment")
 
 
 def build_reward(
@@ -294,16 +339,16 @@ def build_reward(
     thresholds: GateThresholds,
     references: Mapping[str, Reference],
 ) -> GatedReward:
-    """The reward of a config.
+    """Build the reward that a config describes.
 
     Raises:
-        InputError: it names a part that does not exist.
+        InputError: the config names a part that does not exist.
     """
     return GatedReward(target, renderer, checker, thresholds, references, **reward_parts(config))
 
 
 def reward_parts(config: RewardConfig) -> dict[str, Any]:
-    """The score, form, penalties and gates that a config names.
+    """Return the score, form, penalties and gates that a config names, as keyword arguments of `GatedReward`.
 
     Raises:
         InputError: a part does not exist.
@@ -311,31 +356,38 @@ def reward_parts(config: RewardConfig) -> dict[str, Any]:
     gates, own_gates = _gates_of(config)
     return {
         "score": alignment_score(config),
-        "form": part(config.form, FORMS, "reward.form"),
-        "penalties": [(name, w, part(name, PENALTIES, "reward.penalties")) for name, w in config.penalties.items()],
+        "form": load_part(config.form, FORMS, "reward.form"),
+        "penalties": [
+            (name, w, load_part(name, PENALTIES, "reward.penalties")) for name, w in config.penalties.items()
+        ],
         "gates": gates,
         "own_gates": own_gates,
     }
 
 
 def _gates_of(config: RewardConfig) -> tuple[list[str], dict[str, Gate]]:
-    """The names of the gates that count, and the user's gates by their functions' names.
+    """Return the names of the gates that count, and the user-defined gates by name.
+
+    A user-defined gate is named after its function.
 
     Raises:
-        InputError: a gate that does not exist, or one of the user's with the name of another.
+        InputError: a gate does not exist, or a user-defined gate has the name of another gate.
     """
     names: list[str] = []
-    own: dict[str, Gate] = {}
+    known: Any = dict.fromkeys((ALL_GATES, *GATE_NAMES))
+    own_gates: dict[str, Gate] = {}
     for name in (ALL_GATES,) if config.gates is None else config.gates:
         if name == ALL_GATES:
             names += GATE_NAMES
         elif name in GATE_NAMES:
             names.append(name)
         else:
-            gate = part(name, dict.fromkeys((ALL_GATES, *GATE_NAMES)), "reward.gates")
-            called = name.rpartition(":")[2]
-            if called in GATE_NAMES or called in own:
-                raise InputError(f"reward.gates: {name} has the name of another gate; rename the function {called!r}")
-            own[called] = gate
-            names.append(called)
-    return list(dict.fromkeys(names)), own
+            gate = load_part(name, known, "reward.gates")
+            function_name = name.rpartition(":")[2]
+            if function_name in GATE_NAMES or function_name in own_gates:
+                raise InputError(
+                    f"reward.gates: {name} has the name of another gate; rename the function {function_name!r}"
+                )
+            own_gates[function_name] = gate
+            names.append(function_name)
+    return list(dict.fromkeys(names)), own_gates

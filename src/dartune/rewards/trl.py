@@ -1,4 +1,4 @@
-"""The reward inside a stock `trl.GRPOTrainer`: one more entry of its `reward_funcs`."""
+"""The reward as an entry of `reward_funcs` in a stock `trl.GRPOTrainer`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dartune.data.records import Demonstration
-from dartune.models.engine import Sample
+from dartune.engines.base import Sample
 from dartune.rewards.reward import Reward
 
 
 def as_reward_func(reward: Reward, end_id: int) -> Callable[..., list[float | None]]:
-    """A function for `reward_funcs`; the training data has the columns `id, question, solution[, answer]`.
+    """Return a function for `reward_funcs`. The training data needs the columns `id, question, solution[, answer]`.
 
-    A completion that does not end with `end_id` counts as cut. Where the answer checker failed the result is None,
-    which TRL leaves out of the sum.
+    Args:
+        reward: the reward that scores the completions.
+        end_id: the end token. A completion without it at the end counts as cut at the token limit.
+
+    Returns:
+        A function that returns one reward per completion, or None if the answer check failed; TRL leaves None out of
+        the sum.
     """
 
     def dart_reward(
@@ -25,8 +30,10 @@ def as_reward_func(reward: Reward, end_id: int) -> Callable[..., list[float | No
         answer: Sequence[str | None] | None = None,
         **_: Any,
     ) -> list[float | None]:
+        # TRL calls the function with one entry per completion, so every group has one sample.
         answers = answer or [None] * len(question)
         rows = [Demonstration(*row) for row in zip(id, question, solution, answers, strict=True)]
+        # TRL does not pass the policy's log-probabilities, so the penalty `peeking` is 0 here.
         samples = [
             [Sample(tuple(ids), (), "stop" if len(ids) and ids[-1] == end_id else "length")] for ids in completion_ids
         ]

@@ -1,25 +1,36 @@
-"""Evaluation: solutions of every suite's questions, checked by answer and, where possible, by steps.
+"""Stage: evaluation. The arm's model solves every suite's questions; answers are checked, in the lab steps as well.
 
-The greedy solution always; on request several sampled ones too, at the model's own temperature, for avg@k and pass@k.
+The greedy solution is always evaluated. With `evaluate.samples` = k, k solutions are sampled at temperature 1, too, for
+avg@k and pass@k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from dartune.answers.checker import AnswerChecker
+from dartune.answers.closing_sentence import solution_part
+from dartune.answers.grading import grade_samples
+from dartune.answers.task_families import TASKS
+from dartune.config.arms import ARMS
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import Engine, SampleSpec
-from dartune.progress import Progress
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.closing import solution_part
-from dartune.rewards.solved import solved
-from dartune.rewards.tasks import TASKS
+from dartune.data.run_records import EvaluationRecord
+from dartune.engines.base import Engine, SampleSpec
+from dartune.engines.meter import Meter
+from dartune.run.cost import Cost
+from dartune.run.files import write_jsonl
+from dartune.run.progress import Progress
+from dartune.stages.arm_training import chosen_learning_rate
+from dartune.stages.base import Stage, StageInputs
+from dartune.stages.context import StageContext
+from dartune.stages.names import evaluation_stage, train_stage
 
 SAMPLING_TEMPERATURE = 1.0
-StepJudge = Callable[[str, str], Mapping[str, bool | None]]
+StepJudge = Callable[[str, str], Mapping[str, Any]]
 """(question, solution) -> `steps_correct` and `names_correct`; the lab has one, most data has none."""
 
 
@@ -33,33 +44,38 @@ def evaluate(
     samples: int = 0,
     judge: StepJudge | None = None,
     progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """One record per question: correct, steps and names where a judge can tell, whether the text announces its answer
-    (`announced`), tokens, finish, text.
+) -> list[EvaluationRecord]:
+    """One record per question.
 
-    With `samples` = k, `avg_at_k` is the share of k sampled solutions that are correct, `pass_at_k` whether any is.
-    A question without a checkable answer, or whose check failed, is `correct: None`.
+    `correct` is None if the question has no answer to compare with, or if the answer check failed (timeout, crash).
+    `announced`: the text states a final answer, rather than ending on a number. With `samples` = k, `avg_at_k` is the
+    share of k sampled solutions that are correct, and `pass_at_k` is whether any of them is.
+
+    Args:
+        judge: decides about steps and names; without one `steps_correct` and `names_correct` are None.
     """
     greedy = SampleSpec(1, max_new_tokens, 0.0, renderer.stop_ids, 0)
-    several = {"n": samples, "temperature": SAMPLING_TEMPERATURE}
-    records = []
+    sampling = replace(greedy, n=samples, temperature=SAMPLING_TEMPERATURE) if samples else None
+    records: list[EvaluationRecord] = []
     for suite, rows in suites.items():
         prompts = [renderer.prompt_ids(row.question) for row in rows]
-        drawn = engine.generate(prompts, greedy)
-        more = engine.generate(prompts, replace(greedy, **several)) if samples else [[] for _ in rows]
-        first, others = (solved(rows, groups, renderer, checker) for groups in (drawn, more))
-        for row, [sample], [(text, correct)], tried in zip(rows, drawn, first, others, strict=True):
-            judged = judge(row.question, text) if judge else {}
-            known = [right for _, right in tried if right is not None]
+        greedy_samples = engine.generate(prompts, greedy)
+        extra_samples = engine.generate(prompts, sampling) if sampling else [[] for _ in rows]
+        greedy_verdicts = grade_samples(rows, greedy_samples, renderer, checker)
+        extra_verdicts = grade_samples(rows, extra_samples, renderer, checker)
+        results = zip(rows, greedy_samples, greedy_verdicts, extra_verdicts, strict=True)
+        for row, [sample], [(text, correct)], extra in results:
+            step_verdicts = judge(row.question, text) if judge else {}
+            checked = [right for _, right in extra if right is not None]
             records.append(
                 {
                     "suite": suite,
                     "id": row.id,
                     "correct": correct,
-                    "steps_correct": judged.get("steps_correct"),
-                    "names_correct": judged.get("names_correct"),
-                    "avg_at_k": sum(known) / len(known) if known else None,
-                    "pass_at_k": any(known) if known else None,
+                    "steps_correct": step_verdicts.get("steps_correct"),
+                    "names_correct": step_verdicts.get("names_correct"),
+                    "avg_at_k": sum(checked) / len(checked) if checked else None,
+                    "pass_at_k": any(checked) if checked else None,
                     "announced": bool(TASKS[row.task].stated(solution_part(text))),
                     "finish": sample.finish,
                     "n_tokens": len(sample.ids),
@@ -71,7 +87,45 @@ def evaluate(
     return records
 
 
-def accuracy(records: Sequence[Mapping[str, Any]]) -> float:
+def accuracy(records: Sequence[EvaluationRecord]) -> float:
     """Share of correct answers among the questions that could be checked; 0 where none could."""
     checked = [record["correct"] for record in records if record["correct"] is not None]
     return sum(checked) / len(checked) if checked else 0.0
+
+
+class Evaluate(Stage):
+    """Solutions of every suite, by the arm's chosen model."""
+
+    def __init__(self, context: StageContext, arm: str, seed: int):
+        super().__init__(context, evaluation_stage(arm, seed))
+        self.trained = (
+            train_stage(arm, seed, chosen_learning_rate(context, arm, seed)[0]) if ARMS[arm].trained else None
+        )
+        """The stage whose model is evaluated; None for the untouched target."""
+
+    def inputs(self) -> StageInputs:
+        context, settings = self.context, self.context.config.evaluate
+        return {
+            "model": context.key(self.trained) if self.trained else context.models.target_fingerprint,
+            "suites": context.data.suites_fingerprint,
+            "max_new_tokens": settings.max_new_tokens,
+            "samples": settings.samples,
+        }
+
+    def run(self, folder: Path) -> Cost:
+        context, models, settings = self.context, self.context.models, self.context.config.evaluate
+        engine = models.trained(context.folder(self.trained) / "model") if self.trained else models.target_engine
+        meter = Meter(engine)
+        with context.progress(sum(map(len, context.data.suites.values())), self.name) as progress:
+            records = evaluate(
+                context.data.suites,
+                engine,
+                models.renderer,
+                context.checker,
+                settings.max_new_tokens,
+                samples=settings.samples,
+                judge=context.judge,
+                progress=progress,
+            )
+        write_jsonl(folder / "records.jsonl", records)
+        return meter.cost()

@@ -1,7 +1,7 @@
-"""The gold probe: does more reward still buy a better target?
+"""The gold probe: measures during mapper training whether a higher reward still means a better target.
 
-Every so many steps of mapper training the current mapper rewrites a few hundred demonstrations, a copy of the target
-is briefly fine-tuned on them, and answers the development questions. The reward is a proxy; this is what it stands for.
+Every `mapper.probe_every` steps the current mapper rewrites some demonstrations, a copy of the target is fine-tuned on
+them briefly, and its accuracy on the development questions is measured. The reward is only a proxy for that accuracy.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dartune.config import Config
+from dartune.answers.checker import AnswerChecker
+from dartune.config.schema import Config
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.models.engine import COUNTED, Engine, SampleSpec
-from dartune.models.parallel_engine import engine_on
-from dartune.rewards.checker import AnswerChecker
+from dartune.engines.base import Engine, SampleSpec
+from dartune.engines.distributed import engine_on
+from dartune.engines.meter import Meter
 from dartune.rewards.reward import Reward
-from dartune.run import Cost
+from dartune.run.cost import Cost
 from dartune.stages.evaluate import evaluate
-from dartune.train.mapper import mapper_prompt
+from dartune.stages.mapper_prompt import mapper_prompt
 from dartune.train.sft import fine_tune
 
 EPOCHS = 2
+PROBE_ROWS = 200
+"""Demonstrations of a gold probe's short fine-tuning; more make it slower and more reliable."""
 
 
 class GoldProbe:
@@ -44,7 +47,7 @@ class GoldProbe:
         checker: AnswerChecker,
     ):
         self.config, self.target_copy, self.reward = config, target_copy, reward
-        self.demonstrations, self.dev = demonstrations[: config.mapper.probe_rows], dev
+        self.demonstrations, self.dev = demonstrations[:PROBE_ROWS], dev
         self.renderer, self.checker = renderer, checker
 
     def __call__(self, mapper: Engine) -> tuple[list[bool | None], Cost]:
@@ -55,17 +58,17 @@ class GoldProbe:
         settings = sft.model_copy(update={"steps": steps})
         execution = self.config.execution.model_copy(update={"checkpoint_every": steps})
         rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
-        before = _counted(mapper, self.reward.target)
+        sampling = Meter(mapper, self.reward.target)
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             rows = self._rewrites(mapper)
             model, trained = fine_tune(
                 self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder), execution=execution
             )
-        after, engine = _counted(mapper, self.reward.target), engine_on(model)
+        sampled, engine = sampling.cost(), engine_on(model)
+        evaluation = Meter(engine)
         limit = self.config.evaluate.max_new_tokens
         records = evaluate({"dev": self.dev}, engine, self.renderer, self.checker, limit)
-        sampled = Cost(**{name: after[name] - before[name] for name in COUNTED})
-        return [record["correct"] for record in records], sampled + trained + Cost(**_counted(engine))
+        return [record["correct"] for record in records], sampled + trained + evaluation.cost()
 
     def _rewrites(self, mapper: Engine) -> list[tuple[str, str]]:
         """What the data set would become now: one sample a row, the original where it is not accepted."""
@@ -77,9 +80,3 @@ class GoldProbe:
             (row.question, item.text if item.accepted and item.surplus > 0 else row.solution)
             for row, (item,) in zip(self.demonstrations, scored, strict=True)
         ]
-
-
-def _counted(*engines: Engine) -> dict[str, float]:
-    """What engines spent so far; one that is given twice counts once."""
-    different = {id(engine): engine for engine in engines}.values()
-    return {name: sum(getattr(engine, name) for engine in different) for name in COUNTED}

@@ -1,7 +1,7 @@
-"""The target's own right solutions in quantity: what rejection-sampling fine-tuning (`rft`) is trained on.
+"""Stage: sample and verify the target's own solutions, for rejection-sampling fine-tuning (`rft`).
 
-As many samples a row as `dart` spends altogether, verified as in the probe: finished, without a loop, right, and with
-true sums.
+As many samples per row as `dart` uses in training and synthesis together. A sample is verified as in the probe: it is
+finished, has no loop, states the right answer, and its equations hold.
 """
 
 from __future__ import annotations
@@ -9,21 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dartune import processes
+from dartune import distributed
+from dartune.answers.checker import AnswerChecker
+from dartune.config.arm_config import samples_per_row
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.data.rows import Spool, open_rows
-from dartune.models.engine import COUNTED, Engine, SampleSpec
-from dartune.progress import Progress
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.gates import run_gates
-from dartune.rewards.items import GateInput, GateThresholds
-from dartune.run import Cost
+from dartune.data.row_store import RowWriter, open_rows
+from dartune.data.run_records import OwnSolutionsRow
+from dartune.engines.base import Engine, SampleSpec
+from dartune.engines.meter import Meter, counters
+from dartune.engines.seeds import OWN_SAMPLES, sampling_seed
+from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.gates.registry import run_gates
+from dartune.run.cost import Cost
+from dartune.run.progress import Progress
+from dartune.stages.base import Stage, StageInputs
+from dartune.stages.context import StageContext
+from dartune.stages.names import own_stage, probe_stage
 
 CHUNK = 32
 VERIFIED = ("finished", "no_loop", "correct_answer", "true_sums")
-"""Gates that make an own sample verified. Those that compare with the demonstration apply to rewrites only: a right
-solution by another method is right. A small model often reaches the right answer over `17 / 8 = 6`."""
+"""Gates that an own sample must pass. Gates that compare with the demonstration are not among them: a right solution by
+another method is right. `true_sums` is, because small models often reach the right answer with wrong steps
+(`17 / 8 = 6`)."""
 
 
 def sample_own(
@@ -48,15 +56,16 @@ def sample_own(
     Returns:
         What all calls spent.
     """
-    with Spool(path if processes.is_first() else None) as spool:
+    with RowWriter(path if distributed.is_main() else None) as spool:
         if len(spool) < len(demonstrations):
             spool.cut(len(spool) // CHUNK * CHUNK)
-        done = processes.agreed(len(spool))
+        done = distributed.broadcast(len(spool))
         if progress and done:
             progress.advance_to(done)
         for low in range(done, len(demonstrations), CHUNK):
             chunk, before = list(demonstrations[low : low + CHUNK]), spent()
-            spec = SampleSpec(samples, max_new_tokens, temperature, renderer.stop_ids, seed * 1_000_003 + 700_000 + low)
+            sampling = sampling_seed(seed, low, OWN_SAMPLES)
+            spec = SampleSpec(samples, max_new_tokens, temperature, renderer.stop_ids, sampling)
             groups = target.generate([renderer.prompt_ids(row.question) for row in chunk], spec)
             inputs = [
                 GateInput(
@@ -72,20 +81,65 @@ def sample_own(
                 for sample in group
             ]
             verdicts = iter(zip(inputs, run_gates(inputs, thresholds, checker), strict=True))
-            now = spent()
-            cost = {name: getattr(now, name) - getattr(before, name) for name in COUNTED}
+            cost = counters(spent() - before)
             for row, group in zip(chunk, groups, strict=True):
-                judged = [next(verdicts) for _ in group]
-                right = [item.rewrite for item, gates in judged if is_verified(row, gates)]
-                kept = {"id": row.id, "question": row.question, "solutions": list(dict.fromkeys(right))}
-                spool.add(kept | {"drawn": len(group), "spent": {} if row is not chunk[0] else cost})
+                checked = [next(verdicts) for _ in group]
+                right = [item.rewrite for item, gates in checked if is_verified(row, gates)]
+                solutions: OwnSolutionsRow = {
+                    "id": row.id,
+                    "question": row.question,
+                    "solutions": list(dict.fromkeys(right)),
+                    "drawn": len(group),
+                    "spent": cost if row is chunk[0] else {},
+                }
+                spool.add(solutions)
             spool.keep()
             if progress:
                 progress.update(len(chunk))
-    processes.wait()
+    distributed.barrier()
     return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 
 
 def is_verified(row: Demonstration, gates: dict[str, bool]) -> bool:
     """Whether a sample of the target's own is a solution to train on; never where the row has no answer."""
     return row.answer is not None and all(gates.get(name, True) for name in VERIFIED)
+
+
+class SampleOwn(Stage):
+    """The target's own right solutions, from as many samples as `dart` spends."""
+
+    def __init__(self, context: StageContext, seed: int):
+        super().__init__(context, own_stage(seed))
+        self.seed, self.samples = seed, samples_per_row(context.config, len(context.data.train))
+
+    def inputs(self) -> StageInputs:
+        config = self.context.config
+        return {
+            "probe": self.context.key(probe_stage("dart")),
+            "samples": self.samples,
+            "temperature": config.reward.own_temperature,
+            "max_new_tokens": config.mapper.max_new_tokens,
+            "seed": self.seed,
+        }
+
+    def run(self, folder: Path) -> Cost:
+        from dartune.stages.probe import load_probe
+
+        context, models = self.context, self.context.models
+        _, _, thresholds = load_probe(context.folder(probe_stage("dart")))
+        meter = Meter(models.target_engine)
+        with context.progress(len(context.data.train), self.name) as progress:
+            return sample_own(
+                context.data.train,
+                models.target_engine,
+                models.renderer,
+                context.checker,
+                thresholds,
+                self.samples,
+                context.config.reward.own_temperature,
+                context.config.mapper.max_new_tokens,
+                self.seed,
+                folder / "rows.jsonl",
+                progress,
+                meter.cost,
+            )

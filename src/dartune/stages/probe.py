@@ -1,8 +1,8 @@
-"""Probe: what the untouched target makes of the data, before any mapper is trained.
+"""Stage: probe. The untouched target scores every demonstration and samples its own solutions.
 
-For every demonstration it scores the source and draws the target's own samples. Samples that finish without a loop
-show the target's style, right or wrong: they set the cap of the gain, percentiles and lengths. Those of them with the
-right answer are verified: one kind of fallback, and what the thresholds of gates come from.
+Samples that finish without a loop show the target's style, right or wrong: the cap of the gain, percentiles and lengths
+come from them. Those with the right answer are verified: they are a fallback at synthesis, and the thresholds of gates
+come from them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from dartune import processes
-from dartune.config import RewardConfig
+from dartune import distributed
+from dartune.answers.checker import AnswerChecker
+from dartune.config.schema import RewardConfig
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.data.rows import Rows, Spool, open_rows, write_rows
-from dartune.models.engine import COUNTED, Engine, Sample, SampleSpec, TokenStats
-from dartune.progress import Progress
+from dartune.data.row_store import Rows, RowWriter, open_rows, write_rows
+from dartune.data.run_records import OwnSample, ProbeRow, StyleSample
+from dartune.engines.base import Engine, Sample, SampleSpec, TokenStats
+from dartune.engines.meter import Meter, counters
+from dartune.engines.seeds import PROBE, sampling_seed
+from dartune.gates.gate_input import GateThresholds
+from dartune.gates.wording import copied_share, filler_share
 from dartune.rewards.alignment import (
     FEWEST_SAMPLES,
     AlignmentScore,
@@ -34,18 +39,23 @@ from dartune.rewards.alignment import (
     style_means,
     typical_alignment,
 )
-from dartune.rewards.checker import AnswerChecker
-from dartune.rewards.items import GateThresholds
 from dartune.rewards.references import source_answer, source_stats
-from dartune.rewards.reward import GatedReward, Scored, alignment_score
-from dartune.rewards.text import known_names
-from dartune.rewards.wording import copied_share, filler_share
-from dartune.run import Cost, atomic_write_json
+from dartune.rewards.reward import GatedReward, Rewrite, alignment_score
+from dartune.run.cost import Cost
+from dartune.run.files import atomic_write_json
+from dartune.run.progress import Progress
+from dartune.stages.base import Stage, StageInputs
+from dartune.stages.context import StageContext
+from dartune.stages.names import probe_stage
 from dartune.stages.own_samples import is_verified
-from dartune.stages.references import References
+from dartune.stages.probe_references import References
+from dartune.text.features import known_names
 
 CHUNK, BLOCK = 64, 1024
-"""Rows that are sampled at once, and rows that are scored at once and then kept."""
+"""Rows that are sampled together, and rows that are scored together and then written. Part of the sampling seeds."""
+RawRow = dict[str, Any]
+RawSample = dict[str, Any]
+"""Rows as they are written first: with all token statistics, which alignments need the samples of all rows for."""
 
 
 def probe(
@@ -61,19 +71,24 @@ def probe(
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
 ) -> Cost:
-    """Write `probe.jsonl` (one row a demonstration) and `thresholds.json` into `folder`.
+    """Write `probe.jsonl` (one `ProbeRow` per demonstration) and `thresholds.json` into `folder`.
 
-    Blocks of rows that an interrupted call left there are kept. `spent` says what the engines spent so far; what all
-    calls spent is returned.
+    Blocks of rows that an interrupted call left there are kept.
+
+    Args:
+        spent: returns what the engines have spent so far.
+
+    Returns:
+        What all calls together spent.
     """
     path, score = folder / "probe.jsonl", alignment_score(config)
     own = config.own_samples
     spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids) if own else None
     thresholds = _first_thresholds(config, prompt)
-    with Spool(path if processes.is_first() else None) as spool:
+    with RowWriter(path if distributed.is_main() else None) as spool:
         if len(spool) < len(demonstrations):
             spool.cut(len(spool) // BLOCK * BLOCK)
-        done = processes.agreed(len(spool))
+        done = distributed.broadcast(len(spool))
         if progress and done:
             progress.advance_to(done)
         for low in range(done, len(demonstrations), BLOCK):
@@ -81,7 +96,7 @@ def probe(
             pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
             source = source_stats(target, renderer, block, score)
             prompts = [question for question, _ in pairs]
-            drawn = _drawn(prompts, target, spec, seed * 1_000_003 + low, progress)
+            drawn = _drawn(prompts, target, spec, sampling_seed(seed, low, PROBE), progress)
             references = {
                 row.id: Reference(len(solution), 0.0, None, len(solution))
                 for row, (_, solution) in zip(block, pairs, strict=True)
@@ -89,20 +104,20 @@ def probe(
             reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
             scored = reward(block, drawn)
             rows = [_raw_row(renderer, *each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
-            rows[0]["spent"] = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
+            rows[0]["spent"] = counters(spent() - before)
             for row in rows:
                 spool.add(row)
             spool.keep()
-    if processes.is_first():
+    if distributed.is_main():
         if not _is_complete(open_rows(path)):
             write_rows(path, _aligned(open_rows(path), score))
         thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
         atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
-    processes.wait()
+    distributed.barrier()
     return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 
 
-def load_probe(folder: Path) -> tuple[Rows[dict[str, Any]], References, GateThresholds]:
+def load_probe(folder: Path) -> tuple[Rows[ProbeRow], References, GateThresholds]:
     """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds."""
     rows = open_rows(folder / "probe.jsonl")
     saved = json.loads((folder / "thresholds.json").read_text())
@@ -133,8 +148,8 @@ def _raw_row(
     pair: tuple[Sequence[int], Sequence[int]],
     source: TokenStats,
     drawn: Sequence[Sample],
-    scored: Sequence[Scored],
-) -> dict[str, Any]:
+    scored: Sequence[Rewrite],
+) -> RawRow:
     """What the target makes of one row, before alignments, which need the samples of all rows."""
     style = [item for item in scored if item.gates["finished"] and item.gates["no_loop"]]
     return {
@@ -149,7 +164,7 @@ def _raw_row(
     }
 
 
-def _raw_sample(row: Demonstration, item: Scored, *, verified: bool) -> dict[str, Any]:
+def _raw_sample(row: Demonstration, item: Rewrite, *, verified: bool) -> RawSample:
     """A finished sample without a loop; the text is kept of verified ones."""
     wording = {
         "copied": copied_share(row.question, item.text),
@@ -159,21 +174,22 @@ def _raw_sample(row: Demonstration, item: Scored, *, verified: bool) -> dict[str
     return {"verified": verified, "stats": _rounded(item.stats), **wording, **(kept if verified else {})}
 
 
-def _rounded(stats: TokenStats) -> dict[str, list[float]]:
-    numbers = {name: [round(value, 4) for value in getattr(stats, name)] for name in ("logprobs", "entropies", "ranks")}
+def _rounded(stats: TokenStats) -> dict[str, list[Any]]:
+    names = ("logprobs", "entropies", "ranks")
+    numbers: dict[str, list[Any]] = {name: [round(value, 4) for value in getattr(stats, name)] for name in names}
     return numbers | {"content": list(stats.content)}
 
 
-def _stats(rounded: dict[str, list[float]]) -> TokenStats:
+def _stats(rounded: dict[str, list[Any]]) -> TokenStats:
     return TokenStats(**{name: tuple(values) for name, values in rounded.items()})
 
 
-def _is_complete(rows: Sequence[dict[str, Any]]) -> bool:
+def _is_complete(rows: Sequence[RawRow]) -> bool:
     """Whether the rows have their alignments."""
     return not len(rows) or "cap" in rows[0]
 
 
-def _aligned(rows: Sequence[dict[str, Any]], score: AlignmentScore) -> Iterator[dict[str, Any]]:
+def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow]:
     """The rows with alignments and caps: a score may compare with own samples of all rows, so these are read first."""
     means = [array("d", sorted(mean(s["stats"]["logprobs"]) for s in row["samples"])) for row in rows]
     pooled = array("d", np.sort(np.concatenate(means))) if means else array("d")
@@ -202,7 +218,7 @@ def _aligned(rows: Sequence[dict[str, Any]], score: AlignmentScore) -> Iterator[
         }
 
 
-def _expected_tokens(rows: Sequence[dict[str, Any]]) -> Iterator[int]:
+def _expected_tokens(rows: Sequence[RawRow]) -> Iterator[int]:
     """What the length gate compares a row's rewrites with: the longer of the source and the target's own solutions.
 
     A row without finished samples takes the median of all rows: beside a terse demonstration every rewrite in the
@@ -215,39 +231,46 @@ def _expected_tokens(rows: Sequence[dict[str, Any]]) -> Iterator[int]:
         yield max(row["length"], int(median(own)) if own else typical)
 
 
-def _style(sample: dict[str, Any]) -> dict[str, Any]:
+def _style(sample: RawSample) -> StyleSample:
     """What is kept of every finished sample."""
     logprobs = sample["stats"]["logprobs"]
-    wording = {"copied": sample["copied"], "filler": sample["filler"]}
-    return {"mean_logprob": mean(logprobs), "tokens": len(logprobs), **wording}
+    return {
+        "mean_logprob": mean(logprobs),
+        "tokens": len(logprobs),
+        "copied": sample["copied"],
+        "filler": sample["filler"],
+    }
 
 
-def _own_row(sample: dict[str, Any], alignment: float) -> dict[str, Any]:
+def _own_row(sample: RawSample, alignment: float) -> OwnSample:
     """A verified own sample."""
-    kept = {name: sample[name] for name in ("text", "ids", "answer_logprob", "gates")}
-    return {**kept, "logprobs": sample["stats"]["logprobs"], "alignment": alignment}
+    return {
+        "text": sample["text"],
+        "ids": sample["ids"],
+        "answer_logprob": sample["answer_logprob"],
+        "gates": sample["gates"],
+        "logprobs": sample["stats"]["logprobs"],
+        "alignment": alignment,
+    }
 
 
 def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
     """Thresholds before there are percentiles to take them from."""
-    low, high = config.length_band or (0.0, float("inf"))
     return GateThresholds(
         quantity_coverage=config.quantity_coverage,
-        entity_coverage=config.entity_coverage,
         answer_logprob=config.answer_logprob if config.answer_logprob is not None else float("-inf"),
-        length_low=low,
-        length_high=high,
-        max_repeats=config.max_repeats,
+        length_low=0.0,
+        length_high=float("inf"),
         leak_phrases=tuple(config.leak_phrases),
         instruction=prompt.replace("{question}", " ").replace("{solution}", " "),
     )
 
 
 def _final_thresholds(
-    config: RewardConfig, prompt: str, demonstrations: Sequence[Demonstration], rows: Sequence[dict[str, Any]]
+    config: RewardConfig, prompt: str, demonstrations: Sequence[Demonstration], rows: Sequence[ProbeRow]
 ) -> GateThresholds:
-    """Where the lines are drawn: percentiles of the originals and of the target's own finished samples; that of the
-    answer's log-probability of its verified ones."""
+    """Thresholds from percentiles of the demonstrations and of the target's own finished samples; that of the answer's
+    log-probability from its verified samples."""
     copied, filler, ratios = array("d"), array("d"), array("d")
     own_answers, source_answers = array("d"), array("d")
     for demonstration, row in zip(demonstrations, rows, strict=True):
@@ -257,7 +280,8 @@ def _final_thresholds(
         own_answers.extend(own["answer_logprob"] for own in row["own"] if own["answer_logprob"] is not None)
         source_answers.extend([] if row["source_answer"] is None else [row["source_answer"]])
         ratios.extend(
-            length / row["expected_tokens"] for length in (row["length"], *(one["tokens"] for one in row["style"]))
+            length / row["expected_tokens"]
+            for length in (row["length"], *(sample["tokens"] for sample in row["style"]))
         )
     thresholds = _first_thresholds(config, prompt)
     thresholds = replace(
@@ -268,7 +292,41 @@ def _final_thresholds(
     )
     if config.answer_logprob is None:
         thresholds = replace(thresholds, answer_logprob=answer_threshold(own_answers, source_answers))
-    if config.length_band is None:
-        low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
-        thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=3.0 * max(1.0, float(high)))
+    low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
+    thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=3.0 * max(1.0, float(high)))
     return thresholds
+
+
+class ProbeTarget(Stage):
+    """What the untouched target makes of the demonstrations: references, thresholds, own samples."""
+
+    def __init__(self, context: StageContext, adaptation: str):
+        super().__init__(context, probe_stage(adaptation))
+        self.config, self.models = context.view(adaptation)
+
+    def inputs(self) -> StageInputs:
+        return {
+            "data": self.context.key("data"),
+            "target": self.models.target_fingerprint,
+            "reward": self.config.reward.model_dump(),
+            "prompt": self.config.mapper.prompt,
+            "max_new_tokens": self.config.mapper.max_new_tokens,
+        }
+
+    def run(self, folder: Path) -> Cost:
+        context, target = self.context, self.models.target_engine
+        meter = Meter(target)
+        with context.progress(len(context.data.train), self.name) as progress:
+            return probe(
+                context.data.train,
+                target,
+                self.models.renderer,
+                context.checker,
+                self.config.reward,
+                self.config.mapper.prompt,
+                self.config.mapper.max_new_tokens,
+                0,
+                folder,
+                progress,
+                meter.cost,
+            )

@@ -1,52 +1,50 @@
-"""Synthesis: the trained mapper rewrites every demonstration; the best accepted candidate is kept.
+"""Stage: synthesis. The trained mapper rewrites every demonstration; the best accepted rewrite is kept.
 
-The gate is the one of mapper training. A row whose candidates all fail goes down the fallback
-ladder; whatever it becomes, its provenance and the reason are recorded. No row is lost.
+The gates are those of mapper training. If all rewrites of a row fail, the fallbacks of `synthesise.ladder` are tried in
+order. Every row records its provenance and the reason; no row is lost.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dartune import processes
-from dartune.config import SynthesiseConfig
+from dartune import distributed
+from dartune.config.arms import ADAPTATIONS
+from dartune.config.schema import Config, SynthesiseConfig
+from dartune.data.adapted_dataset import accounting, write_adapted
+from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
-from dartune.data.render import Renderer
-from dartune.data.rows import Rows, Spool, open_rows, write_rows
-from dartune.models.engine import COUNTED, Engine, SampleSpec
-from dartune.progress import Progress
-from dartune.rewards.reward import Reward, Scored
-from dartune.rewards.text import same_text
-from dartune.run import Cost
-from dartune.train.mapper import mapper_prompt
+from dartune.data.row_store import Rows, RowWriter, open_rows, write_rows
+from dartune.data.run_records import AdaptedRow, AdaptedSolution, ProbeRow
+from dartune.engines.base import Engine, SampleSpec
+from dartune.engines.meter import Meter, counters
+from dartune.engines.seeds import SYNTHESIS, sampling_seed
+from dartune.rewards.reward import Reward, Rewrite
+from dartune.run.cost import Cost
+from dartune.run.progress import Progress
+from dartune.stages.base import Stage, StageInputs
+from dartune.stages.context import StageContext
+from dartune.stages.data import data_name, model_name
+from dartune.stages.mapper_prompt import mapper_prompt
+from dartune.stages.names import mapper_stage, probe_stage, synthesis_stage
+from dartune.text.features import same_text
 
 CHUNK = 32
-STRANGEST = 5  # percent of the demonstrations; less natural than these is no solution that is worth training on
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What a row can become: a text, its alignment, and what the reward and the gates said of it."""
-
-    text: str
-    alignment: float
-    reward: dict[str, float]
-    gates: dict[str, bool]
-    logprobs: Sequence[float]
-    ids: Sequence[int]
-    surplus: float = 0.0
-    hacks: Sequence[str] = ()
+"""Rows that are sampled and scored together. Part of the sampling seeds, so changing it changes the rewrites."""
+LOWEST_ALIGNMENT_PERCENTILE = 5
+"""A solution below this percentile of the demonstrations' alignment is too unnatural to train on."""
 
 
 def synthesise(
     demonstrations: Sequence[Demonstration],
-    probed: Sequence[dict[str, Any]],
+    probe_rows: Sequence[ProbeRow],
     mapper: Engine,
     target: Engine,
     reward: Reward,
@@ -54,21 +52,22 @@ def synthesise(
     config: SynthesiseConfig,
     prompt: str,
     max_new_tokens: int,
+    temperature: float,
     seed: int,
     path: Path,
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
-) -> Rows[dict[str, Any]]:
+) -> Rows[AdaptedRow]:
     """Append one adapted row per demonstration to `path`; rows already there are kept, not redone, and not read.
 
-    A chunk's samples depend on its place and the seed alone, so a resumed synthesis ends with the
-    rows of an uninterrupted one. `spent` says what the engines spent so far; a chunk's first row keeps the chunk's.
+    A chunk's samples depend on its position and the seed alone, so a resumed synthesis ends with the rows of an
+    uninterrupted one. `spent` returns what the engines have spent so far; a chunk's first row records the chunk's cost.
     """
-    done = processes.agreed(_kept(path, demonstrations) if processes.is_first() else 0)
+    done = distributed.broadcast(_kept(path, demonstrations) if distributed.is_main() else 0)
     if progress and done:
         progress.advance_to(done)
     written = rewritten = 0
-    with Spool(path if processes.is_first() else None) as spool:
+    with RowWriter(path if distributed.is_main() else None) as spool:
         # Where all rows are there, the last chunk, if it is short, must not be begun again.
         first = done // CHUNK * CHUNK if done < len(demonstrations) else done
         for low in range(first, len(demonstrations), CHUNK):
@@ -76,32 +75,32 @@ def synthesise(
             spec = SampleSpec(
                 config.samples,
                 max_new_tokens,
-                config.temperature,
+                temperature,
                 renderer.stop_ids,
-                seed * 1_000_003 + 500_000 + low,
+                sampling_seed(seed, low, SYNTHESIS),
             )
             prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
             before = spent()
-            rungs = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
+            scored = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
             if "guided" in config.ladder:
-                rungs["guided"] = reward(chunk, target.generate(prompts, spec))
-            cost = {name: getattr(spent(), name) - getattr(before, name) for name in COUNTED}
+                scored["guided"] = reward(chunk, target.generate(prompts, spec))
+            cost = counters(spent() - before)
             for index in range(max(0, done - low), len(chunk)):
-                tried = {rung: groups[index] for rung, groups in rungs.items()}
-                row = adapted_row(chunk[index], probed[low + index], tried, config.ladder, renderer)
+                rewrites = {fallback: groups[index] for fallback, groups in scored.items()}
+                row = adapted_row(chunk[index], probe_rows[low + index], rewrites, config.ladder, renderer)
                 spool.add(row | {"spent": {} if index else cost})
                 written, rewritten = written + 1, rewritten + (row["provenance"] == "rewrite")
             spool.keep()
             if progress:
                 progress.update(low + len(chunk) - max(low, done), rewritten=rewritten / written)
-    write_rows(path, settled(open_rows(path)) if processes.is_first() else ())
-    processes.wait()
+    write_rows(path, settled(open_rows(path)) if distributed.is_main() else ())
+    distributed.barrier()
     return open_rows(path)
 
 
 def _kept(path: Path, demonstrations: Sequence[Demonstration]) -> int:
     """Rows that an earlier attempt left; those of other demonstrations are removed."""
-    rows = open_rows(path) if path.exists() else []
+    rows: Sequence[dict[str, Any]] = open_rows(path) if path.exists() else []
     count = len(rows)
     if count and (count > len(demonstrations) or rows[-1]["id"] != demonstrations[count - 1].id):
         path.unlink()
@@ -109,120 +108,137 @@ def _kept(path: Path, demonstrations: Sequence[Demonstration]) -> int:
     return count
 
 
-def synthesis_cost(rows: Iterable[dict[str, Any]]) -> Cost:
+def synthesis_cost(rows: Iterable[AdaptedRow]) -> Cost:
     """What all attempts that these rows come from spent on them."""
     return sum((Cost(**row["spent"]) for row in rows), Cost())
 
 
-def settled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows, what stayed an original judged by how the demonstrations suit the target on the whole.
+def settled(rows: Sequence[AdaptedRow]) -> Iterator[AdaptedRow]:
+    """The rows with the final decision on originals, which depends on the whole data set.
 
-    They suit it where most rows for which some solution was accepted have none that is worth more than the original:
-    then originals are `natural`. Otherwise originals are not trained on (a few of an unnatural kind teach the target to
-    use that kind for the questions like theirs, the hardest). There an accepted solution is taken though the original
-    seemed likelier, for what it competes with is no row at all; but none that is stranger to the target than nearly all
-    demonstrations are.
+    The demonstrations suit the target if most rows with an accepted solution have none with more reward than the
+    original: then originals become `natural` and are trained on. Otherwise originals are not trained on: a few
+    solutions in an unnatural style teach the target that style for the questions they belong to, usually the hardest
+    ones. In that case the best accepted solution replaces the original even if its alignment is lower, because the
+    alternative is no row at all; but not if it is less natural than all but 5% of the demonstrations.
     """
-    left = ("natural", "original", "dropped")
-    judged, kept, before = 0, 0, array("d")
+    unchanged = ("natural", "original", "dropped")
+    with_accepted, unchanged_with_accepted, alignment_before = 0, 0, array("d")
     for row in rows:
-        before.append(row["alignment_before"])
-        judged += bool(row["accepted"])
-        kept += bool(row["accepted"]) and row["provenance"] in left
-    if 2 * kept > judged:
-        yield from (row | {"provenance": "natural"} if row["provenance"] == "original" else row for row in rows)
+        alignment_before.append(row["alignment_before"])
+        with_accepted += bool(row["accepted"])
+        unchanged_with_accepted += bool(row["accepted"]) and row["provenance"] in unchanged
+    if 2 * unchanged_with_accepted > with_accepted:
+        for row in rows:
+            yield {**row, "provenance": "natural"} if row["provenance"] == "original" else row
         return
-    floor = np.percentile(before, STRANGEST)
+    floor = np.percentile(alignment_before, LOWEST_ALIGNMENT_PERCENTILE)
 
-    def taken(row: dict[str, Any]) -> bool:
-        second = row["runner_up"]
-        return row["provenance"] in left and second is not None and second["alignment_after"] >= floor
+    def final(row: AdaptedRow) -> AdaptedRow:
+        runner_up = row["runner_up"]
+        if runner_up is None or row["provenance"] not in unchanged:
+            return row
+        alignment = runner_up["alignment_after"]
+        return {**row, **runner_up} if alignment is not None and alignment >= floor else row
 
-    yield from (row | row["runner_up"] if taken(row) else row for row in rows)
+    yield from map(final, rows)
 
 
 def adapted_row(
     demonstration: Demonstration,
-    probe: dict[str, Any],
-    tried: dict[str, list[Scored]],
-    ladder: Sequence[str],
+    probe: ProbeRow,
+    rewrites: Mapping[str, Sequence[Rewrite]],
+    fallbacks: Sequence[str],
     renderer: Renderer,
-) -> dict[str, Any]:
-    """Take the first rung of the ladder that holds; "original" always does, an exhausted ladder drops the row.
+) -> AdaptedRow:
+    """The row's first fallback with an accepted solution that has a surplus; "original" always applies.
 
-    A rung holds where an accepted candidate is worth more than a failure; the best paid is kept, the first of equals.
+    A row for which every fallback fails is dropped. Of several solutions the one with the highest surplus is kept, the
+    first one if several are equal.
+
+    Args:
+        rewrites: fallback ("rewrite", "guided") -> its scored samples.
+        fallbacks: what to try, in order (`synthesise.ladder`).
     """
     reasons: list[str] = []
-    accepted: list[tuple[str, Candidate]] = []
-    kept = ("dropped", None)
-    for rung in ladder:
-        if rung == "original":
-            kept = ("original", _original(demonstration, probe, renderer))
+    accepted: list[tuple[str, Rewrite]] = []
+    result: tuple[str, Rewrite | None] = ("dropped", None)
+    for fallback in fallbacks:
+        if fallback == "original":
+            result = ("original", _original(demonstration, probe, renderer))
             break
-        candidates = _own(probe) if rung == "own" else [_candidate(item) for item in tried[rung] if item.accepted]
-        accepted += [(rung, item) for item in candidates]
-        best = max(candidates, key=lambda item: item.surplus, default=None)
+        own = fallback == "own"
+        candidates = _own_samples(probe) if own else [rewrite for rewrite in rewrites[fallback] if rewrite.accepted]
+        accepted += [(fallback, candidate) for candidate in candidates]
+        best = max(candidates, key=lambda candidate: candidate.surplus, default=None)
         if best is not None and best.surplus > 0:
-            row = _row(demonstration, probe, rung, best, "; ".join(reasons), tried)
-            others = dict.fromkeys(item.text for item in candidates if item.surplus > 0 and item.text != best.text)
-            return row | {"alternatives": list(others), "accepted": len(accepted), "runner_up": None}
-        reasons.append(f"{rung}: {_why_none(rung, candidates, demonstration.solution, tried)}")
+            row = _row(demonstration, probe, fallback, best, "; ".join(reasons), rewrites)
+            texts = dict.fromkeys(c.text for c in candidates if c.surplus > 0 and c.text != best.text)
+            row["alternatives"] = list(texts)
+            return {**row, "accepted": len(accepted), "runner_up": None, "spent": {}}
+        reasons.append(f"{fallback}: {_failure(fallback, candidates, demonstration.solution, rewrites)}")
     reason = "; ".join(reasons)
-    second = max(accepted, key=lambda item: item[1].alignment, default=None)
-    runner_up = _row(demonstration, probe, *second, reason, tried) if second else None
-    return _row(demonstration, probe, *kept, reason, tried) | {"accepted": len(accepted), "runner_up": runner_up}
+    most_natural = max(accepted, key=lambda pair: pair[1].alignment, default=None)
+    runner_up = _row(demonstration, probe, *most_natural, reason, rewrites) if most_natural else None
+    row = _row(demonstration, probe, *result, reason, rewrites)
+    return {**row, "accepted": len(accepted), "runner_up": runner_up, "spent": {}}
 
 
-def _candidate(item: Scored) -> Candidate:
-    parts = {"reward": item.reward, "gain": item.gain} | item.penalties
-    return Candidate(item.text, item.alignment, parts, item.gates, item.logprobs, item.ids, item.surplus, item.hacks)
-
-
-def _own(probe: dict[str, Any]) -> list[Candidate]:
-    return [
-        Candidate(
-            own["text"],
-            own["alignment"],
-            dict.fromkeys(("reward", "gain"), own["alignment"] - probe["source_alignment"]),
-            own["gates"],
-            own["logprobs"],
-            own["ids"],
-            own["alignment"] - probe["source_alignment"],
+def _own_samples(probe: ProbeRow) -> list[Rewrite]:
+    """The target's verified samples; their reward is their gain in alignment, uncapped."""
+    samples = []
+    for own in probe["own"]:
+        gain = own["alignment"] - probe["source_alignment"]
+        samples.append(
+            Rewrite(
+                text=own["text"],
+                ids=tuple(own["ids"]),
+                logprobs=tuple(own["logprobs"]),
+                alignment=own["alignment"],
+                gain=gain,
+                reward=gain,
+                gates=own["gates"],
+                accepted=True,
+                surplus=gain,
+            )
         )
-        for own in probe["own"]
-    ]
+    return samples
 
 
-def _original(demonstration: Demonstration, probe: dict[str, Any], renderer: Renderer) -> Candidate:
-    ids = renderer.response_ids(demonstration.solution)
-    parts = {"reward": 0.0, "gain": 0.0}
-    return Candidate(demonstration.solution, probe["source_alignment"], parts, {}, probe["source_logprobs"], ids)
+def _original(demonstration: Demonstration, probe: ProbeRow, renderer: Renderer) -> Rewrite:
+    return Rewrite(
+        text=demonstration.solution,
+        ids=tuple(renderer.response_ids(demonstration.solution)),
+        logprobs=tuple(probe["source_logprobs"]),
+        alignment=probe["source_alignment"],
+        gain=0.0,
+        reward=0.0,
+    )
 
 
-def _why_none(rung: str, accepted: Sequence[Candidate], source: str, tried: dict[str, list[Scored]]) -> str:
+def _failure(fallback: str, accepted: Sequence[Rewrite], source: str, rewrites: Mapping[str, Sequence[Rewrite]]) -> str:
+    """Why a fallback gave no solution, for the row's `reason`."""
     if accepted:
-        copies = sum(same_text(item.text, source) for item in accepted)
+        copies = sum(same_text(rewrite.text, source) for rewrite in accepted)
         note = f" ({copies} of them its verbatim copies)" if copies else ""
         return f"{len(accepted)} passed the gate, none is worth more than the original{note}"
-    if rung == "own":
+    if fallback == "own":
         return "the target has no verified sample of its own"
-    counts: dict[str, int] = {}
-    for item in tried[rung]:
-        for name in item.failed:
-            counts[name] = counts.get(name, 0) + 1
-    failed = ", ".join(f"{name} {count}x" for name, count in sorted(counts.items(), key=lambda kv: -kv[1]))
-    return f"none of {len(tried[rung])} passed the gate ({failed})"
+    failures = Counter(name for rewrite in rewrites[fallback] for name in rewrite.failed)
+    failed = ", ".join(f"{name} {count}x" for name, count in failures.most_common())
+    return f"none of {len(rewrites[fallback])} passed the gate ({failed})"
 
 
 def _row(
     demonstration: Demonstration,
-    probe: dict[str, Any],
+    probe: ProbeRow,
     provenance: str,
-    kept: Candidate | None,
+    kept: Rewrite | None,
     reason: str,
-    tried: dict[str, list[Scored]],
-) -> dict[str, Any]:
+    rewrites: Mapping[str, Sequence[Rewrite]],
+) -> AdaptedSolution:
     solution = kept.text if kept else ""
+    hacks_refused = {name for scored in rewrites.values() for rewrite in scored for name in rewrite.hacks}
     return {
         "id": demonstration.id,
         "question": demonstration.question,
@@ -236,12 +252,71 @@ def _row(
         "provenance": provenance,
         "alignment_before": probe["source_alignment"],
         "alignment_after": kept.alignment if kept else None,
-        "reward": kept.reward if kept else {},
+        "reward": {"reward": kept.reward, "gain": kept.gain} | kept.penalties if kept else {},
         "gates": kept.gates if kept else {},
         "hacks": list(kept.hacks) if kept else [],
-        "hacks_refused": sorted({name for items in tried.values() for item in items for name in item.hacks}),
+        "hacks_refused": sorted(hacks_refused),
         "reason": reason or "the best accepted candidate",
         "alternatives": [],
         "ids": list(kept.ids) if kept else [],
         "logprobs": [round(value, 4) for value in kept.logprobs] if kept else [],
     }
+
+
+class Synthesise(Stage):
+    """The adapted data set: `rows.jsonl` with everything, `adapted/` to publish and train on."""
+
+    def __init__(self, context: StageContext, adaptation: str, seed: int):
+        super().__init__(context, synthesis_stage(adaptation, seed))
+        self.adaptation, self.seed = adaptation, seed
+        self.config, self.models = context.view(adaptation)
+        self.mapper = mapper_stage(adaptation, seed) if ADAPTATIONS[adaptation].trained else None
+
+    def inputs(self) -> StageInputs:
+        untrained = [self.models.mapper_fingerprint, self.context.key(probe_stage(self.adaptation))]
+        return {
+            "mapper": self.context.key(self.mapper) if self.mapper else untrained,
+            "synthesise": self.config.synthesise.model_dump(),
+            "temperature": self.config.mapper.temperature,
+            "seed": self.seed,
+        }
+
+    def run(self, folder: Path) -> Cost:
+        context, config, models = self.context, self.config, self.models
+        probed, reward = context.probe_and_reward(self.adaptation)
+        trained = models.mapper(context.folder(self.mapper) / "model") if self.mapper else None
+        with trained or nullcontext(models.start_engine) as mapper:
+            meter = Meter(mapper, models.target_engine)
+            with context.progress(len(context.data.train), self.name) as progress:
+                rows = synthesise(
+                    context.data.train,
+                    probed,
+                    mapper,
+                    models.target_engine,
+                    reward,
+                    models.renderer,
+                    config.synthesise,
+                    context.mapper_config(self.adaptation).prompt,
+                    config.mapper.max_new_tokens,
+                    config.mapper.temperature,
+                    self.seed,
+                    folder / "rows.jsonl",
+                    progress,
+                    meter.cost,
+                )
+        accounting(rows, len(context.data.train))
+        write_adapted(
+            folder / "adapted",
+            rows,
+            provenance_note=_provenance_note(config, self.seed),
+            chat=models.renderer.template is not None,
+            system_prompt=models.renderer.system_prompt,
+        )
+        return synthesis_cost(rows)
+
+
+def _provenance_note(config: Config, seed: int) -> dict[str, Any]:
+    """What an adapted data set was made from, for a card that may be published: without paths of this machine."""
+    paths = {"target": config.target.path, "mapper": config.mapper.path or config.target.path}
+    models = {what: model_name(path, is_folder=Path(path).expanduser().is_dir()) for what, path in paths.items()}
+    return {"run": config.name, "data": data_name(config.data.path), **models, "seed": seed}

@@ -1,0 +1,1 @@
+"""Training: the loop with exact resume, losses, reinforcement learning, fine-tuning, memory estimates, trackers."""

@@ -1,7 +1,7 @@
-"""Checkpoints of the training loop: parameters and optimiser state as safetensors, completed by a mark.
+"""Checkpoints of the training loop: trainable parameters and optimizer state as safetensors.
 
-A checkpoint is written beside its place and renamed, with a checksum of every file in
-`COMPLETE.json`; one that is cut, altered or unmarked is passed over, and told, for the one before it.
+A checkpoint is written to a temporary folder and renamed. `COMPLETE.json` holds the checksum of every file. An
+unfinished, truncated or altered checkpoint is skipped with a warning, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dartune import processes
-from dartune.files import atomic_write_json, read_json, sync, writing
-from dartune.models.sharding import full, spread_like
-from dartune.train.updates import Updates
+from dartune import distributed
+from dartune.models.fsdp import full_tensor, shard_like
+from dartune.run.files import atomic_write_json, read_json, sync, writing
+from dartune.train.gradient_sync import GradientSync
 
 logger = logging.getLogger(__name__)
 
+# Two, so that one is left if the last is damaged.
 KEEP = 2
-MARK = "COMPLETE.json"
+COMPLETE_FILE = "COMPLETE.json"
 
 
 def _sha256(path: Path) -> str:
@@ -34,83 +35,89 @@ def _sha256(path: Path) -> str:
 
 
 def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trainable parameters by name, each tied weight once."""
+    """Returns the trainable parameters by name; a tied weight appears once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save(folder: Path, model: nn.Module, updates: Updates, step: int) -> None:
-    """Write the checkpoint of `step` atomically and drop all but the last two; every process must call this."""
+def save(folder: Path, model: nn.Module, updates: GradientSync, step: int) -> None:
+    """Saves the checkpoint of `step` atomically and deletes all but the last two; every process must call this."""
     _write(folder, _gathered(_parameters(model).items()), _gathered(updates.state()), step)
 
 
 def _gathered(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Whole tensors in the first process's memory; the others help to gather one after the other, and keep nothing."""
-    found = {}
+    """Returns the unsharded tensors on the CPU of the first process, and an empty dict on the others.
+
+    Tensors are gathered one by one, so a process never holds more than one unsharded tensor on its device.
+    """
+    gathered = {}
     for name, tensor in tensors:
-        value = full(tensor.detach())
-        if processes.is_first():
-            found[name] = value.cpu().contiguous()
-    return found
+        value = full_tensor(tensor.detach())
+        if distributed.is_main():
+            gathered[name] = value.cpu().contiguous()
+    return gathered
 
 
-@processes.first_only
+@distributed.main_only
 def _write(folder: Path, parameters: dict[str, torch.Tensor], states: dict[str, torch.Tensor], step: int) -> None:
-    place = folder / f"step-{step:06d}"
+    checkpoint = folder / f"step-{step:06d}"
     draft = folder / f".draft-{step:06d}"
-    for left in folder.glob(".draft-*"):  # by a crash
-        shutil.rmtree(left, ignore_errors=True)
-    with writing(place):
+    for leftover in folder.glob(".draft-*"):  # of a crash
+        shutil.rmtree(leftover, ignore_errors=True)
+    with writing(checkpoint):
         draft.mkdir(parents=True)
         save_file(parameters, draft / "parameters.safetensors")
         save_file(states, draft / "optimizers.safetensors")
         files = sorted(draft.glob("*.safetensors"))
         for path in files:
             sync(path)
-        atomic_write_json(draft / MARK, {"step": step, "sha256": {path.name: _sha256(path) for path in files}})
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(draft, place)
+        checksums = {path.name: _sha256(path) for path in files}
+        atomic_write_json(draft / COMPLETE_FILE, {"step": step, "sha256": checksums})
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        os.replace(draft, checkpoint)
         sync(folder)
     for old in list(_newest_first(folder))[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.glob("step-*"), key=lambda place: int(place.name.removeprefix("step-")), reverse=True))
+    return iter(sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True))
 
 
-def _step(place: Path) -> int | None:
-    """The step of a checkpoint whose files are all there, with the checksums its mark states; None for another."""
-    mark = read_json(place / MARK)
+def _complete_step(checkpoint: Path) -> int | None:
+    """Returns the step of a checkpoint; None if a file is missing or does not match its checksum."""
+    mark = read_json(checkpoint / COMPLETE_FILE)
+    if mark is None:
+        return None
     try:
-        sums = mark["sha256"] if mark else {}
-        complete = bool(sums) and all(_sha256(place / name) == value for name, value in sums.items())
+        checksums = mark["sha256"]
+        complete = bool(checksums) and all(_sha256(checkpoint / name) == value for name, value in checksums.items())
     except (OSError, KeyError):
         return None
     return mark["step"] if complete else None
 
 
-def latest(folder: Path, most: float = float("inf")) -> tuple[Path, int] | None:
-    """The last complete checkpoint of `folder`, of step `most` at the latest, and its step."""
-    for place in _newest_first(folder):
-        step = _step(place)
+def latest(folder: Path, max_step: float = float("inf")) -> tuple[Path, int] | None:
+    """Returns the last complete checkpoint of `folder` and its step, at most `max_step`; None without one."""
+    for checkpoint in _newest_first(folder):
+        step = _complete_step(checkpoint)
         if step is None:
-            logger.warning("%s is incomplete or damaged and is passed over", place)
-        elif step > most:
-            logger.warning("%s is passed over, for metrics.jsonl is damaged after step %d", place, most)
+            logger.warning("%s is incomplete or damaged and is passed over", checkpoint)
+        elif step > max_step:
+            logger.warning("%s is skipped, because metrics.jsonl is damaged after step %d", checkpoint, max_step)
         else:
-            return place, step
+            return checkpoint, step
     return None
 
 
-def restore(folder: Path, model: nn.Module, updates: Updates, most: float = float("inf")) -> int:
-    """Load the last complete checkpoint into `model` and its optimisers; returns its step, 0 without one."""
-    found = latest(folder, most)
-    if found is None:
+def restore(folder: Path, model: nn.Module, updates: GradientSync, max_step: float = float("inf")) -> int:
+    """Loads the last complete checkpoint into `model` and its optimizers, and returns its step; 0 without one."""
+    last = latest(folder, max_step)
+    if last is None:
         return 0
-    place, step = found
-    saved = load_file(place / "parameters.safetensors")
+    checkpoint, step = last
+    saved = load_file(checkpoint / "parameters.safetensors")
     with torch.no_grad():
         for name, parameter in _parameters(model).items():
-            parameter.copy_(spread_like(saved[name], parameter))
-    updates.load(load_file(place / "optimizers.safetensors"))
+            parameter.copy_(shard_like(saved[name], parameter))
+    updates.load(load_file(checkpoint / "optimizers.safetensors"))
     return step

@@ -1,9 +1,8 @@
-"""The one training loop: optimiser, schedule, accumulation, checkpoints, exact resume.
+"""The training loop: optimizer, schedule, gradient accumulation, checkpoints and exact resume.
 
-Lab pretraining, SFT and reinforcement learning differ only in their `Objective`. Everything an
-objective draws is a function of the step number, so the whole state of a run is its parameters,
-its optimiser state and the step: a resumed run continues as if it had never stopped (bit-equal
-on a CPU in float32).
+Lab pretraining, SFT and reinforcement learning differ only in their `Objective`. All random choices of an objective are
+a function of the step number, so the state of a run is its parameters, its optimizer state and the step. A resumed run
+equals an uninterrupted one (bit-equal on a CPU in float32).
 """
 
 from __future__ import annotations
@@ -19,43 +18,54 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from dartune import processes, stopping
-from dartune.config import LOCAL, Adapter, ExecutionConfig
+from dartune import distributed
+from dartune.config.schema import DEFAULT_EXECUTION, DirectRLSettings, ExecutionConfig, MapperConfig, SFTConfig
 from dartune.errors import InputError, MachineError
-from dartune.models.adapter import add_lora
-from dartune.models.sharding import gathered
-from dartune.run import append_jsonl, atomic_write_json, read_jsonl, write_jsonl
+from dartune.models.fsdp import gather_model
+from dartune.models.language_model import LanguageModel
+from dartune.models.lora import add_lora
+from dartune.run import sigterm
+from dartune.run.files import append_jsonl, atomic_write_json, read_jsonl, write_jsonl
 from dartune.train import checkpoint
-from dartune.train.updates import Updates
+from dartune.train.gradient_sync import GradientSync
 
 NOT_FINITE = "not-finite.json"
 
 
 class Objective(Protocol):
-    """What a step trains on and by which loss."""
+    """The data and the loss of each step."""
 
     def begin(self, step: int) -> Sequence[Any]:
-        """This process's microbatches of the step; a function of `step` and the current parameters only."""
+        """Returns this process's microbatches of the step; depends on `step` and the current parameters only."""
+        ...
 
     def loss(self, model: nn.Module, microbatch: Any) -> torch.Tensor:
-        """Scalar; summed over the microbatches of all processes it is the step's loss.
+        """Returns the loss of a microbatch, a scalar.
 
-        An idle process asks for the loss of its first microbatch again; the metrics must count each only once.
+        The loss of the step is the sum over the microbatches of all processes. A process with fewer microbatches than
+        the others calls this again with its first one, and the metrics must count each microbatch once.
         """
+        ...
 
-    def heaviest(self) -> Any:
-        """The largest microbatch that a step can come to; its loss must not count anywhere."""
+    def largest_microbatch(self) -> Any:
+        """Returns the largest microbatch that can occur; its loss must not change the metrics."""
 
     def shown(self, microbatch: Any) -> list[dict[str, Any]]:
-        """The rows of a microbatch for a person to read, JSON-friendly."""
+        """Returns the rows of a microbatch in readable form, as JSON values."""
+        ...
 
     def end(self, step: int) -> dict[str, Any]:
-        """The step's metrics, JSON-friendly; with a reason under "stop" the step is the last."""
+        """Returns the metrics of the step, as JSON values; a reason under "stop" ends the training."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """Settings of one training run; over the last `decay` of it (a share of its steps) the learning rate falls to 0."""
+    """Settings of one training run.
+
+    The learning rate rises linearly over `warmup_steps`, stays constant, and falls linearly to 0 over the last `decay`
+    (a share of the steps).
+    """
 
     steps: int
     learning_rate: float
@@ -68,29 +78,35 @@ class LoopConfig:
     optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     seed: int = 0
-    """Sets what the model itself draws in training (dropout)."""
+    """Seed of the random numbers that the model itself uses in training (dropout)."""
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of 0-based `step`."""
-        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * min(warm, left / self.decay if self.decay else 1.0)
+        """Returns the learning rate of 0-based `step`."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        remaining = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * min(warmup, remaining / self.decay if self.decay else 1.0)
 
 
 def build_optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon on the hidden matrices and AdamW on the rest."""
+    """Returns AdamW, or Muon for the hidden weight matrices and AdamW for all other parameters.
+
+    Raises:
+        MachineError: the model has no trainable parameter, or torch is too old for Muon.
+    """
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise MachineError("the model has no trainable parameter")
     hidden = [p for name, p in trainable if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
     if config.optimizer != "muon" or not hidden:
         hidden = []
-    inside = {id(p) for p in hidden}
-    rest = [p for _, p in trainable if id(p) not in inside]
-    adam = partial(torch.optim.AdamW, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
-    # One kernel instead of a dozen passes over all weights; on a CPU there is nothing to gain.
-    optimizers: list[torch.optim.Optimizer] = [adam(rest, fused=rest[0].is_cuda)]
+    hidden_ids = {id(p) for p in hidden}
+    other = [p for _, p in trainable if id(p) not in hidden_ids]
+    adamw = partial(torch.optim.AdamW, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    # Fused: one kernel instead of a dozen passes over all weights. On a CPU it is not faster.
+    optimizers: list[torch.optim.Optimizer] = [adamw(other, fused=other[0].is_cuda)]
     if hidden:
+        if not hasattr(torch.optim, "Muon"):
+            raise MachineError(f"optimizer muon needs torch 2.9 or newer; torch {torch.__version__} is installed")
         optimizers.append(
             torch.optim.Muon(
                 hidden,
@@ -103,16 +119,25 @@ def build_optimizers(model: nn.Module, config: LoopConfig) -> list[torch.optim.O
 
 
 def shuffled_rows(n: int, per_step: int, step: int, seed: int) -> list[int]:
-    """Row numbers of a step: every row once an epoch, a new order each; a function of `step` alone."""
+    """Returns the row indices of a step; each epoch holds every row once, in a new order.
+
+    The result depends on the arguments only, so a resumed run needs no state of a data loader.
+
+    Args:
+        n: number of rows.
+        per_step: rows per step; a step may continue into the next epoch.
+        step: 0-based step.
+        seed: seed of the order.
+    """
     rows: list[int] = []
     position = step * per_step
     while len(rows) < per_step:
         epoch, offset = divmod(position, n)
         order = list(range(n))
         random.Random(f"{seed}-{epoch}").shuffle(order)
-        taken = order[offset : offset + per_step - len(rows)]
-        rows += taken
-        position += len(taken)
+        chunk = order[offset : offset + per_step - len(rows)]
+        rows += chunk
+        position += len(chunk)
     return rows
 
 
@@ -124,64 +149,77 @@ def train(
     *,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train `model` in place and return the metrics of every step, resumed ones included.
+    """Trains `model` in place and returns the metrics of every step, including those before a resume.
 
-    `folder` holds `metrics.jsonl` and `checkpoints/`; where it holds the complete checkpoint of an
-    earlier, interrupted call, training continues from it. SIGTERM is heeded after a step and its checkpoint.
+    On SIGTERM the current step is finished and saved before the process stops.
+
+    Args:
+        model: the model to train.
+        objective: the data and the loss of each step.
+        config: the settings.
+        folder: holds `metrics.jsonl` and `checkpoints/`. If it has a complete checkpoint of an interrupted call,
+            training continues from it.
+        on_step: called with the number of finished steps and the metrics of the last one.
 
     Raises:
-        MachineError: the loss or the gradient is not finite (the checkpoint before it is kept, and its batch written).
+        MachineError: the loss or the gradient is not finite. The last checkpoint is kept, and the batch is written to
+            `not-finite.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NOT_FINITE).unlink(missing_ok=True)
     build = partial(build_optimizers, config=config)
-    stepping = Updates(model, build, config.sharding, config.max_grad_norm)
+    updates = GradientSync(model, build, config.sharding, config.max_grad_norm)
     metrics_path = folder / "metrics.jsonl"
-    earlier = processes.agreed(_earlier(metrics_path))
-    start = processes.agreed(checkpoint.restore(folder / "checkpoints", model, stepping, len(earlier)))
-    history = earlier[:start]
+    saved_metrics = distributed.broadcast(_intact_metrics(metrics_path))
+    # Not a later checkpoint than the metrics reach: the history would have a gap.
+    start = distributed.broadcast(checkpoint.restore(folder / "checkpoints", model, updates, len(saved_metrics)))
+    history = saved_metrics[:start]
     if metrics_path.exists():
         write_jsonl(metrics_path, history)
     stopped = bool(history) and "stop" in history[-1]
     if next(model.parameters()).device.type != "cpu":
-        rehearse(stepping.model, objective)
+        check_memory(updates.model, objective)
     for step in range(start, start if stopped else config.steps):
-        with stopping.after_this():
+        with sigterm.delay_sigterm():
             row = {"step": step + 1, "learning_rate": config.learning_rate_at(step)}
-            # Whether to stop may hang on a clock; all processes go by the first one's.
-            row = processes.agreed(row | _one_step(stepping, objective, config, step, folder))
+            # An objective may stop by elapsed time, which differs between processes, so the first one decides for all.
+            row = distributed.broadcast(row | _run_step(updates, objective, config, step, folder))
             append_jsonl(metrics_path, row)
             history.append(row)
-            asked = processes.agreed(stopping.asked())
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or "stop" in row or asked:
-                checkpoint.save(folder / "checkpoints", model, stepping, step + 1)
+            sigterm_received = distributed.broadcast(sigterm.sigterm_received())
+            last = step + 1 == config.steps or "stop" in row or sigterm_received
+            if last or (step + 1) % config.checkpoint_every == 0:
+                checkpoint.save(folder / "checkpoints", model, updates, step + 1)
         if on_step:
             on_step(step + 1, row)
-        if asked:
-            raise stopping.Stopped
+        if sigterm_received:
+            raise sigterm.Stopped
         if "stop" in row:
             break
     model.eval()
     return history
 
 
-def _earlier(path: Path) -> list[dict[str, Any]]:
-    """The metrics of the first steps, as far as the file is whole."""
+def _intact_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the metrics of the first steps, up to the first damaged or missing line."""
     rows = read_jsonl(path, damaged=True) if path.exists() else []
     return [row for step, row in enumerate(rows, start=1) if row.get("step") == step]
 
 
-def rehearse(model: nn.Module, objective: Objective) -> None:
-    """A forward and backward of the largest microbatch, thrown away: what does not fit fails now, not after hours."""
+def check_memory(model: nn.Module, objective: Objective) -> None:
+    """Runs a forward and backward of the largest microbatch and discards the gradient.
+
+    A run that does not fit in memory then fails at its start, not after hours.
+    """
     model.train()
-    objective.loss(model, objective.heaviest()).backward()
+    objective.loss(model, objective.largest_microbatch()).backward()
     model.zero_grad()
 
 
-def train_as_set(
-    model: nn.Module,
+def train_from_config(
+    model: LanguageModel,
     objective: Callable[[nn.Module], Objective],
-    config: Adapter,
+    config: MapperConfig | SFTConfig | DirectRLSettings,
     folder: Path,
     *,
     seed: int,
@@ -190,14 +228,27 @@ def train_as_set(
     checkpoint_every: int,
     decay: float = 1.0,
     weight_decay: float = 0.0,
-    execution: ExecutionConfig = LOCAL,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """`train` by the settings of a config's section, fully or by LoRA; returns the model with its adapter still on.
+    """Runs `train` with the settings of a config section, on all weights or with LoRA.
 
     Args:
-        objective: makes the objective, given the model that is trained (LoRA-wrapped or not).
-        checkpoint_every: steps between checkpoints where `execution` says none.
+        model: the model to train.
+        objective: builds the objective for the model that is trained (with or without LoRA).
+        config: the config section.
+        folder: as in `train`.
+        seed: seed of the LoRA initialisation and of dropout.
+        steps: number of steps.
+        learning_rate: the learning rate after warm-up.
+        checkpoint_every: steps between checkpoints if `execution` does not set them.
+        decay: as in `LoopConfig`.
+        weight_decay: weight decay of the optimizers.
+        execution: how the training is executed: sharding, microbatches, checkpoints.
+        on_step: as in `train`.
+
+    Returns:
+        The trained model, unsharded, with its adapter still attached, and the metrics of every step.
     """
     torch.manual_seed(seed)
     if config.adapter == "lora":
@@ -212,50 +263,57 @@ def train_as_set(
         weight_decay=weight_decay,
         max_grad_norm=config.max_grad_norm,
         checkpoint_every=execution.checkpoint_every or checkpoint_every,
-        sharding="ddp" if config.adapter == "lora" else execution.sharding,  # an adapter is small
+        # An adapter is small, so sharding its weights would save little memory.
+        sharding="ddp" if config.adapter == "lora" else execution.sharding,
         seed=seed,
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)
     if execution.gradient_checkpointing:
         model.activation_checkpointing_disable()
-    return gathered(model), history
+    return gather_model(model), history
 
 
-def _one_step(stepping: Updates, objective: Objective, config: LoopConfig, step: int, folder: Path) -> dict[str, Any]:
+def _run_step(
+    updates: GradientSync, objective: Objective, config: LoopConfig, step: int, folder: Path
+) -> dict[str, Any]:
+    """Runs one optimizer step and returns its metrics."""
     microbatches = objective.begin(step)
-    stepping.model.train()
-    # Dropout too is a function of the step; each process has rows of its own, and drops in its own way.
-    torch.manual_seed(random.Random(f"{config.seed}-{step}-{processes.rank()}").getrandbits(63))
-    losses: list[torch.Tensor] = []  # asked for their values last, which waits for the device
-    # All processes go through as many microbatches.
-    counts = processes.everyones(len(microbatches))
-    most = max(counts)
-    if most and not min(counts):
+    updates.model.train()
+    # Dropout must depend on the step only, so that a resumed run repeats it. Each process has its own rows and its own
+    # dropout.
+    torch.manual_seed(random.Random(f"{config.seed}-{step}-{distributed.rank()}").getrandbits(63))
+    losses: list[torch.Tensor] = []  # read after the last microbatch, because reading a value waits for the device
+    # All processes must run the same number of microbatches, because each one synchronises gradients.
+    counts = distributed.all_gather(len(microbatches))
+    passes = max(counts)
+    if passes and not min(counts):
         raise InputError(
-            f"a step has fewer rows than there are processes ({processes.count()}): raise batch_size or "
+            f"a step has fewer rows than there are processes ({distributed.world_size()}): raise batch_size or "
             "questions_per_step, or start fewer processes"
         )
-    for number in range(most):
+    for number in range(passes):
         idle = number >= len(microbatches)
-        with stepping.accumulating(last=number + 1 == most):
-            loss = objective.loss(stepping.model, microbatches[0 if idle else number]) * (0 if idle else 1)
+        with updates.accumulating(last=number + 1 == passes):
+            loss = objective.loss(updates.model, microbatches[0 if idle else number]) * (0 if idle else 1)
             losses.append(loss.detach())
-            stepping.backward(loss)
+            updates.backward(loss)
     values = [loss.item() for loss in losses]
-    total = processes.totals({"loss": sum(values)})["loss"]
-    norm = stepping.step(config.learning_rate_at(step)) if most else 0.0
+    total = distributed.all_reduce({"loss": sum(values)})["loss"]
+    norm = updates.step(config.learning_rate_at(step)) if passes else 0.0
     if not math.isfinite(total) or not math.isfinite(norm):
         path = folder / NOT_FINITE
         _write_batch(path, objective, microbatches, values)
         raise MachineError(
-            f"step {step + 1}: the loss is {total} and the gradient norm {norm}; its batch is in {path}: "
-            "look at its rows, or lower the learning rate"
+            f"step {step + 1}: the loss is {total} and the gradient norm {norm}; the batch is in {path}: "
+            "check its rows, or lower the learning rate"
         )
     return {"loss": total, "grad_norm": norm, **objective.end(step)}
 
 
 def _write_batch(path: Path, objective: Objective, microbatches: Sequence[Any], losses: Sequence[float]) -> None:
-    """Every process's microbatches with their losses, for a person to read."""
-    parts = zip(losses, microbatches, strict=False)  # idle passes are left out
-    shown = [{"loss": str(loss), "rows": objective.shown(microbatch)} for loss, microbatch in parts]
-    atomic_write_json(path, {"microbatches": [part for parts in processes.everyones(shown) for part in parts]})
+    """Writes the microbatches of all processes with their losses, in readable form."""
+    pairs = zip(losses, microbatches, strict=False)  # without the repeated microbatches of an idle process
+    # As text, because JSON has no NaN and no infinity.
+    entries = [{"loss": str(loss), "rows": objective.shown(microbatch)} for loss, microbatch in pairs]
+    gathered_entries = [entry for rank_entries in distributed.all_gather(entries) for entry in rank_entries]
+    atomic_write_json(path, {"microbatches": gathered_entries})

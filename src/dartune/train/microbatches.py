@@ -1,4 +1,4 @@
-"""Cutting a step into forwards and backwards that fit into memory."""
+"""Splits a step into microbatches that fit in memory."""
 
 from __future__ import annotations
 
@@ -6,42 +6,60 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dartune.models.engine import TokenIds
+from dartune.engines.base import TokenIds
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Samples `low` to `high` of a step's group: all of it, or as many as fit."""
+class GroupSlice:
+    """The samples `start` to `stop` (exclusive) of a group, the `group`-th of a step."""
 
     group: int
-    low: int
-    high: int
+    start: int
+    stop: int
 
 
-def cut(items: Iterable[T], tokens: Callable[[Sequence[T]], int], limit: int) -> list[list[T]]:
-    """Items in their order, as many together as have no more `tokens` than `limit`, and at least one."""
+def split_by_tokens(values: Iterable[T], tokens: Callable[[Sequence[T]], int], limit: int) -> list[list[T]]:
+    """Splits values, in order, into batches of at most `limit` tokens; a batch holds at least one value.
+
+    Args:
+        values: the values.
+        tokens: returns the tokens of a batch.
+        limit: most tokens of a batch, which only a single value may exceed.
+    """
     batches: list[list[T]] = []
-    for item in items:
-        if batches and tokens([*batches[-1], item]) <= limit:
-            batches[-1].append(item)
+    for value in values:
+        if batches and tokens([*batches[-1], value]) <= limit:
+            batches[-1].append(value)
         else:
-            batches.append([item])
+            batches.append([value])
     return batches
 
 
-def pieces(prompt: TokenIds, completions: Sequence[TokenIds], group: int, limit: int, shared: bool) -> list[Piece]:
-    """A group, split where its samples together are longer than `limit` tokens; `shared`: its prompt is read once."""
+def slice_group(
+    prompt: TokenIds, completions: Sequence[TokenIds], group: int, limit: int, shared: bool
+) -> list[GroupSlice]:
+    """Splits a group into slices of at most `limit` tokens, or of a single sample.
+
+    Args:
+        prompt: the prompt of the group.
+        completions: its completions.
+        group: index of the group.
+        limit: most tokens of a forward.
+        shared: whether the prompt is read once for all completions of a forward.
+    """
     longest = max(map(len, completions))
-    room = (limit - len(prompt)) // longest if shared else limit // (len(prompt) + longest)
-    size = min(max(1, room), len(completions))
-    return [Piece(group, low, min(low + size, len(completions))) for low in range(0, len(completions), size)]
+    samples_that_fit = (limit - len(prompt)) // longest if shared else limit // (len(prompt) + longest)
+    size = min(max(1, samples_that_fit), len(completions))
+    return [GroupSlice(group, start, min(start + size, len(completions))) for start in range(0, len(completions), size)]
 
 
 def padded_tokens(groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]], shared: bool) -> int:
-    """Tokens of a forward over (prompt, completions) groups, padding counted."""
-    prompt = max(len(prompt) for prompt, _ in groups)
-    completion = max(len(one) for _, completions in groups for one in completions)
+    """Returns the tokens of a forward over (prompt, completions) groups, including padding."""
+    longest_prompt = max(len(prompt) for prompt, _ in groups)
+    longest_completion = max(len(completion) for _, completions in groups for completion in completions)
     samples = sum(len(completions) for _, completions in groups)
-    return len(groups) * prompt + samples * completion if shared else samples * (prompt + completion)
+    if shared:
+        return len(groups) * longest_prompt + samples * longest_completion
+    return samples * (longest_prompt + longest_completion)

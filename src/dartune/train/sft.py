@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on exactly the response tokens and the end token, by cross-entropy or a rival loss."""
+"""Supervised fine-tuning on the response tokens and the end token, with cross-entropy, DFT or ASFT."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import Any, Literal
 
 import torch
 
-from dartune import processes
-from dartune.config import LOCAL, ExecutionConfig, SFTConfig
-from dartune.data.render import Renderer
+from dartune import distributed
+from dartune.config.schema import DEFAULT_EXECUTION, ExecutionConfig, SFTConfig
+from dartune.data.chat_template import Renderer
+from dartune.engines.logprobs import anchored_logprobs, sequence_logprobs
 from dartune.errors import InputError
-from dartune.models.adapter import merge_lora
 from dartune.models.flops import FORWARD, TRAINING, multiplied_weights
 from dartune.models.loading import context_length
-from dartune.models.memory import tokens_at_once
-from dartune.models.shared_prefix import anchored_logprobs, sequence_logprobs
-from dartune.run import Cost
-from dartune.train.loop import shuffled_rows, train_as_set
-from dartune.train.microbatches import cut
-from dartune.train.objectives import asft, cross_entropy, dft
+from dartune.models.lora import merge_lora
+from dartune.run.cost import Cost
+from dartune.train.loop import shuffled_rows, train_from_config
+from dartune.train.losses import asft, cross_entropy, dft
+from dartune.train.memory import max_forward_tokens
+from dartune.train.microbatches import split_by_tokens
 
 CHECKPOINT_EVERY = 50
-"""Steps between checkpoints, unless the config says."""
+"""Steps between checkpoints if the config does not set them."""
 Loss = Literal["ce", "dft", "asft"]
 Row = tuple[list[int], list[int]]
+"""Token ids of prompt and response."""
 Microbatch = tuple[list[Row], int]
-"""(prompt, response) token ids, and the trained tokens of the whole step."""
+"""The rows, and the trained tokens of the whole step."""
 
 
 class SFTObjective:
-    """The `Objective` of fine-tuning on (question, solution) rows; step k's rows depend on k and the seed."""
+    """The `Objective` of fine-tuning on (question, solution) rows; the rows of a step depend on step and seed."""
 
     def __init__(
         self,
@@ -45,58 +46,70 @@ class SFTObjective:
         loss: Loss = "ce",
         anchor: torch.nn.Module | None = None,
     ):
-        """`context` is the model's context length in tokens, `anchor` the untouched target (for `asft`).
+        """Tokenises the rows.
+
+        Args:
+            rows: (question, solution) texts.
+            renderer: chat template and tokenizer.
+            batch_size: rows per step.
+            seed: seed of the order of rows.
+            context: the model's context length in tokens.
+            microbatch_tokens: most padded tokens of a forward and backward.
+            loss: the loss.
+            anchor: the untrained target, for `asft`.
 
         Raises:
-            InputError: there is no row, or rows do not fit the context (all of them are named).
+            InputError: there are no rows, or rows do not fit the context; all of these are listed.
         """
         self.renderer = renderer
         self.rows = [(renderer.prompt_ids(question), renderer.response_ids(solution)) for question, solution in rows]
-        long = [i for i, (prompt, reply) in enumerate(self.rows) if len(prompt) + len(reply) > context]
-        if not rows or long:
+        too_long = [i for i, row in enumerate(self.rows) if _length(row) > context]
+        if not rows or too_long:
             raise InputError(
-                "the training rows cannot be used" if rows else "there is no row to train on",
-                [f"row {i + 1}: {sum(map(len, self.rows[i]))} tokens, the model reads {context}" for i in long],
+                "training rows do not fit the context length" if rows else "there are no rows to train on",
+                [f"row {i + 1}: {_length(self.rows[i])} tokens, the context is {context}" for i in too_long],
             )
         self.batch_size, self.seed = min(batch_size, len(rows)), seed
         self.microbatch_tokens = microbatch_tokens
-        self.kind, self.anchor = loss, anchor
+        self.loss_name, self.anchor = loss, anchor
 
     def begin(self, step: int) -> list[Microbatch]:
-        chosen = [self.rows[i] for i in shuffled_rows(len(self.rows), self.batch_size, step, self.seed)]
-        chosen.sort(key=_length)
-        self._tokens = sum(len(reply) for _, reply in chosen)
-        self._read = sum(len(prompt) + len(reply) for prompt, reply in chosen)
-        batches = cut(processes.share(chosen), _padded_tokens, self.microbatch_tokens)
-        return [(batch, self._tokens) for batch in batches]
+        rows = [self.rows[i] for i in shuffled_rows(len(self.rows), self.batch_size, step, self.seed)]
+        # Sorted, so that padding is short and each process gets rows of all lengths.
+        rows.sort(key=_length)
+        self._trained_tokens = sum(len(response) for _, response in rows)
+        self._read_tokens = sum(map(_length, rows))
+        batches = split_by_tokens(distributed.shard(rows), _padded_tokens, self.microbatch_tokens)
+        return [(batch, self._trained_tokens) for batch in batches]
 
-    def heaviest(self) -> Microbatch:
-        # Where shorter rows fill the limit better than the longest do, they are the heavier. A step across two epochs
-        # can have a row twice.
+    def largest_microbatch(self) -> Microbatch:
+        # Rows that are shorter than the longest can make a larger microbatch, if they fill the limit better. Each row
+        # appears twice, because a step that spans two epochs can have a row twice.
         rows = sorted([*self.rows, *self.rows], key=_length, reverse=True)
-        share = math.ceil(self.batch_size / processes.count())
+        rows_per_process = math.ceil(self.batch_size / distributed.world_size())
 
-        def fitting(first: int) -> int:
-            return max(1, min(share, self.microbatch_tokens // _length(rows[first]), len(rows) - first))
+        def rows_that_fit(first: int) -> int:
+            return max(1, min(rows_per_process, self.microbatch_tokens // _length(rows[first]), len(rows) - first))
 
-        first = max(range(len(rows)), key=lambda i: fitting(i) * _length(rows[i]))
-        chosen = rows[first : first + fitting(first)]
-        return chosen, sum(len(reply) for _, reply in chosen)
+        first = max(range(len(rows)), key=lambda i: rows_that_fit(i) * _length(rows[i]))
+        largest = rows[first : first + rows_that_fit(first)]
+        return largest, sum(len(response) for _, response in largest)
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         rows, tokens = microbatch
-        if self.kind == "asft":
+        if self.loss_name == "asft":
+            assert self.anchor is not None
             logprobs, kl, mask = anchored_logprobs(model, self.anchor, rows)
             return asft(logprobs, kl, mask, tokens)
         logprobs, mask = sequence_logprobs(model, rows)
-        return (dft if self.kind == "dft" else cross_entropy)(logprobs, mask, tokens)
+        return (dft if self.loss_name == "dft" else cross_entropy)(logprobs, mask, tokens)
 
     def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
-        spell = self.renderer.tokenizer.decode
-        return [{"prompt": spell(prompt), "response": spell(reply)} for prompt, reply in microbatch[0]]
+        decode = self.renderer.tokenizer.decode
+        return [{"prompt": decode(prompt), "response": decode(response)} for prompt, response in microbatch[0]]
 
     def end(self, step: int) -> dict[str, Any]:
-        return {"trained_tokens": self._tokens, "read_tokens": self._read}
+        return {"trained_tokens": self._trained_tokens, "read_tokens": self._read_tokens}
 
 
 def _length(row: Row) -> int:
@@ -104,6 +117,7 @@ def _length(row: Row) -> int:
 
 
 def _padded_tokens(rows: Sequence[Row]) -> int:
+    """Returns the tokens of a forward over the rows, including padding."""
     return len(rows) * max(map(_length, rows))
 
 
@@ -118,21 +132,37 @@ def fine_tune(
     *,
     loss: Loss = "ce",
     anchor: torch.nn.Module | None = None,
-    execution: ExecutionConfig = LOCAL,
+    execution: ExecutionConfig = DEFAULT_EXECUTION,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
-    """Fine-tune `model` on (question, solution) rows, fully or by LoRA (merged at the end).
+    """Fine-tunes `model` on (question, solution) rows, all weights or with LoRA (merged at the end).
 
-    `loss` is cross-entropy, `dft` or `asft`; the last needs the untouched target as `anchor`.
+    Args:
+        model: the model to train, in place.
+        rows: (question, solution) texts.
+        renderer: chat template and tokenizer.
+        config: the config section.
+        learning_rate: the learning rate after warm-up.
+        seed: seed of the order of rows, the LoRA initialisation and dropout.
+        folder: metrics and checkpoints; an interrupted call is continued from its last checkpoint.
+        loss: `ce` (cross-entropy), `dft` or `asft`.
+        anchor: the untrained target, for `asft`.
+        execution: how the training is executed.
+        on_step: called with the number of finished steps and the metrics of the last one.
 
-    Continues from the checkpoints an interrupted call left in `folder`.
+    Returns:
+        The trained model and the cost of its training.
+
+    Raises:
+        InputError: there are no rows, or rows do not fit the context.
+        MachineError: the loss or the gradient is not finite.
     """
 
     def objective(trained: torch.nn.Module) -> SFTObjective:
-        context, limit = context_length(trained), tokens_at_once(trained, execution.microbatch_tokens)
+        context, limit = context_length(trained), max_forward_tokens(trained, execution.microbatch_tokens)
         return SFTObjective(rows, renderer, config.batch_size, seed, context, limit, loss, anchor)
 
-    model, history = train_as_set(
+    model, history = train_from_config(
         model,
         objective,
         config,
@@ -140,11 +170,11 @@ def fine_tune(
         seed=seed,
         steps=config.steps,
         learning_rate=learning_rate,
-        weight_decay=config.weight_decay,
         checkpoint_every=CHECKPOINT_EVERY,
         execution=execution,
         on_step=on_step,
     )
-    each = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)
-    flops = each * sum(row["read_tokens"] for row in history)
+    # ASFT needs another forward, that of the anchor.
+    flops_per_token = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)
+    flops = flops_per_token * sum(row["read_tokens"] for row in history)
     return merge_lora(model), Cost(trained_tokens=sum(row["trained_tokens"] for row in history), flops=flops)

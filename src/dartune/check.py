@@ -1,0 +1,81 @@
+"""What `dartune check` says: all that is worth knowing about data, models and settings, also where no run can start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dartune.answers.checker import AnswerChecker
+from dartune.answers.grading import find_contradictions
+from dartune.config.arms import adaptations
+from dartune.config.matrix import combinations
+from dartune.config.schema import Config
+from dartune.data.chat_template import Renderer
+from dartune.data.quality import QualityReport, check_report
+from dartune.data.records import Demonstration
+from dartune.errors import SHOWN_PROBLEMS, InputError
+from dartune.lab import source as lab
+from dartune.models.device import device_of
+from dartune.stages.prepare import Examination, examine, sampling_lines
+from dartune.train.memory import memory_lines
+
+
+def check(config: Config, *, every: bool = False) -> str:
+    """Read data and models and say what was found; nothing is written.
+
+    Args:
+        every: findings name all their rows, not only the first ones.
+
+    Raises:
+        InputError: everything that keeps `config` from running, at once; what else was found is in its notes.
+    """
+    if config.matrix:
+        return "\n".join(f"{name}\n{check(cell, every=every)}\n" for name, cell in combinations(config))
+    found = examine(config, every=every)
+    lines = list(found.data.notes) if found.data else []
+    lines += [line for read in found.sources.reads for line in read.facts]
+    lines += [f"warning: {line}" for line in found.sources.warnings(every=every, repeats=False)]
+    lines += _data_lines(found, every)
+    models = found.models
+    if models is not None:
+        memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
+        lines += [*sampling_lines(models), "Memory of training, estimated:", *memory]
+    hidden = len(found.problems) > SHOWN_PROBLEMS
+    if every and hidden:
+        lines += [f"error: {problem}" for problem in found.problems]
+    elif hidden or any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
+        lines.append("`dartune check --all` names every row.")
+    if found.problems:
+        error = InputError("this run cannot start", found.problems)
+        error.add_note("\n".join(lines))
+        raise error
+    return "\n".join(lines)
+
+
+def _data_lines(found: Examination, every: bool) -> list[str]:
+    """The report on the rows of the data, and the warnings about each suite."""
+    config, sources = found.config, found.sources
+    if not len(sources.rows):
+        return []
+    longest = config.mapper.max_new_tokens if adaptations(config.arms) else None
+    with AnswerChecker() as checker:
+        renderer = found.models.renderer if found.models else None
+        lines = _report(sources.rows, checker, renderer, longest, trained=True).lines(every=every)
+        for name, rows in () if lab.is_lab(config.data.path) else sources.suites.items():
+            lines += [f"warning: suite {name}: {line}" for line in _report(rows, checker).warnings(every=every)]
+    return lines
+
+
+def _report(
+    rows: Sequence[Demonstration],
+    checker: AnswerChecker,
+    renderer: Renderer | None = None,
+    longest: int | None = None,
+    *,
+    trained: bool = False,
+) -> QualityReport:
+    """The report on rows that are trained on, or on those of a suite."""
+    wrong, silent = find_contradictions(rows, checker)
+    return check_report(
+        rows, renderer, lambda row: row.answer is not None, wrong, silent, longest=longest, trained=trained
+    )

@@ -1,0 +1,56 @@
+"""Matrix of runs: every combination of the values listed in the config's `matrix`."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from dartune.config.recipe import Recipe, explain
+from dartune.config.schema import Config
+from dartune.errors import InputError
+
+
+def combinations(config: Config) -> list[tuple[str, Config]]:
+    """Return (name, config) of every combination, in the order of the keys; each has its own folder in `output`.
+
+    Raises:
+        InputError: a key or a value is invalid, or two combinations have the same name.
+    """
+    keys, values = list(config.matrix), list(config.matrix.values())
+    runs, problems = [], []
+    for combination in itertools.product(*values):
+        name = "-".join(map(_short_name, combination))
+        settings = config.model_dump(mode="json") | {"matrix": {}, "output": f"{config.output}/{name}"}
+        for key, value in zip(keys, combination, strict=True):
+            *parents, last = key.split(".")
+            section: Any = settings
+            for parent in parents:
+                section = section.get(parent) if isinstance(section, dict) else None
+            if not isinstance(section, dict):
+                problems.append(f"matrix: there is no key {key}")
+                continue
+            section[last] = value
+        try:
+            runs.append((name, Config.model_validate(settings)))
+        except ValidationError as error:
+            problems += [f"matrix, {name}: {line}" for line in explain(error, Recipe(), Config)]
+    problems += [f"matrix: two combinations are called {name}" for name in _repeated(name for name, _ in runs)]
+    if problems:
+        raise InputError("the matrix cannot be run", list(dict.fromkeys(problems)))
+    return runs
+
+
+def _short_name(value: Any) -> str:
+    """Return the last component of a value, usable in a folder name: `lab:values` -> `values`."""
+    text = re.split(r"[:/]", str(value).rstrip("/"))[-1]
+    return re.sub(r"[^A-Za-z0-9._]+", "_", text) or "empty"
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    counts = Counter(names)
+    return sorted(name for name in counts if counts[name] > 1)

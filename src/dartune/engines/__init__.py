@@ -1,0 +1,1 @@
+"""Inference: sampling and log-probabilities, in this process, on several processes, or from a vLLM server."""

@@ -1,0 +1,1 @@
+"""Tests of a reward with honest and hacked rewrites, and `dartune check-reward`."""

@@ -1,0 +1,54 @@
+"""State of a run folder, for `dartune status`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dartune.errors import InputError
+from dartune.run import lock
+from dartune.run.files import read_json
+from dartune.run.folder import DONE, STARTED
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folder itself if it is a run folder, otherwise the run folders of a matrix inside it.
+
+    Raises:
+        InputError: there is no run.
+    """
+    if (folder / lock.LOCK).exists():
+        return [folder]
+    runs = sorted(path.parent for path in folder.glob(f"*/{lock.LOCK}"))
+    if not runs:
+        raise InputError(f"there is no run in {folder}; give the `output` folder of `dartune run`")
+    return runs
+
+
+def status_lines(folder: Path) -> list[str]:
+    """Describe a run: the process that holds it, then each stage with its state, seconds and attempts.
+
+    Raises:
+        InputError: there is no run in `folder`, or there are several.
+    """
+    if runs_in(folder) != [folder]:
+        names = ", ".join(path.name for path in runs_in(folder))
+        raise InputError(f"{folder} holds several runs; give the folder of one of them: {names}")
+    held = lock.is_held(folder)
+    lines = [f"{folder}: in use by {lock.holder(folder)}" if held else f"{folder}: not running"]
+    stages = []
+    for path in (folder / "stages").glob("*/*"):
+        if path.name == DONE and (record := read_json(path)):
+            stages.append((record["attempts"][-1]["started"], path.parent.name, "done", record))
+        elif path.name == STARTED and not (path.parent / DONE).exists() and (record := read_json(path)):
+            stages.append((record["attempts"][-1]["started"], path.parent.name, "", record))
+    for started, name, state, record in sorted(stages, key=lambda stage: stage[0]):
+        seconds = [attempt["seconds"] for attempt in record["attempts"]]
+        running = not state and held and seconds[-1] is None
+        if running:
+            seconds[-1] = time.time() - started
+        total = sum(value for value in seconds if value is not None)
+        attempts = f", attempt {len(seconds)}" if len(seconds) > 1 else ""
+        state = state or ("running" if running else "partial")
+        lines.append(f"  {name:<28} {state:<8} {total:8.1f} s{attempts}")
+    return lines

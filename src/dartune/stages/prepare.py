@@ -1,0 +1,159 @@
+"""Reads and checks data and models together, before anything is computed; and the stage that writes the split data."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from dartune import distributed
+from dartune.answers.checker import AnswerChecker
+from dartune.config import arm_config
+from dartune.config.arms import ARMS
+from dartune.config.schema import Config
+from dartune.data.row_store import Rows, demonstration_from_dict, open_rows, write_rows
+from dartune.errors import InputError
+from dartune.lab import source as lab
+from dartune.models.loading import generation_settings
+from dartune.rewards.reward import reward_parts
+from dartune.run.cost import Cost
+from dartune.run.folder import RunFolder
+from dartune.run.redaction import printable
+from dartune.stages import data as run_data
+from dartune.stages.base import Stage, StageInputs
+from dartune.stages.context import StageContext
+from dartune.stages.length_limits import too_long
+from dartune.stages.models import RunModels
+from dartune.train import trackers
+
+logger = logging.getLogger(__name__)
+
+
+def sampling_lines(models: RunModels) -> list[str]:
+    """The sampling settings of the target's generation config, and those of this run."""
+    settings = generation_settings(models.target_path)
+    shown = [f"{name} {settings[name]}" for name in ("temperature", "top_p", "top_k") if name in settings]
+    ends = ", ".join(map(repr, models.tokenizer.convert_ids_to_tokens(list(models.renderer.stop_ids))))
+    temperature = models.config.reward.own_temperature
+    return [
+        f"Sampling: the target's generation config sets {', '.join(shown) or 'nothing'}; own samples are drawn at "
+        f"reward.own_temperature {temperature:g}, from the whole distribution.",
+        f"A sample ends with any of {ends}.",
+    ]
+
+
+@dataclass
+class Examination:
+    """Data and models as far as they can be used, and all problems that prevent a run from starting.
+
+    `data` and `models` are None if they cannot be used.
+    """
+
+    config: Config
+    sources: run_data.Sources
+    data: run_data.Data | None = None
+    models: RunModels | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def examine(config: Config, *, every: bool = False) -> Examination:
+    """Check data and models together; one problem does not hide another.
+
+    Args:
+        every: messages name all rows, not only the first ones with the same problem.
+    """
+    if "wrong_target" in config.arms and not config.target.other:
+        other = lab.other_target(config.target.path)
+        config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
+    problems = arm_config.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
+    problems += trackers.problems(config.trackers)
+    examination = Examination(config, run_data.Sources(), problems=problems)
+    _examine_data(examination, every)
+    try:
+        reward_parts(config.reward)
+    except InputError as error:
+        problems.append(error.message)
+    try:
+        models = RunModels(config)
+        models.check()
+        examination.models = models
+    except InputError as error:
+        problems += error.problems or [error.message]
+    if examination.models and examination.sources.rows:
+        data = examination.data or run_data.Data(examination.sources.rows, [], examination.sources.suites)
+        contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
+        problems += too_long(models.config, data, models.renderer, *contexts, every=every)
+    # A file that is both data and suite has every problem twice.
+    examination.problems = list(dict.fromkeys(problems))
+    return examination
+
+
+def _examine_data(examination: Examination, every: bool) -> None:
+    """Read and split the data."""
+    problems = examination.problems
+    try:
+        examination.sources = run_data.read(examination.config)
+        unusable = examination.sources.problems(every=every)
+        problems += unusable
+        if not unusable:
+            examination.data = run_data.divided(examination.config, examination.sources)
+    except InputError as error:
+        problems += error.problems or [error.message]
+    data, rows = examination.data, examination.sources.rows
+    trained = data.train if data else rows
+    if (
+        len(rows)
+        and any(ARMS[arm].budget for arm in examination.config.arms)
+        and all(row.answer is None for row in trained)
+    ):
+        problems.append("arms: direct RL rewards right answers, and no training row has an answer; remove its arms")
+    if data and all(row.answer is None for suite in data.suites.values() for row in suite):
+        problems.append(
+            "no test question has an answer to compare with: give some rows an `answer` (or one stated in the "
+            "solution), or evaluate.suites a file of questions with answers"
+        )
+
+
+def prepare_run(config: Config) -> tuple[run_data.Data, RunModels]:
+    """Data and models of a run that can start; warnings are logged.
+
+    Raises:
+        InputError: all problems that prevent the run from starting.
+    """
+    examination = examine(config)
+    for line in examination.sources.warnings() if distributed.is_main() else ():
+        logger.warning("%s", printable(line))
+    if examination.problems or examination.data is None or examination.models is None:
+        raise InputError("this run cannot start", examination.problems)
+    return examination.data, examination.models
+
+
+def start(config: Config, folder: RunFolder, checker: AnswerChecker) -> StageContext:
+    """Read and check data and models, and note the config in the run folder.
+
+    Raises:
+        InputError: all problems that prevent the run from starting.
+    """
+    data, models = prepare_run(config)
+    folder.note_config(config.resolved_yaml())
+    return StageContext(models.config, folder, checker, data, models)
+
+
+class WriteData(Stage):
+    """The split data, as the later stages train and test on them."""
+
+    def __init__(self, context: StageContext):
+        super().__init__(context, "data")
+
+    def inputs(self) -> StageInputs:
+        return {"data": self.context.data.fingerprint}
+
+    def run(self, folder: Path) -> Cost:
+        for name, rows in self.context.data.parts.items():
+            write_rows(folder / f"{name}.jsonl", map(asdict, rows))
+        return Cost()
+
+    def completed(self, folder: Path) -> None:
+        data = self.context.data
+        if isinstance(data.train, Rows):  # rows in a temporary file: read them from the run folder from now on
+            self.context.data = replace(data, train=open_rows(folder / "train.jsonl", demonstration_from_dict))
