@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from dartune.cli import main
 from dartune.config.load import load_config
-from dartune.publish.data_card import markdown_table
+from dartune.publish.data_card import markdown_table, model_card
 from dartune.report.finished_run import open_finished_run
 from fixtures_hub import TOKEN, served_hub
 
@@ -324,3 +325,16 @@ def test_a_table_keeps_its_cells_for_any_text(rows):
     lines = markdown_table(rows).replace("\\\\", "").replace("\\|", "").split("\n")
     assert len(lines) == len(rows) + 1
     assert {line.count("|") for line in lines} == {3}
+
+
+@pytest.mark.slow
+def test_the_card_of_direct_rl_states_how_it_was_trained(run_copy):
+    """The run's arm sft, renamed: what differs is how the card describes the training."""
+    for folder in list((run_copy / "stages").glob("*-sft-*")):
+        shutil.copytree(folder, folder.with_name(folder.name.replace("-sft-", "-grpo_tokens-")))
+    run = open_finished_run(run_copy)
+    results = json.loads(json.dumps(run.results).replace('"sft"', '"grpo_tokens"'))
+    results["config"]["sft"] = results["config"].pop("grpo_tokens")
+    results["config"]["mapper"]["adapter"] = "lora"
+    card = model_card(replace(run, results=results), "grpo_tokens", 0, None)
+    assert "direct reinforcement learning" in card and "a LoRA adapter, merged into the model" in card

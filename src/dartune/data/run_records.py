@@ -1,6 +1,6 @@
 """The rows that stages write and later stages read, one JSON object a line.
 
-They are typed dicts: what is in memory is what is on disk, and optional keys keep older run folders readable.
+They are typed dicts: what is in memory is what is on disk.
 """
 
 from __future__ import annotations
