@@ -21,6 +21,7 @@ from dartune.engines.logprobs import (
     sequence_logprobs,
 )
 from dartune.errors import InputError
+from dartune.models.activations import recompute_activations
 from dartune.models.lora import add_lora
 from dartune.models.precision import compute_in
 from fixtures_models import ARCHITECTURES, tiny_model, without_dropout
@@ -291,7 +292,7 @@ def test_activation_checkpointing_changes_neither_values_nor_gradients(architect
     model.train()
     for checkpointed in (False, True):
         if checkpointed:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model)
         logprobs, mask, entropy = group_logprobs(model, random_groups(), with_entropy=True)
         (logprobs * mask).sum().backward()
         results.append((logprobs.detach(), entropy.detach(), [p.grad.clone() for p in model.parameters()]))

@@ -21,6 +21,7 @@ from torch import nn
 from dartune import distributed
 from dartune.config.schema import DEFAULT_EXECUTION, DirectRLSettings, ExecutionConfig, MapperConfig, SFTConfig
 from dartune.errors import InputError, MachineError
+from dartune.models.activations import recompute_activations
 from dartune.models.fsdp import gather_model
 from dartune.models.language_model import LanguageModel
 from dartune.models.lora import add_lora
@@ -254,7 +255,7 @@ def train_from_config(
     if config.adapter == "lora":
         model = add_lora(model, config.lora_rank)
     if execution.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     settings = LoopConfig(
         steps=steps,
         learning_rate=learning_rate,
@@ -269,7 +270,7 @@ def train_from_config(
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)
     if execution.gradient_checkpointing:
-        model.activation_checkpointing_disable()
+        recompute_activations(model, on=False)
     return gather_model(model), history
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from dartune.config.schema import DEFAULT_EXECUTION, Adapter, ExecutionConfig
 from dartune.engines.logprobs import sequence_logprobs
+from dartune.models.activations import recompute_activations
 from dartune.models.device import device_of
 from dartune.models.language_model import LanguageModel
 from dartune.models.lora import add_lora, remove_lora
@@ -64,14 +65,14 @@ def footprint(
         model = add_lora(model, settings.lora_rank)
     try:
         if execution.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model)
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         mixed_precision = settings.adapter == "full" and model.dtype != torch.float32
         with as_float32(model) if mixed_precision else nullcontext():
             per_token = activation_bytes(model) / MEASURED_TOKENS
     finally:
         if execution.gradient_checkpointing:
-            model.activation_checkpointing_disable()
+            recompute_activations(model, on=False)
         remove_lora(model)
     weight_size = BYTES_PER_TRAINED_WEIGHT + (BYTES_PER_CAST_WEIGHT if mixed_precision else 0)
     activations = round(per_token * max_forward_tokens(model, execution.microbatch_tokens))
