@@ -18,6 +18,7 @@ from dartune.data.public_datasets import PUBLIC
 from dartune.engines.hf import HFEngine
 from dartune.errors import InputError
 from dartune.gates.gate_input import GateInput, GateThresholds
+from dartune.report.build import _section_maker, rebuild_report
 from dartune.report.page import write_report
 from dartune.rewards.reward import reward_parts
 from dartune.run.files import write_jsonl
@@ -160,3 +161,24 @@ def test_a_run_with_parts_of_its_own(parts, tmp_path, capsys):
     assert results["arms"] == ["base", "sft", "dart", "my_parts:dart_quarter"]
     assert main(["report", str(tmp_path / "run"), "--section", "my_parts:shortest"]) == 0
     assert "<h2>Suites</h2>" in (tmp_path / "run" / "report" / "index.html").read_text()
+
+
+def test_broken_parts_are_input_errors(parts, tmp_path, capsys):
+    (tmp_path / "bad_parts.py").write_text(
+        "from dartune.config.arms import Arm\n"
+        "arm = Arm('a typo', rows='darts', loss='mse')\n"
+        "def gate(item): return True\n"
+        "def section(results): return results['missing']\n"
+    )
+    rows = [{"question": f"What is {i}+1?", "solution": f"{i}+1 = {i + 1}\n#### {i + 1}"} for i in range(40)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    words = ["check", "--data", str(tmp_path / "rows.jsonl"), "--target", "lab:backward"]
+    assert main([*words, "--arms=[base, bad_parts:arm]", "--reward.gates=[all, bad_parts:gate]"]) == 2
+    errors = capsys.readouterr().err
+    assert "bad_parts:arm: rows is 'darts' but should be one of None, 'demonstrations'" in errors
+    assert "bad_parts:arm: loss is 'mse' but should be one of" in errors
+    assert "reward.gates: gate fails with TypeError" in errors
+    with pytest.raises(InputError, match="must be module:function"):
+        rebuild_report(tmp_path, ["section"])
+    with pytest.raises(InputError, match="bad_parts:section fails with KeyError"):
+        _section_maker("bad_parts:section")({})

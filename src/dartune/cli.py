@@ -104,7 +104,7 @@ def _describe_settings(verb: str) -> str:
 
     groups = [[(name, arm) for name, arm in ARMS.items() if arm.group == group] for group in GROUPS]
     arms = "\n".join(
-        f"  {group}\n" + "\n".join(f"    {name:18}{arm.description}" for name, arm in members)
+        f"  {group}\n" + "\n".join(f"    {name:20}{arm.description}" for name, arm in members)
         for group, members in zip(GROUPS, groups, strict=True)
     )
     config, values = (_lab_config({}), "the values of the demo") if verb == "demo" else (None, "their defaults")

@@ -63,7 +63,7 @@ def problems(config: Config, *, in_lab: bool) -> list[str]:
     messages = []
     for arm in config.arms:
         try:
-            ARMS[arm]
+            messages += [f"arms: {arm}: {line}" for line in ARMS[arm].problems()]
         except InputError as error:
             messages.append(error.message)
     if messages:

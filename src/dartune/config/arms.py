@@ -87,6 +87,20 @@ class Arm:
         """Name of the view (`data/adapted_dataset.py`) of the adapted data set that the arm is trained on."""
         return "keep_original" if self.keep_original else "success_only"
 
+    def problems(self) -> list[str]:
+        """Values that this arm may not have, for arms that users define."""
+        allowed = {
+            "rows": (None, "demonstrations", "own", "gold", *ADAPTATIONS),
+            "loss": ("ce", "dft", "asft"),
+            "budget": (None, "tokens", "seconds"),
+            "group": GROUPS,
+        }
+        return [
+            f"{name} is {getattr(self, name)!r} but should be one of {', '.join(map(repr, values))}"
+            for name, values in allowed.items()
+            if getattr(self, name) not in values
+        ]
+
     @property
     def needs(self) -> list[str]:
         """Arms that must be trained first."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dartune.answers.checker import AnswerChecker
 from dartune.config.load import load_config
-from dartune.config.plugins import load_part
+from dartune.config.plugins import USER_DEFINED, load_part
 from dartune.errors import InputError
 from dartune.report.collect import collect
-from dartune.report.page import SectionMaker, write_report
+from dartune.report.page import Section, SectionMaker, write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
 from dartune.run.folder import FINISH_HINT, RunFolder
@@ -33,10 +34,32 @@ def rebuild_report(folder: Path, sections: Sequence[str] = ()) -> str:
     Raises:
         InputError: a section cannot be imported, a stage has not finished, or the data have changed since the run.
     """
-    makers = [load_part(name, {}, "--section") for name in sections]
+    makers = [_section_maker(name) for name in sections]
     config = load_config(folder / "config.resolved.yaml")
     with RunFolder(folder) as run_folder, AnswerChecker() as checker:
         data, models = prepare_run(config)
         if run_folder.noted_inputs("data") != {"data": data.fingerprint}:
             raise InputError(f"{config.data.path} has changed since this run was made; {FINISH_HINT.format(folder)}")
         return write_run_report(StageContext(models.config, run_folder, checker, data, models), makers)
+
+
+def _section_maker(path: str) -> SectionMaker:
+    """The user-defined section at `module:function`; what it raises is reported as its error.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    if not USER_DEFINED.fullmatch(path):
+        raise InputError(f"--section is {path!r}, but must be module:function")
+    function = load_part(path, {}, "--section")
+
+    def make(results: Mapping[str, Any]) -> Section:
+        try:
+            section = function(results)
+        except Exception as error:
+            raise InputError(f"--section: {path} fails with {type(error).__name__}: {error}") from error
+        if not isinstance(section, Section):
+            raise InputError(f"--section: {path} must return a report.page.Section, not {section!r:.80}")
+        return section
+
+    return make

@@ -216,31 +216,13 @@ class GatedReward:
         ]
         inputs = [self._gate_input(rewrite) for rewrite in rewrites]
         gates = [
-            verdicts | {name: self._run_own_gate(name, gate, item) for name, gate in self.own_gates.items()}
+            verdicts | {name: run_own_gate(name, gate, item, self.thresholds) for name, gate in self.own_gates.items()}
             for item, verdicts in zip(inputs, run_gates(inputs, self.thresholds, self.checker), strict=True)
         ]
         check_failed = find_unjudged(inputs, self.checker)
         penalties = self._weighted_penalties(rewrites)
         flat = iter(map(self._scored, rewrites, stats, inputs, gates, check_failed, penalties))
         return [[next(flat) for _ in group] for group in samples]
-
-    def _run_own_gate(self, name: str, gate: Gate, item: GateInput) -> bool:
-        """Return the verdict of a user-defined gate.
-
-        Raises:
-            InputError: the gate raises an exception, or returns something other than a bool. A count or a text is more
-                likely an error than a verdict, because it would be true for almost every rewrite.
-        """
-        try:
-            verdict = gate(item, self.thresholds)
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"reward.gates: {name} fails with {cause}; the question is {item.question[:80]!r}"
-            ) from error
-        if not isinstance(verdict, bool | np.bool_):
-            raise InputError(f"reward.gates: {name} must return True or False, not {verdict!r}")
-        return bool(verdict)
 
     def _with_template_end(self, sample: Sample) -> Sample:
         """Return the sample with the chat template's end token.
@@ -320,6 +302,23 @@ class GatedReward:
             stats=tokens,
             surplus=reward - self.form(False, reference.source_alignment, reference),
         )
+
+
+def run_own_gate(name: str, gate: Gate, item: GateInput, thresholds: GateThresholds) -> bool:
+    """Return the verdict of a user-defined gate.
+
+    Raises:
+        InputError: the gate raises an exception, or returns something other than a bool. A count or a text is more
+            likely an error than a verdict, because it would be true for almost every rewrite.
+    """
+    try:
+        verdict = gate(item, thresholds)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise InputError(f"reward.gates: {name} fails with {cause}; the question is {item.question[:80]!r}") from error
+    if not isinstance(verdict, bool | np.bool_):
+        raise InputError(f"reward.gates: {name} must return True or False, not {verdict!r}")
+    return bool(verdict)
 
 
 def alignment_score(config: RewardConfig) -> AlignmentScore:

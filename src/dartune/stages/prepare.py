@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from dartune.answers.checker import AnswerChecker
 from dartune.config import arm_config
 from dartune.config.arms import ARMS
 from dartune.config.schema import Config
+from dartune.data.records import Demonstration
 from dartune.data.row_store import Rows, demonstration_from_dict, open_rows, write_rows
 from dartune.errors import InputError
+from dartune.gates.gate_input import GateInput, GateThresholds
 from dartune.lab import source as lab
 from dartune.models.loading import generation_settings
-from dartune.rewards.reward import reward_parts
+from dartune.rewards.reward import reward_parts, run_own_gate
 from dartune.run.cost import Cost
 from dartune.run.folder import RunFolder
 from dartune.run.redaction import printable
@@ -69,10 +72,7 @@ def examine(config: Config, *, every: bool = False) -> Examination:
     problems += trackers.problems(config.trackers)
     examination = Examination(config, run_data.Sources(), problems=problems)
     _examine_data(examination, every)
-    try:
-        reward_parts(config.reward)
-    except InputError as error:
-        problems.append(error.message)
+    problems += _reward_problems(config, examination.sources.rows)
     try:
         models = RunModels(config)
         models.check()
@@ -86,6 +86,19 @@ def examine(config: Config, *, every: bool = False) -> Examination:
     # A file that is both data and suite has every problem twice.
     examination.problems = list(dict.fromkeys(problems))
     return examination
+
+
+def _reward_problems(config: Config, rows: Sequence[Demonstration]) -> list[str]:
+    """Problems of the reward's parts; user-defined gates are tried on the first row."""
+    try:
+        gates = reward_parts(config.reward)["own_gates"]
+        for row in rows[:1]:
+            item = GateInput(row.question, row.solution, row.solution, row.answer, family=row.task)
+            for name, gate in gates.items():
+                run_own_gate(name, gate, item, GateThresholds())
+    except InputError as error:
+        return [error.message]
+    return []
 
 
 def _examine_data(examination: Examination, every: bool) -> None:
