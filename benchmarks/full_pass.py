@@ -104,7 +104,7 @@ class Recorder:
         clock.wrap(reward_module, "run_gates", "gates")
         for objective in (MapperObjective, SFTObjective):
             clock.wrap(objective, "loss", "forward")
-        clock.wrap(loop_module, "rehearse", "rehearsal")
+        clock.wrap(loop_module, "check_memory", "rehearsal")
         clock.wrap(GradientSync, "backward", "backward")
         clock.wrap(GradientSync, "step", "optimiser")
         self.steps = {"mapper": Steps(MapperObjective), "sft": Steps(SFTObjective)}

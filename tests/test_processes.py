@@ -115,7 +115,7 @@ mapper: {path: lab:mapper, prompt: "{question} Solution : {solution} Rewrite :",
          group_size: 4, learning_rate: 3e-4, max_new_tokens: 96}
 reward: {own_samples: 1}
 sft: {steps: 4, learning_rates: [1e-3]}
-direct_rl: {questions_per_step: 4, group_size: 2, learning_rates: [1e-4], max_new_tokens: 64}
+direct_rl: {learning_rates: [1e-4]}
 evaluate: {questions: 3, max_new_tokens: 96}
 arms: [dart, grpo_tokens]
 """
