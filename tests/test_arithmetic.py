@@ -230,3 +230,8 @@ def test_prefix_notation_is_converted_to_infix(text, infix):
 def test_false_prefix_equation_is_reported(text):
     assert false_equations(text)
     assert not false_equations(text.replace("21", "20").replace("71", "72").replace("169", "168"))
+
+
+@pytest.mark.parametrize("text", ["- 2 1/2 = 2.5", "* 1 3/4 = 1.75"])
+def test_a_mixed_number_in_a_list_is_no_prefix_notation(text):
+    assert not false_equations(text)

@@ -7,6 +7,8 @@ import re
 _TOKEN = r"(?:[-+*/×÷]|-?\d[\d.,]*(?:/\d+)?)"
 _PREFIX = re.compile(rf"(?m)^[ \t]*([-+*/×÷](?:[ \t]+{_TOKEN})+)(?=[ \t]*(?:=|$))")
 _OPERATORS = frozenset("-+*/×÷")
+# `- 2 1/2 = 2.5`: a list mark and a mixed number as likely as a subtraction, so it is not converted.
+_LISTED_MIXED_NUMBER = re.compile(r"[-+*]\s+\d+\s+\d+/\d+")
 
 
 def with_infix(text: str) -> str:
@@ -14,7 +16,12 @@ def with_infix(text: str) -> str:
 
     A calculation is converted only if it is complete, starts its line and extends to an equals sign or the line's end.
     """
-    return _PREFIX.sub(lambda match: _infix(match[1].split()) or match[0], text)
+
+    def convert(match: re.Match[str]) -> str:
+        ambiguous = _LISTED_MIXED_NUMBER.fullmatch(match[1].strip())
+        return match[0] if ambiguous else _infix(match[1].split()) or match[0]
+
+    return _PREFIX.sub(convert, text)
 
 
 def _infix(tokens: list[str]) -> str | None:
