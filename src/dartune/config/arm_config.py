@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dartune.config.arms import ADAPTATIONS, ARMS, adaptations
+from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
 from dartune.config.plugins import plain_name
 from dartune.config.schema import Config, DirectRLSettings
 from dartune.errors import InputError
@@ -68,7 +68,8 @@ def problems(config: Config, *, in_lab: bool) -> list[str]:
             messages.append(error.message)
     if messages:
         return messages
-    if len(set(map(plain_name, config.arms))) < len(config.arms):
+    arms = with_dependencies(config.arms)
+    if len(set(map(plain_name, arms))) < len(arms):
         messages.append("arms: two arms have the same name; rename the user-defined one")
     if "gold" in config.arms and not in_lab:
         messages.append("arms: gold needs the lab's worlds (data.path lab:...); remove it for your own data")

@@ -94,6 +94,8 @@ class Arm:
             "loss": ("ce", "dft", "asft"),
             "budget": (None, "tokens", "seconds"),
             "group": GROUPS,
+            "start": (None, *_BUILT_IN),
+            "trains_as_much_as": (None, *_BUILT_IN),
         }
         return [
             f"{name} is {getattr(self, name)!r} but should be one of {', '.join(map(repr, values))}"
