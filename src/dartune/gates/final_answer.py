@@ -222,7 +222,7 @@ def correct_answer(item: GateInput, verdicts: dict[tuple[str, str], bool | None]
     """Pass if the last answer equals the gold answer. A row without a gold answer passes (see `has_gold_answer`).
 
     Rejects wrong solutions. Only mathematical notation and programs need a process call. An answer on which the checker
-    failed does not pass, but `registry.unjudged` reports the row, so that its reward is missing and not zero.
+    failed does not pass, but `registry.find_unjudged` reports the row, so that its reward is missing and not zero.
     False positives: answers in a form that neither exact numbers nor math-verify equate (`44%` for `44`).
     Misses: a correct number with a wrong unit.
     """

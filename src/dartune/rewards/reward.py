@@ -138,7 +138,7 @@ class GatedReward:
         penalties: (name, weight, penalty) triples. They are deducted from accepted and rejected rewrites.
         gates: names of the gates that count. All gates that apply to the task family are evaluated and logged.
         own_gates: user-defined gates by name, (GateInput, GateThresholds) -> bool.
-        at_temperature: also score the samples at their sampling temperature (`Scored.sampled_logprobs`), which needs a
+        at_temperature: also score the samples at their sampling temperature (`Rewrite.sampled_logprobs`), which needs a
             second forward pass for temperatures other than 1.
     """
 
