@@ -71,9 +71,9 @@ def problems(config: Config, *, in_lab: bool) -> list[str]:
     arms = with_dependencies(config.arms)
     if len(set(map(plain_name, arms))) < len(arms):
         messages.append("arms: two arms have the same name; rename the user-defined one")
-    if "gold" in config.arms and not in_lab:
+    if any(ARMS[arm].rows == "gold" for arm in arms) and not in_lab:
         messages.append("arms: gold needs the lab's worlds (data.path lab:...); remove it for your own data")
-    if "wrong_target" in config.arms and not config.target.other:
+    if any(ARMS[arm].rows == "wrong_target" for arm in arms) and not config.target.other:
         messages.append("arms: wrong_target needs target.other, the model that the data are adapted to instead")
     if config.execution.server:
         messages += _server_problems(config)

@@ -84,6 +84,8 @@ def import_part(name: str, key: str) -> Any:
         raise InputError(
             f"{key}: cannot import {module_name!r} ({error}); looked in {working_directory} and the environment"
         ) from error
+    except Exception as error:  # the user's code runs at import and may raise anything
+        raise InputError(f"{key}: importing {module_name!r} fails with {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise InputError(f"{key}: {module_name} has no function {attribute!r}")
     return getattr(module, attribute)

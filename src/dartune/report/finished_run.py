@@ -52,16 +52,21 @@ class FinishedRun:
         return graded_records(self.outcomes, lambda outcome: outcome)[0]
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings at the time of the report, without removed keys that have the value which applies now."""
+        values = deepcopy(self.results["config"])
+        drop_removed_keys(values)
+        return values
+
+    @cached_property
     def config(self) -> Config:
         """The config of the run at the time of its report.
 
         Raises:
             InputError: the run is of an earlier version, with settings that no longer exist.
         """
-        values = deepcopy(self.results["config"])
-        drop_removed_keys(values)
         try:
-            return Config.model_validate(values)
+            return Config.model_validate(self.settings)
         except ValidationError as error:
             raise InputError(
                 f"{self.folder} was made by an earlier version, and its settings cannot be read",
@@ -119,7 +124,8 @@ class FinishedRun:
         if lock.is_held(self.folder):
             problems.append(f"{self.folder} is in use by {lock.holder(self.folder)}; wait until that process ends")
         settings = read_recipe(self.folder / "config.resolved.yaml").values
-        if changed := [text for text in changes(self.results["config"], settings) if not text.startswith(FILLED_IN)]:
+        drop_removed_keys(settings)
+        if changed := [text for text in changes(self.settings, settings) if not text.startswith(FILLED_IN)]:
             shown = ", ".join(changed[:SHOWN_CHANGES])
             problems.append(f"{self.folder}: settings were changed since its report ({shown}); {self._finish_hint}")
         started = sorted(path.parent.name for path in self.folder.glob(f"stages/*/{STARTED}"))
