@@ -178,6 +178,9 @@ def test_broken_parts_are_input_errors(parts, tmp_path, capsys):
     assert "bad_parts:arm: rows is 'darts' but should be one of None, 'demonstrations'" in errors
     assert "bad_parts:arm: loss is 'mse' but should be one of" in errors
     assert "reward.gates: gate fails with TypeError" in errors
+    assert main([*words, "--arms=[base, no_such_module:arm]", "--reward.form=foo"]) == 2
+    errors = capsys.readouterr().err
+    assert "cannot import 'no_such_module'" in errors and "reward.form: there is no 'foo'" in errors
     with pytest.raises(InputError, match="must be module:function"):
         rebuild_report(tmp_path, ["section"])
     with pytest.raises(InputError, match="bad_parts:section fails with KeyError"):

@@ -123,11 +123,11 @@ def answer_tokens(
         return range(0)
     if digits := _FROM_DIGIT_TO_DIGIT.search(text, *span) if task.of_numbers else None:
         span = _first_statement_of(text, digits.span()) if worked_out else digits.span()
-    # The smallest range of tokens that covers the characters of the answer.
-    last = len(ids)
-    while last > 0 and len(renderer.decode(ids[: last - 1])) >= span[1]:
-        last -= 1
-    first = last
-    while first > 0 and len(renderer.decode(ids[:first])) > span[0]:
-        first -= 1
+
+    def characters(count: int) -> int:
+        return len(renderer.decode(ids[:count]))
+
+    # The smallest range of tokens that covers the characters of the answer; bisected, for it may be far from the end.
+    last = min(len(ids), bisect_left(range(len(ids) + 1), span[1], key=characters))
+    first = bisect_right(range(last + 1), span[0], key=characters) - 1
     return range(first, last)

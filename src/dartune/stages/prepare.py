@@ -70,6 +70,8 @@ def examine(config: Config, *, every: bool = False) -> Examination:
         config = config.model_copy(update={"target": config.target.model_copy(update={"other": other})})
     problems = arm_config.problems(config, in_lab=lab.is_lab(config.data.path) and lab.is_lab(config.target.path))
     problems += trackers.problems(config.trackers)
+    # An arm that cannot be imported is a problem already, and must not hide the others.
+    config = config.model_copy(update={"arms": tuple(arm for arm in config.arms if arm in ARMS)})
     examination = Examination(config, run_data.Sources(), problems=problems)
     _examine_data(examination, every)
     problems += _reward_problems(config, examination.sources.rows)
