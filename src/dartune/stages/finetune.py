@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from dartune.run.progress import follow
 from dartune.stages.arm_training import keep_model, start_of
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
-from dartune.stages.names import own_stage, synthesis_stage, train_stage
+from dartune.stages.names import greedy_stage, own_stage, renewed_stage, synthesis_stage, train_stage
 
 Pairs = list[tuple[str, str]]
 
@@ -33,12 +34,12 @@ def training_rows(context: StageContext, arm: str, seed: int) -> tuple[Pairs, st
     if source == "gold":
         gold = lab.native_solutions(context.config.target.path, context.data.train)
         return [(row.question, row.solution) for row in gold], context.key("data")
-    if source == "own":
-        name = own_stage(seed)
+    if source in ("own", "greedy"):
+        name = own_stage(arm, seed) if source == "own" else greedy_stage()
         rows = open_rows(context.folder(name) / "rows.jsonl")
         return [(row["question"], text) for row in rows for text in row["solutions"]], context.key(name)
     assert source is not None  # such an arm is not fine-tuned
-    name = synthesis_stage(source, seed)
+    name = renewed_stage(arm, seed) if ARMS[arm].renewed else synthesis_stage(source, seed)
     wanted = VIEWS[ARMS[arm].view].provenances
     rows = open_rows(context.folder(name) / "rows.jsonl")
     rows = select_rows(rows, np.flatnonzero([row["provenance"] in wanted for row in rows]))
@@ -88,8 +89,10 @@ class FineTune(Stage):
     @cached_property
     def settings(self) -> SFTConfig:
         """The config's `sft`, with as many steps as the arm gets."""
-        settings, other = self.context.config.sft, ARMS[self.arm].trains_as_much_as
-        if not other:
+        settings, spec = self.context.config.sft, ARMS[self.arm]
+        if spec.share < 1:
+            settings = settings.model_copy(update={"steps": max(1, round(spec.share * settings.steps))})
+        if not (other := spec.trains_as_much_as):
             return settings
         tokens = [self._mean_tokens(rows) for rows in (training_rows(self.context, other, self.seed)[0], self.rows[0])]
         return settings.model_copy(update={"steps": max(1, round(settings.steps * tokens[0] / tokens[1]))})
@@ -111,15 +114,23 @@ class FineTune(Stage):
         }
 
     def run(self, folder: Path) -> Cost:
-        from dartune.train.sft import fine_tune
-
-        context, models, loss = self.context, self.context.models, ARMS[self.arm].loss
+        context, models = self.context, self.context.models
         start, _ = start_of(context, self.arm, self.seed)
         model = models.to_train(start, self.settings)
         if not self.rows[0]:  # nothing to learn from: the target stays as it is
             return keep_model(context, model, folder)
+        model, cost = self.train(model, folder)
+        return cost + keep_model(context, model, folder)
+
+    def train(
+        self, model: Any, folder: Path, until: Callable[[Any, int], str | None] | None = None
+    ) -> tuple[Any, Cost]:
+        """Fine-tune `model` on the arm's rows; `until` can end the training (`train/sft.py`)."""
+        from dartune.train.sft import ANCHORED, fine_tune
+
+        context, models, loss = self.context, self.context.models, ARMS[self.arm].loss
         with context.progress(self.settings.steps, self.name) as progress:
-            model, cost = fine_tune(
+            return fine_tune(
                 model,
                 self.rows[0],
                 models.renderer,
@@ -128,8 +139,8 @@ class FineTune(Stage):
                 self.seed,
                 folder,
                 loss=loss,
-                anchor=models.target_engine.model if loss == "asft" else None,
+                anchor=models.target_engine.model if loss in ANCHORED else None,
+                until=until,
                 execution=context.config.execution,
                 on_step=context.trackers.follow(self.name, folder, follow(progress, "loss")),
             )
-        return cost + keep_model(context, model, folder)

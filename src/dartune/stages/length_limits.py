@@ -63,8 +63,11 @@ def _of_target(config: Config, data: Data) -> list[Use]:
     }
     uses = [Use("question and solution", None, data.train, question, None)]
     uses += [Use(f"a {what}", "evaluate.max_new_tokens", rows, question, limit) for what, rows in questions.items()]
-    if any(ARMS[arm].budget for arm in config.arms):
+    if any(ARMS[arm].budget or ARMS[arm].teacher for arm in config.arms):
         uses.append(Use("a question", "evaluate.max_new_tokens", data.train, question, limit))
+    if any(ARMS[arm].teacher for arm in config.arms):
+        prompt = partial(mapper_prompt, config.mapper.prompt)
+        uses.append(Use("the teacher's prompt", "evaluate.max_new_tokens", data.train, prompt, limit))
     return uses
 
 

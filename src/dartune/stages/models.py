@@ -202,7 +202,7 @@ class RunModels:
             found["mapper"] = footprint(
                 start, config.mapper, frozen + (0 if start is target else weight_bytes(start)), config.execution
             )
-        if any(not arm.budget for arm in asked):
+        if any(arm.rows or arm.teacher for arm in asked):
             beside = frozen * (2 if config.sft.adapter == "lora" else 1)
             found["sft"] = footprint(target, config.sft, beside, config.execution)
         if any(arm.budget for arm in asked):

@@ -26,8 +26,18 @@ def warmup_stage(adaptation: str) -> str:
     return adaptation_stage("warmup", adaptation if ADAPTATIONS[adaptation].other_target else "dart")
 
 
-def own_stage(seed: int) -> str:
-    return f"own-samples-s{seed}"
+def own_stage(arm: str, seed: int) -> str:
+    """The target's own solutions; arms that take all samples of the untouched target share them."""
+    own = ARMS[arm].share == 1.0 and not ARMS[arm].renewed
+    return f"own-samples-s{seed}" if own else f"own-samples-{plain_name(arm)}-s{seed}"
+
+
+def greedy_stage() -> str:
+    return "greedy-rewrites"
+
+
+def renewed_stage(arm: str, seed: int) -> str:
+    return f"renew-{plain_name(arm)}-s{seed}"
 
 
 def train_stage(arm: str, seed: int, rate: float) -> str:

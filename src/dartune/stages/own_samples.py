@@ -6,12 +6,14 @@ finished, has no loop, states the right answer, and its equations hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dartune import distributed
 from dartune.answers.checker import AnswerChecker
 from dartune.config.arm_config import samples_per_row
+from dartune.config.arms import ARMS
 from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
 from dartune.data.row_store import RowWriter, open_rows
@@ -23,6 +25,7 @@ from dartune.gates.gate_input import GateInput, GateThresholds
 from dartune.gates.registry import run_gates
 from dartune.run.cost import Cost
 from dartune.run.progress import Progress
+from dartune.stages.arm_training import start_of
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
 from dartune.stages.names import own_stage, probe_stage
@@ -106,11 +109,15 @@ def is_verified(row: Demonstration, gates: dict[str, bool]) -> bool:
 
 
 class SampleOwn(Stage):
-    """The target's own right solutions, from as many samples as `dart` spends."""
+    """A model's own right solutions, from as many samples as `dart` spends, or the arm's share of them.
 
-    def __init__(self, context: StageContext, seed: int):
-        super().__init__(context, own_stage(seed))
-        self.seed, self.samples = seed, samples_per_row(context.config, len(context.data.train))
+    The model is the untouched target, or the one that the arm starts from if its rows are renewed.
+    """
+
+    def __init__(self, context: StageContext, arm: str, seed: int):
+        super().__init__(context, own_stage(arm, seed))
+        self.arm, self.seed = arm, seed
+        self.samples = math.ceil(ARMS[arm].share * samples_per_row(context.config, len(context.data.train)))
 
     def inputs(self) -> StageInputs:
         config = self.context.config
@@ -120,18 +127,20 @@ class SampleOwn(Stage):
             "temperature": config.reward.own_temperature,
             "max_new_tokens": config.mapper.max_new_tokens,
             "seed": self.seed,
-        }
+        } | ({"model": start_of(self.context, self.arm, self.seed)[1]} if ARMS[self.arm].renewed else {})
 
     def run(self, folder: Path) -> Cost:
         from dartune.stages.probe import load_probe
 
         context, models = self.context, self.context.models
         _, _, thresholds = load_probe(context.folder(probe_stage("dart")))
-        meter = Meter(models.target_engine)
+        renewed = ARMS[self.arm].renewed
+        model = models.frozen(start_of(context, self.arm, self.seed)[0]) if renewed else models.target_engine
+        meter = Meter(model)
         with context.progress(len(context.data.train), self.name) as progress:
             return sample_own(
                 context.data.train,
-                models.target_engine,
+                model,
                 models.renderer,
                 context.checker,
                 thresholds,

@@ -5,6 +5,8 @@ Shapes use these letters: B sequences of T response tokens.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -42,6 +44,43 @@ def asft(
         kl_weight: KL coefficient.
     """
     return dft(logprobs, mask, tokens) + kl_weight * (kl * mask).sum() / tokens
+
+
+STM_PERPLEXITY = 2.5
+"""Largest perplexity of a token that selective token masking trains on; the value of arXiv 2501.14315."""
+
+
+def selected_tokens(anchor_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the tokens that selective token masking (STM, arXiv 2501.14315) trains on, bool, (B, T).
+
+    Args:
+        anchor_logprobs: log-probabilities of the response tokens under the untrained target, nats, (B, T).
+        mask: 1 where there is a token, (B, T).
+    """
+    return mask.bool() & (anchor_logprobs >= -math.log(STM_PERPLEXITY))
+
+
+def bucket_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """Returns KL(teacher || student) per position over the teacher's most likely tokens and one bucket for the rest.
+
+    Args:
+        teacher: log-probabilities of the K tokens, nats, without gradient, (M, K).
+        student: log-probabilities of the same tokens under the student, (M, K).
+
+    Returns:
+        The KL divergence in nats, (M,). It is a lower bound of the divergence over the whole vocabulary.
+    """
+    teacher_rest, student_rest = log_rest(teacher), log_rest(student)
+    shown = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    return shown + teacher_rest.exp() * (teacher_rest - student_rest)
+
+
+def log_rest(logprobs: torch.Tensor) -> torch.Tensor:
+    """Returns the log of the probability that (M, K) log-probabilities leave to all other tokens, (M,).
+
+    Bounded from below, because rounding can leave nothing or less than nothing.
+    """
+    return torch.log((1.0 - logprobs.exp().sum(dim=-1)).clamp(min=1e-6))
 
 
 def group_advantages(rewards: torch.Tensor, scale: float) -> torch.Tensor:

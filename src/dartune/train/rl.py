@@ -263,8 +263,13 @@ class PolicyObjective:
 
     def discard_samples_after(self, step: int) -> None:
         """Removes the samples that an interrupted run wrote after its last checkpoint; they are sampled again."""
-        if self.samples_path.exists():
-            write_jsonl(self.samples_path, [row for row in read_jsonl(self.samples_path) if row["step"] <= step])
+        discard_rows_after(self.samples_path, step)
+
+
+def discard_rows_after(path: Path, step: int) -> None:
+    """Removes the rows of later steps from a file of samples, which may not exist."""
+    if path.exists():
+        write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])
 
 
 def largest_microbatch(

@@ -1,9 +1,11 @@
-"""Supervised fine-tuning on the response tokens and the end token, with cross-entropy, DFT or ASFT."""
+"""Supervised fine-tuning on the response tokens and the end token, with cross-entropy, DFT, ASFT or STM."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,17 +21,32 @@ from dartune.models.loading import context_length
 from dartune.models.lora import merge_lora
 from dartune.run.cost import Cost
 from dartune.train.loop import shuffled_rows, train_from_config
-from dartune.train.losses import asft, cross_entropy, dft
+from dartune.train.losses import asft, cross_entropy, dft, selected_tokens
 from dartune.train.memory import max_forward_tokens
 from dartune.train.microbatches import split_by_tokens
 
 CHECKPOINT_EVERY = 50
 """Steps between checkpoints if the config does not set them."""
-Loss = Literal["ce", "dft", "asft"]
+Loss = Literal["ce", "dft", "asft", "stm"]
+ANCHORED = ("asft", "stm")
+"""Losses that read every row with the untrained target, too."""
 Row = tuple[list[int], list[int]]
 """Token ids of prompt and response."""
-Microbatch = tuple[list[Row], int]
-"""The rows, and the trained tokens of the whole step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """Rows of a step that go through one forward and backward.
+
+    Args:
+        rows: N rows, the longest response of T tokens.
+        tokens: trained tokens of the whole step, over all microbatches.
+        selected: the tokens to train on, bool, (N, T); None for all.
+    """
+
+    rows: list[Row]
+    tokens: int
+    selected: torch.Tensor | None = None
 
 
 class SFTObjective:
@@ -45,6 +62,7 @@ class SFTObjective:
         microbatch_tokens: int,
         loss: Loss = "ce",
         anchor: torch.nn.Module | None = None,
+        until: Callable[[int], str | None] | None = None,
     ):
         """Tokenises the rows.
 
@@ -56,7 +74,8 @@ class SFTObjective:
             context: the model's context length in tokens.
             microbatch_tokens: most padded tokens of a forward and backward.
             loss: the loss.
-            anchor: the untrained target, for `asft`.
+            anchor: the untrained target, for `asft` and `stm`.
+            until: called with the number of finished steps; a returned reason ends the training.
 
         Raises:
             InputError: there are no rows, or rows do not fit the context; all of these are listed.
@@ -71,7 +90,7 @@ class SFTObjective:
             )
         self.batch_size, self.seed = min(batch_size, len(rows)), seed
         self.microbatch_tokens = microbatch_tokens
-        self.loss_name, self.anchor = loss, anchor
+        self.loss_name, self.anchor, self.until = loss, anchor, until
 
     def begin(self, step: int) -> list[Microbatch]:
         rows = [self.rows[i] for i in shuffled_rows(len(self.rows), self.batch_size, step, self.seed)]
@@ -80,7 +99,21 @@ class SFTObjective:
         self._trained_tokens = sum(len(response) for _, response in rows)
         self._read_tokens = sum(map(_length, rows))
         batches = split_by_tokens(distributed.shard(rows), _padded_tokens, self.microbatch_tokens)
-        return [(batch, self._trained_tokens) for batch in batches]
+        if self.loss_name != "stm":
+            return [Microbatch(batch, self._trained_tokens) for batch in batches]
+        selected = [self._selected(batch) for batch in batches]
+        tokens = distributed.all_reduce({"tokens": sum(int(part.sum()) for part in selected)})["tokens"]
+        self._trained_tokens = int(tokens)
+        # If the step has no token to train on, its loss is 0.
+        return [
+            Microbatch(batch, max(1, self._trained_tokens), part) for batch, part in zip(batches, selected, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _selected(self, rows: list[Row]) -> torch.Tensor:
+        """Returns the tokens that STM trains on, bool, (N, T)."""
+        assert self.anchor is not None
+        return selected_tokens(*sequence_logprobs(self.anchor, rows))
 
     def largest_microbatch(self) -> Microbatch:
         # Rows that are shorter than the longest can make a larger microbatch, if they fill the limit better. Each row
@@ -93,23 +126,27 @@ class SFTObjective:
 
         first = max(range(len(rows)), key=lambda i: rows_that_fit(i) * _length(rows[i]))
         largest = rows[first : first + rows_that_fit(first)]
-        return largest, sum(len(response) for _, response in largest)
+        return Microbatch(largest, sum(len(response) for _, response in largest))
 
     def loss(self, model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
-        rows, tokens = microbatch
+        rows, tokens = microbatch.rows, microbatch.tokens
         if self.loss_name == "asft":
             assert self.anchor is not None
             logprobs, kl, mask = anchored_logprobs(model, self.anchor, rows)
             return asft(logprobs, kl, mask, tokens)
         logprobs, mask = sequence_logprobs(model, rows)
+        if microbatch.selected is not None:
+            mask = microbatch.selected
         return (dft if self.loss_name == "dft" else cross_entropy)(logprobs, mask, tokens)
 
     def shown(self, microbatch: Microbatch) -> list[dict[str, Any]]:
         decode = self.renderer.tokenizer.decode
-        return [{"prompt": decode(prompt), "response": decode(response)} for prompt, response in microbatch[0]]
+        return [{"prompt": decode(prompt), "response": decode(response)} for prompt, response in microbatch.rows]
 
     def end(self, step: int) -> dict[str, Any]:
-        return {"trained_tokens": self._trained_tokens, "read_tokens": self._read_tokens}
+        row: dict[str, Any] = {"trained_tokens": self._trained_tokens, "read_tokens": self._read_tokens}
+        reason = self.until(step + 1) if self.until else None
+        return row | ({"stop": reason} if reason else {})
 
 
 def _length(row: Row) -> int:
@@ -132,6 +169,7 @@ def fine_tune(
     *,
     loss: Loss = "ce",
     anchor: torch.nn.Module | None = None,
+    until: Callable[[torch.nn.Module, int], str | None] | None = None,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
     on_step: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> tuple[torch.nn.Module, Cost]:
@@ -145,8 +183,9 @@ def fine_tune(
         learning_rate: the learning rate after warm-up.
         seed: seed of the order of rows, the LoRA initialisation and dropout.
         folder: metrics and checkpoints; an interrupted call is continued from its last checkpoint.
-        loss: `ce` (cross-entropy), `dft` or `asft`.
-        anchor: the untrained target, for `asft`.
+        loss: `ce` (cross-entropy), `dft`, `asft` or `stm`.
+        anchor: the untrained target, for `asft` and `stm`.
+        until: called with the model in training and the number of finished steps; a returned reason ends the training.
         execution: how the training is executed.
         on_step: called with the number of finished steps and the metrics of the last one.
 
@@ -160,7 +199,8 @@ def fine_tune(
 
     def objective(trained: torch.nn.Module) -> SFTObjective:
         context, limit = context_length(trained), max_forward_tokens(trained, execution.microbatch_tokens)
-        return SFTObjective(rows, renderer, config.batch_size, seed, context, limit, loss, anchor)
+        ends = partial(until, trained) if until else None
+        return SFTObjective(rows, renderer, config.batch_size, seed, context, limit, loss, anchor, ends)
 
     model, history = train_from_config(
         model,
@@ -174,7 +214,6 @@ def fine_tune(
         execution=execution,
         on_step=on_step,
     )
-    # ASFT needs another forward, that of the anchor.
-    flops_per_token = (TRAINING + (FORWARD if loss == "asft" else 0)) * multiplied_weights(model)
+    flops_per_token = (TRAINING + (FORWARD if loss in ANCHORED else 0)) * multiplied_weights(model)
     flops = flops_per_token * sum(row["read_tokens"] for row in history)
     return merge_lora(model), Cost(trained_tokens=sum(row["trained_tokens"] for row in history), flops=flops)
