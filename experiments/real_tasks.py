@@ -4,7 +4,9 @@
 
 The questions are the training file of arkilpatel/SVAMP (MIT), whose solutions are prefix equations. Every solution is
 worked out from the equation, so the experts differ in their style only. Questions of the test suites never occur in
-training, whatever their numbers. Written are `<expert>.jsonl` (training rows), `warm-up.jsonl`, and a file per suite.
+training, whatever their numbers. Written are `<expert>.jsonl` (training rows), `warm-up.jsonl`, and a file per suite:
+`in_distribution` (other questions of the same file), `ood_larger` (such questions with three-digit numbers), and
+SVAMP's, AddSub's and MultiArith's own questions.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from pathlib import Path
 
 from style_texts import svamp_numbers, svamp_question
 
-WARM_UP_ROWS, TRAINING_ROWS, SUITE_ROWS = 960, 400, 120
+WARM_UP_ROWS, TRAINING_ROWS, SUITE_ROWS = 960, 400, 100
 LARGER = (100, 999)
 """Numbers of the suite `larger`; those of the training questions are mostly below 100."""
 SIGN = {"+": "+", "-": "-", "*": "*", "/": "/"}
-SUITES = {"svamp": "pal-svamp.jsonl", "addsub": "pal-mawpsaddsub.jsonl", "multiarith": "pal-mawpsmultiarith.jsonl"}
+SUITES = {
+    "ood_svamp": "pal-svamp.jsonl",
+    "ood_addsub": "pal-mawpsaddsub.jsonl",
+    "ood_multiarith": "pal-mawpsmultiarith.jsonl",
+}
 TRAINING_FILE = "svamp-train-mawps-asdiv-a.csv"
 
 Tree = tuple[str, "Tree | str", "Tree | str"]
@@ -215,9 +221,11 @@ def tasks(data: Path) -> tuple[list[WordProblem], list[WordProblem], dict[str, l
     order = random.Random("tasks").sample(list(distinct.values()), len(distinct))
     problems = [problem for row in order if (problem := word_problem(row))]
     warm_up, rest = problems[:WARM_UP_ROWS], problems[WARM_UP_ROWS:]
-    suites["larger"] = _with_larger_numbers(order[WARM_UP_ROWS + TRAINING_ROWS :])
+    known, unseen = rest[:TRAINING_ROWS], rest[TRAINING_ROWS:]
+    suites["in_distribution"] = [{"question": p.question, "answer": str(p.answer)} for p in unseen]
+    suites["ood_larger"] = _with_larger_numbers(order[WARM_UP_ROWS + TRAINING_ROWS :])
     cut = {name: random.Random(name).sample(suite, min(SUITE_ROWS, len(suite))) for name, suite in suites.items()}
-    return warm_up, rest[:TRAINING_ROWS], cut
+    return warm_up, known, cut
 
 
 def _published(path: Path) -> list[dict[str, str]]:
