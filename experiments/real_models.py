@@ -247,7 +247,15 @@ def _fine_tuned(folder: Path, start: str, name: str, pairs: list[tuple[str, str]
     steps = len(pairs) // 8
     tokenizer = load_tokenizer(folder / start)
     renderer = Renderer(tokenizer)
-    settings = SFTConfig(steps=steps, batch_size=8, learning_rates=(RATE,), warmup_steps=4)
+
+    class Settings(SFTConfig):
+        """Fine-tuning with the warm-up of the models that the published results were measured with."""
+
+        @property
+        def warmup_steps(self) -> int:
+            return 4
+
+    settings = Settings(steps=steps, batch_size=8, learning_rates=(RATE,))
     scratch = folder / f".{name}.training"
     scratch.mkdir(exist_ok=True)
     model, _ = fine_tune(

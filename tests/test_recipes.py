@@ -84,7 +84,7 @@ def test_a_recipe_can_be_checked_and_run_for_a_few_steps(name, tmp_path, capsys)
     stages = tmp_path / "run" / "stages"
     assert len(read_jsonl(stages / "mapper-s0" / "metrics.jsonl")) == 4  # a random mapper would be stopped after five
     settings = yaml.safe_load(Path(recipe).read_text())
-    weights = "adapter_model" if settings["mapper"]["adapter"] == "lora" else "model"
+    weights = "adapter_model" if settings["mapper"]["lora_rank"] else "model"
     assert (stages / "mapper-s0" / "model" / f"{weights}.safetensors").exists()
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     assert results["arms"] == settings.get("arms", ["base", "sft", "dart"])
