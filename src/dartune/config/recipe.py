@@ -375,9 +375,9 @@ def _convert(values: dict[str, Any]) -> None:
         del sft["warmup_steps"]
     # Direct RL used the adapter of its own section, which is compared before the mapper's is dropped.
     direct_rl, mapper = (_parent(values, f"{section}.adapter")[0] for section in ("direct_rl", "mapper"))
-    if "adapter" in direct_rl and direct_rl["adapter"] == mapper.get("adapter"):
+    if "adapter" in direct_rl and direct_rl["adapter"] == (adapter := mapper.get("adapter")):
         del direct_rl["adapter"]
-        if mapper["adapter"] == "full":
+        if adapter == "full":
             direct_rl.pop("lora_rank", None)
     for section in ("mapper", "sft"):
         own, _ = _parent(values, f"{section}.adapter")
@@ -394,8 +394,8 @@ def _convert_recorded(values: dict[str, Any]) -> None:
         del data["split"]
         if split != "train":
             data["path"] = _with_split(path, split)
-            for name, suite in suites.items() if isinstance(suites, dict) else ():
-                suites[name] = _with_split(suite, split)
+            if isinstance(suites, dict):
+                evaluate["suites"] = {name: _with_split(suite, split) for name, suite in suites.items()}
     if "questions" in evaluate:
         questions = evaluate.pop("questions")
         if isinstance(path, str) and path.startswith("lab:"):
@@ -407,9 +407,14 @@ def _convert_recorded(values: dict[str, Any]) -> None:
                 direct_rl.pop(key.removeprefix("direct_rl."), None)
 
 
-def _with_split(address: str, split: str) -> str:
+def _with_split(address: Any, split: str) -> Any:
     """Return an address with the split that was a setting of its own; files, the lab and gym have no splits."""
-    if "#" in address or address.startswith(("lab:", "gym:")) or DATA_NAME.search(address.lower()):
+    if (
+        not isinstance(address, str)
+        or "#" in address
+        or address.startswith(("lab:", "gym:"))
+        or DATA_NAME.search(address.lower())
+    ):
         return address
     return f"{address}#{split}"
 
