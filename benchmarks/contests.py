@@ -148,8 +148,7 @@ def _our_rl(bench: Bench, load: Load, questions: int, group: int, new: int, lora
         max_new_tokens=new,
         learning_rate=load.learning_rate,
         kl=KL,
-        adapter="lora" if lora else "full",
-        lora_rank=LORA_RANK,
+        lora_rank=LORA_RANK if lora else None,
     )
     folder = _fresh(bench, "mapper")
     words = load.rows, reward, start, load.renderer, config, 0, folder

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from dartune.config.schema import MapperConfig
 from dartune.models.fused_rmsnorm import fuse_norms
 from dartune.models.lora import add_lora, remove_lora
 from dartune.train.memory import (
@@ -65,11 +64,11 @@ SHAPES = {
     ),
 }
 COMPUTED = 2  # bytes of a weight in bfloat16
+LORA_RANK = 16
 
 
 def measured(config, layers: int) -> dict[str, float]:
     """Weights, and bytes per token kept for the backward: plain, with LoRA, and with activation checkpointing."""
-    settings = MapperConfig()
     shape = type(config)(**{**config.to_dict(), "num_hidden_layers": layers, "layer_types": None})
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="sdpa")
     model = fuse_norms(model)
@@ -79,7 +78,7 @@ def measured(config, layers: int) -> dict[str, float]:
         model.activation_checkpointing_enable({"use_reentrant": False})
         found["checkpointed"] = activation_bytes(model) / MEASURED_TOKENS
         model.activation_checkpointing_disable()
-    model = add_lora(model, settings.lora_rank)
+    model = add_lora(model, LORA_RANK)
     found["lora_weights"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found["lora"] = activation_bytes(model) / MEASURED_TOKENS
     remove_lora(model)

@@ -27,7 +27,7 @@ SHORT = {
     "synthesise.samples": "2",
     "sft.steps": "40",
     "sft.learning_rates": "6e-4",
-    "evaluate.questions": "16",
+    "data.test": "16",
 }
 
 

@@ -133,7 +133,7 @@ def _knowing_target(rows: int) -> None:
     """The target `backward`, fine-tuned on demonstrations in its own dialect of questions that no run trains on."""
     config = load_config(ROOT / "recipes" / "lab.yaml")
     models, work = RunModels(config), RUNS / "targets" / f".{rows}"
-    known = write_demonstrations(demonstration_problems(rows, PRETUNING_SEED, config.evaluate.questions), "backward")
+    known = write_demonstrations(demonstration_problems(rows, PRETUNING_SEED, config.data.test), "backward")
     pairs = [(row.question, row.solution) for row in known]
     target = models.to_train(models.target_path, config.sft)
     model, _ = fine_tune(target, pairs, models.renderer, config.sft, 6e-4, 0, work)

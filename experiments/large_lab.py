@@ -74,7 +74,7 @@ SIZES = {
             "sft.batch_size": "32",
             "sft.learning_rates": "[1e-4, 3e-4]",
             "direct_rl.learning_rates": "[5e-5, 1.5e-4]",
-            "evaluate.questions": "96",
+            "data.test": "96",
             "evaluate.max_new_tokens": "192",
         },
     ),
@@ -93,7 +93,7 @@ SIZES = {
             "sft.batch_size": "4",
             "sft.learning_rates": "[1e-4]",
             "direct_rl.learning_rates": "[5e-5]",
-            "evaluate.questions": "2",
+            "data.test": "2",
             "evaluate.max_new_tokens": "24",
         },
     ),
@@ -103,7 +103,6 @@ SIZES = {
 def configured(part: str, size: str, work: Path, arms: str) -> Config:
     """The config of one of PARTS."""
     ours = {
-        "name": f"large-lab-{part}",
         "output": str(work / part),
         "arms": arms,
         "data.path": f"lab:deep/{TARGET if part == 'gold' else EXPERT}",

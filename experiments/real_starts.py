@@ -87,7 +87,7 @@ def _fine_tuned(folder: Path, start: str, name: str, pairs: list[tuple[str, str]
     steps = len(pairs) // 8
     tokenizer = load_tokenizer(folder / start)
     renderer = Renderer(tokenizer)
-    settings = SFTConfig(steps=steps, batch_size=8, learning_rates=(RATE,), warmup_steps=4)
+    settings = SFTConfig(steps=steps, batch_size=8, learning_rates=(RATE,))
     scratch = folder / f".{name}.training"
     scratch.mkdir(exist_ok=True)
     model, _ = fine_tune(

@@ -141,13 +141,21 @@ def run(path: Path, data: Path, work: Path) -> None:
         print(style, losses, flush=True)
 
 
+class Settings(SFTConfig):
+    """Fine-tuning with the warm-up that the published results were measured with."""
+
+    @property
+    def warmup_steps(self) -> int:
+        return 3
+
+
 def _tuned(
     path: Path, pairs: list[tuple[str, str]], renderer: Renderer, rate: float, scratch: Path
 ) -> tuple[torch.nn.Module, int]:
     """The model after one pass over the pairs, and how many tokens it was trained on."""
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    settings = SFTConfig(steps=STEPS, batch_size=BATCH, learning_rates=(rate,), warmup_steps=3)
+    settings = Settings(steps=STEPS, batch_size=BATCH, learning_rates=(rate,))
     model, cost = fine_tune(load_model(path, dtype="float32"), pairs, renderer, settings, rate, 0, scratch)
     shutil.rmtree(scratch)
     return model, cost.trained_tokens

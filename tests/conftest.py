@@ -24,6 +24,6 @@ def finished_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     problems = word_problems(folder / "problems.jsonl", 40)
     target = save_tiny(folder / "target", "llama", context=2048)
-    lora = ["--mapper.adapter=lora", "--mapper.lora_rank=2"]
+    lora = ["--mapper.lora_rank=2"]
     assert main(arguments(problems, target, folder / "run", *lora)) == 0
     return folder / "run"

@@ -105,7 +105,7 @@ SMALL = {
     "sft.steps": "2",
     "sft.learning_rates": "[3e-4]",
     "direct_rl.learning_rates": "[1e-4]",
-    "evaluate.questions": "4",
+    "data.test": "4",
     "evaluate.samples": "2",
 }
 

@@ -80,7 +80,7 @@ def test_a_shipped_recipe_is_addressed_by_name_unless_such_a_file_exists(pipelin
     assert main(["check", "nothing-like-it"]) == 2
     assert "shipped with dartune: code-qwen3-1.7b, gsm8k-qwen3-0.6b, lab, " in capsys.readouterr().err
     assert main(["check", "somewhere/lab"]) == 2
-    Path("lab").write_text("name: mine\ndata: {path: 'lab:values'}\ntarget: {path: 'lab:equations'}")
+    Path("lab").write_text("output: runs/mine\ndata: {path: 'lab:values'}\ntarget: {path: 'lab:equations'}")
     assert main(["check", "lab"]) == 0
     assert [config.name for _, config in pipeline.calls] == ["lab", "mine"]
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dartune.cli import main
 from dartune.config.load import describe_keys, load_config
 from dartune.config.recipe import REMOVED
-from dartune.config.schema import Config, Section
+from dartune.config.schema import Config, Section, SFTConfig
 from dartune.errors import InputError
 from dartune.run.folder import changes
 
@@ -54,7 +54,7 @@ def test_all_problems_are_reported_at_once_with_key_and_location(tmp_path):
         tmp_path,
         "data: {path: lab:values}\n"
         "target: {path: lab:equations}\n"
-        "nme: x\n"
+        "outpt: x\n"
         "arms: [base, foo]\n"
         "mapper:\n"
         "  step: 4\n"
@@ -67,7 +67,7 @@ def test_all_problems_are_reported_at_once_with_key_and_location(tmp_path):
     reported = problems(path, mapper__group_size="1", steps="3", mapper="x")
     text = "\n".join(reported)
     for expected in (
-        f"{path}:3 unknown key nme, did you mean name?",
+        f"{path}:3 unknown key outpt, did you mean output?",
         f"{path}:4 arms.1 is 'foo' but should be 'base', 'sft',",
         f"{path}:6 unknown key mapper.step, did you mean mapper.steps?",
         f"{path}:7 mapper.kl is -1 but should be greater than or equal to 0",
@@ -156,7 +156,7 @@ def test_flags_are_parsed_as_the_type_of_their_key():
         None,
         {
             **REQUIRED,
-            "name": "12",  # text stays text
+            "output": "12",  # text stays text
             "target.system_prompt": "null",
             "target.trust_remote_code": "true",
             "data.columns.question": "Problem",
@@ -167,7 +167,7 @@ def test_flags_are_parsed_as_the_type_of_their_key():
             "arms": "base",
         },
     )
-    assert config.name == "12"
+    assert config.output == config.name == "12"
     assert config.target.system_prompt is None
     assert config.target.trust_remote_code is True
     assert config.data.columns == {"question": "Problem"}
@@ -190,7 +190,7 @@ def test_flags_are_parsed_as_the_type_of_their_key():
         ("mapper.temperature", ".inf"),
         ("reward.quantity_coverage", "1.1"),
         ("reward.own_samples", "1.5"),
-        ("direct_rl.temperature", "0"),
+        ("mapper.temperature", "0"),
         ("reward.answer_logprob", "0.1"),
         ("synthesise.ladder", "rewrite,rewrite"),
         ("synthesise.ladder", "[]"),
@@ -229,7 +229,7 @@ CHARACTERS = st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"))
 def test_the_resolved_config_reads_back_to_an_equal_one(tmp_path_factory, prompt, rates, phrases):
     config = Config.model_validate(
         {
-            "name": prompt or "x",
+            "output": prompt or "x",
             "data": {"path": "lab:values"},
             "target": {"path": "lab:equations", "system_prompt": f"{prompt}\nsecond line\n\n"},
             "mapper": {"prompt": f"{prompt}{{question}}\n{{solution}}"},
@@ -276,10 +276,13 @@ def test_every_recipe_is_valid_apart_from_the_paths_of_the_user(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mapper: {checkpoint_every: 5}", "mapper.checkpoint_every is execution.checkpoint_every now"),
-        ("sft: {sharding: fsdp2}", "sft.sharding is execution.sharding now"),
-        ("direct_rl: {microbatch_tokens: 9}", "direct_rl.microbatch_tokens is execution.microbatch_tokens now"),
-        ("server: {url: 'http://localhost:1'}", "server is execution.server, with the address as its value now"),
+        ("mapper: {checkpoint_every: 5}", "mapper.checkpoint_every was replaced by execution.checkpoint_every"),
+        ("sft: {sharding: fsdp2}", "sft.sharding was replaced by execution.sharding"),
+        (
+            "direct_rl: {microbatch_tokens: 9}",
+            "direct_rl.microbatch_tokens was replaced by execution.microbatch_tokens",
+        ),
+        ("server: {url: 'http://localhost:1'}", "server was replaced by execution.server, whose value is the address"),
     ],
 )
 def test_a_key_of_an_earlier_version_is_reported_with_its_new_name(text, message, tmp_path):
@@ -293,23 +296,25 @@ def test_a_flag_of_an_earlier_version_is_reported_with_its_new_name(tmp_path):
     with pytest.raises(InputError) as raised:
         load_config(path, old)
     assert list(raised.value.problems) == [
-        "--target.device is --execution.device now",
-        "--server.url is --execution.server now",
-        "--server.model was removed: the first model that the server lists is used",
-        "--sft.gradient_checkpointing is --execution.gradient_checkpointing now",
+        "--target.device was replaced by --execution.device",
+        "--server.url was replaced by --execution.server",
+        "--server.model was removed; the first model that the server lists is used",
+        "--sft.gradient_checkpointing was replaced by --execution.gradient_checkpointing",
     ]
 
 
 @pytest.mark.parametrize("key", [key for key in REMOVED if key != "server.model"])  # all of `server` has moved
 def test_a_removed_key_is_reported_with_what_applies_instead(key, tmp_path):
-    section, _, name = key.partition(".")
-    text = "data: {path: lab:values}\ntarget: {path: lab:equations}\n"
-    assert problems(recipe(tmp_path, f"{text}{section}: {{{name}: 17}}\n")) == (
-        f"{tmp_path / 'r.yaml'}:3 {key} was removed: {REMOVED[key].message}",
+    section, _, name = key.rpartition(".")
+    required = {"data": "path: lab:values", "target": "path: lab:equations"}
+    text = "".join(f"{other}: {{{value}}}\n" for other, value in required.items() if other != section)
+    own = f"{section}: {{{required.get(section, '')}, {name}: 17}}\n".replace("{,", "{") if section else f"{name}: 17\n"
+    assert problems(recipe(tmp_path, text + own)) == (
+        f"{tmp_path / 'r.yaml'}:{text.count(chr(10)) + 1} {key} was removed; {REMOVED[key].message}",
     )
     with pytest.raises(InputError) as raised:
-        load_config(recipe(tmp_path, text), {key: "17"})
-    assert list(raised.value.problems) == [f"--{key} was removed: {REMOVED[key].message}"]
+        load_config(None, {**REQUIRED, key: "17"})
+    assert list(raised.value.problems) == [f"--{key} was removed; {REMOVED[key].message}"]
 
 
 def test_a_config_of_an_earlier_run_is_read_if_its_removed_settings_have_the_values_that_apply_now(tmp_path):
@@ -319,7 +324,90 @@ def test_a_config_of_an_earlier_run_is_read_if_its_removed_settings_have_the_val
     now = "data: {path: lab:values}\ntarget: {path: lab:equations}\nmapper: {group_size: 6}\n"
     assert config == load_config(recipe(tmp_path, now))
     (problem,) = problems(recipe(tmp_path, text + "direct_rl: {group_size: 7}\n"))
-    assert "direct_rl.group_size was removed: direct RL uses mapper.group_size" in problem
+    assert "direct_rl.group_size was removed; direct RL uses mapper.group_size" in problem
+
+
+def test_removed_keys_of_a_recipe_are_accepted_where_they_mean_what_applies_now(tmp_path):
+    old = """
+name: mine
+output: runs/mine
+data: {path: lab:values, split: train, test: 16}
+target: {path: lab:equations}
+mapper: {adapter: full, lora_rank: 8, temperature: 0.7}
+sft: {adapter: lora, lora_rank: 8, steps: 12, warmup_steps: 3}
+direct_rl: {adapter: full, lora_rank: 4, temperature: 0.7}
+evaluate: {questions: 16}
+"""
+    now = """
+output: runs/mine
+data: {path: lab:values, test: 16}
+target: {path: lab:equations}
+mapper: {temperature: 0.7}
+sft: {lora_rank: 8, steps: 12}
+"""
+    config = load_config(recipe(tmp_path, old))
+    assert config == load_config(recipe(tmp_path, now))
+    assert (config.name, config.mapper.lora_rank, config.sft.lora_rank, config.sft.warmup_steps) == ("mine", None, 8, 3)
+    assert load_config(recipe(tmp_path, old), {"mapper.lora_rank": "4"}).mapper.lora_rank == 4
+    changed = (
+        old.replace("mine\nout", "other\nout")
+        .replace("split: train", "split: test")
+        .replace("adapter: full", "adapter: 1")
+    )
+    changed = changed.replace("warmup_steps: 3", "warmup_steps: 4").replace("questions: 16", "questions: 17")
+    changed = changed.replace("sft: {adapter: lora, lora_rank: 8", "sft: {adapter: lora").replace(
+        "4, temperature: 0.7", "4"
+    )
+    reported = "\n".join(problems(recipe(tmp_path, changed)))
+    for key in ("name", "data.split", "mapper.adapter", "sft.adapter", "sft.warmup_steps", "evaluate.questions"):
+        assert f"{key} was removed; " in reported
+    assert "sft.adapter was removed; set `sft.lora_rank: 16` for LoRA" in reported
+
+
+def test_the_record_of_an_earlier_run_is_read_although_its_removed_keys_have_other_values(tmp_path):
+    old = """
+name: mine
+output: runs/other
+arms: [base, dart]
+data: {path: lab:values, split: train, test: 128}
+target: {path: lab:equations}
+mapper: {adapter: lora, lora_rank: 16, temperature: 0.7}
+direct_rl: {temperature: 1.0, kl: 0.02}
+evaluate: {questions: 16}
+"""
+    now = """
+output: runs/other
+arms: [base, dart]
+data: {path: lab:values, test: 16}
+target: {path: lab:equations}
+mapper: {lora_rank: 16, temperature: 0.7}
+"""
+    record = tmp_path / "config.resolved.yaml"
+    record.write_text(old)
+    assert load_config(record) == load_config(recipe(tmp_path, now))
+    record.write_text(old.replace("dart]", "dart, grpo_tokens]"))
+    assert problems(record) == (
+        f"{record}:8 direct_rl.temperature was removed; direct RL samples at mapper.temperature",
+    )
+    data = tmp_path / "data"
+    data.mkdir()
+    record.write_text(old.replace("lab:values, split: train", f"'{data}', split: test"))
+    config = load_config(record)
+    assert config.data.path == f"{data}#test" and config.data.test == 128
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0), (4, 1), (12, 3), (39, 9), (40, 10), (120, 10), (200, 10), (250, 10), (600, 10)]
+)
+def test_the_warm_up_of_fine_tuning_follows_from_its_steps(steps, warmup):
+    assert SFTConfig(steps=steps).warmup_steps == warmup
+
+
+@pytest.mark.parametrize(
+    ("output", "name"), [("runs/lab", "lab"), ("runs/lab/", "lab"), ("/", "run"), ("runs/full/a-b", "a-b")]
+)
+def test_a_run_is_named_after_its_folder(output, name):
+    assert load_config(None, {**REQUIRED, "output": output}).name == name
 
 
 def test_changes_are_dotted_and_complete():

@@ -266,6 +266,26 @@ def test_unreadable_paths_are_input_errors(tmp_path):
         load_demonstrations("hub:a/b/c")
 
 
+def test_a_split_behind_the_path_of_a_folder(tmp_path):
+    folder = split_folder(tmp_path / "parts", ROWS)
+    assert len(load_demonstrations(f"{folder}#test")) == len(load_demonstrations(folder, split="test"))
+    assert len(load_demonstrations(f"{folder}/#test")) == len(load_demonstrations(folder, split="test"))
+    with pytest.raises(InputError, match=r"no split 'dev', only test, train; write .*parts#<split>"):
+        load_demonstrations(f"{folder}#dev")
+    with pytest.raises(InputError, match="no split 'test', only train; write .*saved#<split>"):
+        load_demonstrations(f"{saved_dataset(tmp_path / 'saved', ROWS)}#test")
+    for name in ("a#test", "a"):  # the path that exists as written takes precedence
+        (tmp_path / name).mkdir()
+        jsonl(tmp_path / name / "train.jsonl", ROWS if name == "a" else ROWS[:1])
+    assert len(load_demonstrations(tmp_path / "a#test")) == 1
+    jsonl(tmp_path / "b#1.jsonl", ROWS)
+    assert len(load_demonstrations(tmp_path / "b#1.jsonl")) == len(ROWS)
+    with pytest.raises(InputError, match="is a file, which has no splits; remove #test"):
+        load_demonstrations(f"{tmp_path / 'b#1.jsonl'}#test")
+    with pytest.raises(InputError, match="does not exist"):
+        load_demonstrations(tmp_path / "none#test")
+
+
 def test_hub_addresses_and_their_errors(monkeypatch):
     import datasets
 

@@ -140,7 +140,7 @@ def test_a_moving_teacher_takes_over_its_share_of_the_weights(tmp_path):
 
 
 def test_distillation_moves_the_model_towards_its_teacher_and_resumes_bit_equal(tmp_path):
-    teacher, settings = model(1), SFTConfig(steps=4, batch_size=5, learning_rates=(1e-3,), warmup_steps=0)
+    teacher, settings = model(1), SFTConfig(steps=4, batch_size=5, learning_rates=(1e-3,))
     every_step = ExecutionConfig(checkpoint_every=1)
 
     def run(folder, steps=4):

@@ -16,19 +16,16 @@ from dartune.stages.data import fingerprint
 from dartune.stages.prepare import start
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
-SMALL = {"data.limit": "20", "data.dev": "3", "evaluate.questions": "2", "mapper.format_steps": "1"}
+SMALL = {"data.limit": "20", "data.dev": "3", "data.test": "2", "mapper.format_steps": "1"}
 ARMS = "[base, sft, rft, dart, grpo_tokens, wrong_target]"
 NOT_OF_A_STAGE = {
-    "name": "stands in the report",
     "output": "is the run folder",
     "seeds": "each is an input of its own stages",
     "arms": "each has stages of its own",
     "trackers": "get what the files have",
     "matrix": "makes several configs of one",
     "data.task": "is a part of every row",
-    "data.split": "counts by the rows that are read",
     "data.columns": "counts by the rows that are read",
-    "data.test": "counts by the suites; the lab has suites of its own",
     "evaluate.suites": "count by their rows",
     "target.trust_remote_code": "says whether a model may be loaded; its code is part of its fingerprint",
 }
@@ -95,13 +92,13 @@ def test_every_key_is_an_input_of_a_stage_or_in_execution(stages):
         "data.path": "lab:skipping",
         "data.limit": "21",
         "data.dev": "4",
+        "data.test": "3",
         "target.path": "lab:recall",
         "target.other": "lab:backward",
         "target.dtype": "bfloat16",
         "target.system_prompt": "Think.",
         "target.thinking": "true",
         "mapper.path": "lab:recall",
-        "evaluate.questions": "3",
         "evaluate.max_new_tokens": "150",
         "evaluate.samples": "2",
     }

@@ -199,7 +199,7 @@ def test_every_shard_is_read_or_reported(tmp_path):
     read = read_demonstrations(folder)
     assert [demonstration.question for demonstration in read.rows] == ["q1"]
     assert len(read.notes) == 2
-    assert "the file Test.jsonl is not read: data.split is 'train', and its name contains 'test'" in read.notes[0]
+    assert "the file Test.jsonl is not read: the split is 'train', and its name contains 'test'" in read.notes[0]
     assert "the file part2.jsonl is not read: names of other files contain 'train'" in read.notes[1]
     assert [demonstration.question for demonstration in load_demonstrations(folder, split="test")] == ["q3"]
 

@@ -69,7 +69,7 @@ def test_a_run_with_probes_records_them_and_a_stop_is_final(tmp_path, monkeypatc
     words += ["--mapper.prompt", "{question} Solution : {solution} Rewrite :", "--data.limit", "24", "--data.dev", "4"]
     words += ["--mapper.steps", "6", "--mapper.probe_every", "2", "--mapper.questions_per_step", "2"]
     words += ["--mapper.max_new_tokens", "64", "--sft.steps", "2", "--sft.learning_rates", "[1e-3]"]
-    words += ["--evaluate.questions", "2", "--evaluate.max_new_tokens", "32", "--output", str(tmp_path / "run")]
+    words += ["--data.test", "2", "--evaluate.max_new_tokens", "32", "--output", str(tmp_path / "run")]
     assert main(words) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/stages/mapper-s0/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

@@ -5,11 +5,13 @@ import random
 
 import pytest
 
+from dartune.config.load import load_config
 from dartune.errors import InputError
 from dartune.lab import source
 from dartune.lab.build import mapper_example, target_example
 from dartune.lab.suites import DEEP, LEVELS, PLAIN, SUITES, demonstration_problems, suite
 from dartune.lab.world import NEW_RELATIONS
+from dartune.stages.data import read
 
 SHIPPED_EXAMPLES = "1a3fcfd3e53d7d9e4d4f9b4d797d5f21d6cab12c351d832095b0cf414916372e"
 SHIPPED_QUESTIONS = "10341dc2c0a1ed65ed6edd8396761c3a74edd58b531cf3f12d0bf59457248f74"
@@ -49,3 +51,11 @@ def test_the_address_selects_the_level():
 def test_an_unknown_level_is_reported():
     with pytest.raises(InputError, match=f"no level 'steep'; available: {', '.join(LEVELS)}"):
         source.data("lab:steep/values", 4, 1, 2)
+
+
+def test_the_number_of_questions_per_suite_is_data_test():
+    settings = {"data": "lab:values", "target": "lab:backward", "data.limit": "4", "data.dev": "2"}
+    suites = read(load_config(None, settings | {"data.test": "3"})).suites
+    assert suites and {len(rows) for rows in suites.values()} == {3}
+    with pytest.raises(InputError, match="data.test is 0, but it is the number of questions per suite"):
+        read(load_config(None, settings | {"data.test": "0"}))

@@ -76,7 +76,7 @@ def test_a_run_with_dropout_resumes_bit_equal_and_its_dropout_depends_on_the_see
             model[2].weight.copy_(torch.eye(4))
             model[2].bias.zero_()
         objective, steps = Regression(**objective_options), {"steps": 6, "learning_rate": 1e-2, "checkpoint_every": 2}
-        return train_from_config(model, lambda _: objective, SFTConfig(warmup_steps=0), folder, seed=seed, **steps)
+        return train_from_config(model, lambda _: objective, SFTConfig(steps=1), folder, seed=seed, **steps)
 
     uninterrupted, history = run(tmp_path / "whole", seed)
     with pytest.raises(KeyboardInterrupt):

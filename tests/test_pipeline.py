@@ -138,7 +138,7 @@ def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems
 @pytest.mark.slow
 def test_with_lora_the_mapper_is_an_adapter_and_the_target_a_plain_model(problems, tmp_path):
     target = save_tiny(tmp_path / "target", "llama", context=2048)
-    lora = ["--mapper.adapter=lora", "--sft.adapter=lora", "--mapper.lora_rank=2", "--sft.lora_rank=2"]
+    lora = ["--mapper.lora_rank=2", "--sft.lora_rank=2"]
     assert main(arguments(problems, target, tmp_path / "run", *lora)) == 0
     for stage, weights in (("mapper-s0", "adapter_model"), ("train-sft-s0-lr0.001", "model")):
         files = (tmp_path / "run" / "stages" / stage / "model").glob("*.safetensors")

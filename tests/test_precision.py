@@ -30,7 +30,7 @@ def model_of(architecture="llama", seed=0):
 
 
 def test_small_steps_are_lost_in_bfloat16_weights_and_kept_in_float32_ones(tmp_path):
-    settings = SFTConfig(steps=3, batch_size=4, warmup_steps=0)
+    settings = SFTConfig(steps=3, batch_size=4)
     moved = {}
     for name in ("bfloat16 weights", "float32 weights"):
         model = model_of()
@@ -114,7 +114,7 @@ def count_live_parameters() -> int:
 
 @pytest.mark.slow
 def test_an_adapter_is_attached_to_the_frozen_model_and_does_not_change_it(tmp_path):
-    models = run_models(tmp_path, **{"mapper.adapter": "lora", "mapper.lora_rank": "4"})
+    models = run_models(tmp_path, **{"mapper.lora_rank": "4"})
     pairs = [(RENDERER.prompt_ids(question), RENDERER.response_ids(text)) for question, text in ROWS]
     scores = models.target_engine.score(pairs)
     parameter_count = count_live_parameters()
@@ -139,13 +139,13 @@ def test_an_adapter_is_attached_to_the_frozen_model_and_does_not_change_it(tmp_p
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("adapter", ["full", "lora"])
-def test_estimated_activations_match_those_of_a_larger_microbatch(architecture, adapter):
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_estimated_activations_match_those_of_a_larger_microbatch(architecture, lora_rank):
     model = without_dropout(model_of(architecture))
-    settings, execution = MapperConfig(adapter=adapter, lora_rank=4), ExecutionConfig(microbatch_tokens=256)
+    settings, execution = MapperConfig(lora_rank=lora_rank), ExecutionConfig(microbatch_tokens=256)
     estimate = footprint(model, settings, 0, execution)
     weights = sum(p.numel() for p in model.parameters())
-    if adapter == "lora":
+    if lora_rank:
         assert 0 < estimate.trained < 16 * weights
         model = add_lora(model, 4)
     else:
@@ -155,7 +155,7 @@ def test_estimated_activations_match_those_of_a_larger_microbatch(architecture, 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 def test_the_memory_of_a_float32_copy_is_estimated_without_making_one(architecture):
-    settings, execution = MapperConfig(adapter="full"), ExecutionConfig(microbatch_tokens=256)
+    settings, execution = MapperConfig(), ExecutionConfig(microbatch_tokens=256)
     copy = fuse_norms(model_of(architecture))
     estimate = footprint(fuse_norms(model_of(architecture)).to(torch.bfloat16), settings, 0, execution)
     weights = sum(p.numel() for p in copy.parameters())
@@ -174,7 +174,7 @@ def test_checkpointing_is_estimated_to_keep_less(tmp_path):
 
 def test_a_run_estimates_the_memory_of_each_training(tmp_path):
     models = run_models(
-        tmp_path, **{"arms": "[dart, grpo_tokens]", "sft.adapter": "lora", "execution.microbatch_tokens": "64"}
+        tmp_path, **{"arms": "[dart, grpo_tokens]", "sft.lora_rank": "16", "execution.microbatch_tokens": "64"}
     )
     estimates = models.footprints()
     assert set(estimates) == {"mapper", "sft", "direct_rl"}

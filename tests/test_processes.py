@@ -109,14 +109,14 @@ def test_a_process_outside_a_group_does_not_shard(monkeypatch):
 
 
 LAB = """
-data: {path: lab:values, limit: 24, dev: 4}
+data: {path: lab:values, limit: 24, dev: 4, test: 3}
 target: {path: lab:backward}
 mapper: {path: lab:mapper, prompt: "{question} Solution : {solution} Rewrite :", steps: 2, questions_per_step: 4,
          group_size: 4, learning_rate: 3e-4, max_new_tokens: 96}
 reward: {own_samples: 1}
 sft: {steps: 4, learning_rates: [1e-3]}
 direct_rl: {learning_rates: [1e-4]}
-evaluate: {questions: 3, max_new_tokens: 96}
+evaluate: {max_new_tokens: 96}
 arms: [dart, grpo_tokens]
 """
 

@@ -335,6 +335,6 @@ def test_the_card_of_direct_rl_states_how_it_was_trained(run_copy):
     run = open_finished_run(run_copy)
     results = json.loads(json.dumps(run.results).replace('"sft"', '"grpo_tokens"'))
     results["config"]["sft"] = results["config"].pop("grpo_tokens")
-    results["config"]["mapper"]["adapter"] = "lora"
+    results["config"]["mapper"]["lora_rank"] = 16
     card = model_card(replace(run, results=results), "grpo_tokens", 0, None)
     assert "direct reinforcement learning" in card and "a LoRA adapter, merged into the model" in card

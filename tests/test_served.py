@@ -19,7 +19,7 @@ def parts(tmp_path_factory):
     return word_problems(folder / "problems.jsonl", 30), target
 
 
-LORA = ["--mapper.adapter=lora", "--mapper.lora_rank=2", "--arms=[dart, best_of_k]"]
+LORA = ["--mapper.lora_rank=2", "--arms=[dart, best_of_k]"]
 
 
 @pytest.mark.slow
@@ -52,6 +52,6 @@ def test_settings_that_a_server_does_not_support_are_rejected_at_once(parts, tmp
     command = arguments(problems, target, tmp_path / "run", "--execution.server", "http://localhost:1")
     assert main([*command, "--mapper.path", str(target)]) == 2
     message = capsys.readouterr().err
-    assert "no mapper.path" in message and "set mapper.adapter: lora" in message
+    assert "no mapper.path" in message and "set mapper.lora_rank: 16" in message
     assert main([*arguments(problems, target, tmp_path / "run"), "--execution.server", "localhost:8000"]) == 2
     assert "execution.server" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_adapters_that_do_not_load_are_rejected_at_once_and_change_nothing(stub,
         server.load_adapter(tmp_path, 1)
     assert "add_lora method failed" in error.value.problems[0]
     assert len(stub.requests) == requests + 2 and (server.model, server.version) == ("tiny", 0)
-    with pytest.raises(InputError, match="adapter: lora"):
+    with pytest.raises(InputError, match="lora_rank: 16"):
         server.sync({}, 4)
 
 

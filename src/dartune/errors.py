@@ -112,7 +112,7 @@ def machine_error(error: BaseException) -> MachineError | None:
     ):
         return MachineError(
             f"out of memory ({str(error).partition(chr(10))[0] or type(error).__name__}); lower "
-            "execution.microbatch_tokens, set execution.gradient_checkpointing: true or adapter: lora, then repeat the "
+            "execution.microbatch_tokens, set execution.gradient_checkpointing: true or lora_rank: 16, then repeat the "
             "command: it continues"
         )
     return None

@@ -48,12 +48,11 @@ def direct_rl_settings(config: Config) -> DirectRLSettings:
     """Return the settings of direct RL: the section's own, the mapper's batch and adapter, evaluation's length."""
     mapper = config.mapper
     return DirectRLSettings(
-        adapter=mapper.adapter,
         lora_rank=mapper.lora_rank,
         questions_per_step=mapper.questions_per_step,
         group_size=mapper.group_size,
         kl=config.direct_rl.kl,
-        temperature=config.direct_rl.temperature,
+        temperature=mapper.temperature,
         max_new_tokens=config.evaluate.max_new_tokens,
     )
 
@@ -88,6 +87,6 @@ def _server_problems(config: Config) -> list[str]:
             "execution.server: the mapper must start from the served target: no mapper.path, no mapper.format_steps"
         )
     trained = any(ADAPTATIONS[name].trained for name in adaptations(config.arms))
-    if trained and config.mapper.adapter != "lora":
-        messages.append("execution.server: a server can load adapters, not full models; set mapper.adapter: lora")
+    if trained and config.mapper.lora_rank is None:
+        messages.append("execution.server: a server can load adapters, not full models; set mapper.lora_rank: 16")
     return messages

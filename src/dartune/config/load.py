@@ -17,6 +17,8 @@ from dartune.config.schema import Config, is_section
 from dartune.errors import InputError
 from dartune.run.redaction import redacted
 
+RECORD = "config.resolved.yaml"
+"""Name of the file in a run folder that holds the config of the run."""
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """A Hub id: `name` or `owner/name`."""
 
@@ -33,6 +35,8 @@ def load_config(path: str | Path | None, overrides: Mapping[str, str] | None = N
             each with its key and its location (line of the recipe, or flag).
     """
     recipe = read_recipe(Path(path)) if path is not None else Recipe()
+    # Before the flags: a flag changes the setting that an earlier key of the file stands for.
+    drop_removed_keys(recipe.values, recorded=path is not None and Path(path).name == RECORD)
     problems = list(recipe.problems)
     for key, value in (overrides or {}).items():
         problems += place_override(recipe, Config, key, value)
@@ -41,7 +45,6 @@ def load_config(path: str | Path | None, overrides: Mapping[str, str] | None = N
         if is_section(field.annotation) and recipe.values.get(name) is None:
             recipe.values[name] = {}
     try:
-        drop_removed_keys(recipe.values)
         config = Config.model_validate(recipe.values)
     except ValidationError as error:
         problems += explain(error, recipe, Config)
@@ -69,8 +72,9 @@ def missing_paths(config: Config, recipe: Recipe) -> list[str]:
 
 
 def _exists(path: str) -> bool:
+    """Return whether the path exists, or the folder in front of `#<split>`."""
     try:
-        return Path(path).expanduser().exists()
+        return Path(path).expanduser().exists() or Path(path.rpartition("#")[0] or path).expanduser().exists()
     except (OSError, RuntimeError):  # the name is too long, or `~user` names an unknown user
         return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ UNREADABLE = (ValueError, LookupError, AttributeError, TypeError)
 DATA_NAME = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet)(\.gz)?$")
 """Names of data files; giving one instead of a recipe is a common mistake with its own error message."""
 DATA_ADDRESSES = ("hub:", "gym:", "lab:")
+DIRECT_RL = re.compile("grpo|:")
+"""Occurs in the names of arms that use `direct_rl`, and of user-defined arms, which may use it."""
 LONGEST_VALUE = 80
 """Characters of a value that an error message shows."""
 MAX_DEPTH = 30
@@ -140,7 +143,7 @@ def read_recipe(path: Path) -> Recipe:
         if root is None:
             return recipe
         if not isinstance(root, yaml.MappingNode):
-            raise InputError(f"{path} is not a recipe: it must map keys to values, as in `name: lab`")
+            raise InputError(f"{path} is not a recipe: it must map keys to values, as in `output: runs/lab`")
         _record_places(root, "", path, recipe)
         recipe.values = loader.construct_document(root)
     except yaml.YAMLError as error:
@@ -174,9 +177,9 @@ def place_override(recipe: Recipe, schema: type[BaseModel], flag: str, text: str
     annotation = _annotation(schema, key)
     if annotation is None:
         if key in REMOVED:
-            return [f"--{flag} was removed: {REMOVED[key].message}"]
+            return [f"--{flag} was removed; {REMOVED[key].message}"]
         if new_key := _new_key(schema, key):
-            return [f"--{flag} is --{new_key} now"]
+            return [f"--{flag} was replaced by --{new_key}"]
         return [f"unknown flag --{flag}{_suggestion(schema, key, '--')}"]
     if section := _section(annotation):
         example = next(iter(section.model_fields))
@@ -262,7 +265,7 @@ def _suggestion(schema: type[BaseModel], key: str, dashes: str = "") -> str:
 
 
 RENAMED = {
-    "server": "execution.server, with the address as its value",
+    "server": "execution.server, whose value is the address",
     "server.url": "execution.server",
 }
 """Keys of earlier versions that changed both section and name."""
@@ -299,7 +302,7 @@ REMOVED = {
         "it always comes from the data; leave out the gate length in reward.gates, or add your own", None
     ),
     "synthesise.temperature": Removed("synthesis samples at mapper.temperature", key="mapper.temperature"),
-    "direct_rl.adapter": Removed("direct RL uses mapper.adapter", key="mapper.adapter"),
+    "direct_rl.adapter": Removed("direct RL uses mapper.lora_rank", key="mapper.adapter"),
     "direct_rl.lora_rank": Removed("direct RL uses mapper.lora_rank", key="mapper.lora_rank"),
     "direct_rl.questions_per_step": Removed(
         "direct RL uses mapper.questions_per_step", key="mapper.questions_per_step"
@@ -308,26 +311,112 @@ REMOVED = {
     "direct_rl.max_new_tokens": Removed("direct RL uses evaluate.max_new_tokens", key="evaluate.max_new_tokens"),
     "execution.server_model": Removed("the first model that the server lists is used", None),
     "server.model": Removed("the first model that the server lists is used", None),
+    "name": Removed("the run's name is the last part of output, as in `output: runs/mine`"),
+    "data.split": Removed(
+        "write the split after the path of the folder or Hub data set, as in `path: data/folder#test`", "train"
+    ),
+    "mapper.adapter": Removed("set `mapper.lora_rank: 16` for LoRA, null to train all weights", "full"),
+    "sft.adapter": Removed("set `sft.lora_rank: 16` for LoRA, null to train all weights", "full"),
+    "sft.warmup_steps": Removed("it is always a quarter of sft.steps, at most 10"),
+    "evaluate.questions": Removed("set data.test, which the lab uses as questions per suite", key="data.test"),
+    "direct_rl.temperature": Removed("direct RL samples at mapper.temperature", key="mapper.temperature"),
 }
 """Keys of earlier versions that no longer exist."""
 
 
-def drop_removed_keys(values: dict[str, Any]) -> None:
-    """Remove, in place, keys of earlier versions that have the value that applies now; others are reported later."""
+def run_name(output: str) -> str:
+    """Return the name of a run: the last part of the path of its run folder."""
+    return os.path.basename(os.path.abspath(output)) or "run"
+
+
+def sft_warmup_steps(steps: int) -> int:
+    """Return over how many of the steps of a fine-tuning the learning rate rises."""
+    return min(10, steps // 4)
+
+
+def drop_removed_keys(values: dict[str, Any], *, recorded: bool = False) -> None:
+    """Remove, in place, keys of earlier versions whose value has the same meaning now; others are reported later.
+
+    Args:
+        recorded: the values were written by a run. They hold all keys, also those without any effect on that run.
+    """
+    if recorded:
+        _convert_recorded(values)
+    _convert(values)
     for key, removed in REMOVED.items():
-        section, _, name = key.partition(".")
-        own = values.get(section)
-        if not isinstance(own, dict) or name not in own:
+        own, name = _parent(values, key)
+        if name not in own:
             continue
         expected = removed.value
         if removed.key:
-            other_section, _, other_name = removed.key.partition(".")
-            other = values.get(other_section)
-            if not isinstance(other, dict) or other_name not in other:
+            other, other_name = _parent(values, removed.key)
+            if other_name not in other:
                 continue
             expected = other[other_name]
         if own[name] == expected:
             del own[name]
+            if name == "adapter" and removed.key is None:
+                own.pop("lora_rank", None)  # it had no effect
+
+
+def _parent(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Return the mapping that holds a dotted key (an empty one if there is none), and the key's last part."""
+    section, _, name = key.rpartition(".")
+    parent = values.get(section) if section else values
+    return (parent if isinstance(parent, dict) else {}), name
+
+
+def _convert(values: dict[str, Any]) -> None:
+    """Drop removed keys whose value follows from other keys."""
+    if "name" in values and isinstance(values.get("output"), str) and values["name"] == run_name(values["output"]):
+        del values["name"]
+    sft, _ = _parent(values, "sft.steps")
+    if type(sft.get("steps")) is int and sft.get("warmup_steps") == sft_warmup_steps(sft["steps"]):
+        del sft["warmup_steps"]
+    # Direct RL used the adapter of its own section, which is compared before the mapper's is dropped.
+    direct_rl, mapper = (_parent(values, f"{section}.adapter")[0] for section in ("direct_rl", "mapper"))
+    if "adapter" in direct_rl and direct_rl["adapter"] == (adapter := mapper.get("adapter")):
+        del direct_rl["adapter"]
+        if adapter == "full":
+            direct_rl.pop("lora_rank", None)
+    for section in ("mapper", "sft"):
+        own, _ = _parent(values, f"{section}.adapter")
+        if own.get("adapter") == "lora" and type(own.get("lora_rank")) is int:
+            del own["adapter"]
+
+
+def _convert_recorded(values: dict[str, Any]) -> None:
+    """Drop or convert removed keys of a run's own record, where that run's results do not depend on them."""
+    values.pop("name", None)
+    data, evaluate, direct_rl = (_parent(values, f"{section}.")[0] for section in ("data", "evaluate", "direct_rl"))
+    path, split, suites = data.get("path"), data.get("split"), evaluate.get("suites")
+    if isinstance(path, str) and isinstance(split, str):
+        del data["split"]
+        if split != "train":
+            data["path"] = _with_split(path, split)
+            if isinstance(suites, dict):
+                evaluate["suites"] = {name: _with_split(suite, split) for name, suite in suites.items()}
+    if "questions" in evaluate:
+        questions = evaluate.pop("questions")
+        if isinstance(path, str) and path.startswith("lab:"):
+            data["test"] = questions
+    arms = values.get("arms")
+    if isinstance(arms, list) and not any(DIRECT_RL.search(str(arm)) for arm in arms):
+        for key in REMOVED:
+            if key.startswith("direct_rl."):
+                direct_rl.pop(key.removeprefix("direct_rl."), None)
+
+
+def _with_split(address: Any, split: str) -> Any:
+    """Return an address with the split that was a setting of its own; files, the lab and gym have no splits."""
+    if (
+        not isinstance(address, str)
+        or "#" in address
+        or address.startswith(("lab:", "gym:"))
+        or DATA_NAME.search(address.lower())
+    ):
+        return address
+    return f"{address}#{split}"
 
 
 def _new_key(schema: type[BaseModel], key: str) -> str | None:
@@ -346,9 +435,9 @@ def explain(error: ValidationError, recipe: Recipe, schema: type[BaseModel]) -> 
         place, kind, value = recipe.place(key), detail["type"], detail["input"]
         if kind == "extra_forbidden":
             if key in REMOVED:
-                lines.append(f"{place.removesuffix(key)}{key} was removed: {REMOVED[key].message}")
+                lines.append(f"{place.removesuffix(key)}{key} was removed; {REMOVED[key].message}")
             elif new_key := _new_key(schema, key):
-                lines.append(f"{place.removesuffix(key)}{key} is {new_key} now")
+                lines.append(f"{place.removesuffix(key)}{key} was replaced by {new_key}")
             else:
                 lines.append(f"{place.removesuffix(key)}unknown key {key}{_suggestion(schema, key)}")
         elif kind == "missing" and isinstance(detail["loc"][-1], int):

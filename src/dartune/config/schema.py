@@ -9,7 +9,7 @@ from pydantic_core import PydanticKnownError
 
 from dartune.config.arms import ARMS
 from dartune.config.plugins import USER_DEFINED
-from dartune.config.recipe import dump
+from dartune.config.recipe import dump, run_name, sft_warmup_steps
 from dartune.config.rewrite_prompts import DEFAULT_PROMPTS, task_family
 
 FallbackName = Literal["rewrite", "own", "guided", "original"]
@@ -78,16 +78,13 @@ class DataConfig(Section):
 
     path: Text = Field(
         description="Demonstrations: a .jsonl, .json, .csv, .tsv or .parquet file, a folder, hub:<owner>/<name>, "
-        "gym:<task>, or lab:<expert> (lab:deep/<expert> for longer chains)."
+        "gym:<task>, or lab:<expert> (lab:deep/<expert> for longer chains). #<split> after a folder or hub: address "
+        "selects a split; default: train."
     )
     task: TaskName = Field(
         "math",
         description="Answer type; selects how answers are read and compared, and which gates apply (docs/tasks.md). "
         "gym: data sets define their own. Your own as module:name.",
-    )
-    split: Text = Field(
-        "train",
-        description="Split of a folder or Hub data set. hub:<owner>/<name>#<split> overrides it.",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
@@ -105,7 +102,7 @@ class DataConfig(Section):
     test: Count = Field(
         128,
         description="Questions held out as a test suite, at most a tenth of your questions. Set 0 if evaluate.suites "
-        "has the test sets.",
+        "has the test sets. In the lab: questions per test suite.",
     )
 
 
@@ -168,8 +165,7 @@ class ExecutionConfig(Section):
     server: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = Field(
         None,
         description="URL of a vLLM server for sampling, such as http://localhost:8000 (docs/engines.md). null: "
-        "sample in this process. Requires mapper.adapter: lora, no mapper.path and no "
-        "mapper.format_steps.",
+        "sample in this process. Requires mapper.lora_rank, no mapper.path and no mapper.format_steps.",
     )
 
 
@@ -187,13 +183,10 @@ class Adapter(Section):
     max_grad_norm: ClassVar[float] = 1.0
     """Maximum norm of the gradient; larger gradients are scaled down to it. No run needed another value."""
 
-    adapter: Literal["full", "lora"] = Field(
-        "full",
-        description="full: train all weights. lora: train a LoRA adapter, which needs less memory and a higher "
-        "learning rate.",
-    )
-    lora_rank: Positive = Field(
-        16, description="Rank of the LoRA adapter. A higher rank can learn more and needs more memory."
+    lora_rank: Positive | None = Field(
+        None,
+        description="null: train all weights. A number: train a LoRA adapter of this rank, which needs less memory and "
+        "a higher learning rate; 16 is usual.",
     )
 
 
@@ -242,7 +235,7 @@ class MapperConfig(Adapter):
     )
     learning_rate: LearningRate = Field(
         1e-6,
-        description="Learning rate. About 1e-6 for full training, 1e-5 for lora, 3e-4 for a model of a million "
+        description="Learning rate. About 1e-6 for full training, 1e-5 for LoRA, 3e-4 for a model of a million "
         "parameters.",
     )
     kl: Weight = Field(
@@ -250,8 +243,8 @@ class MapperConfig(Adapter):
     )
     temperature: PositiveFloat = Field(
         1.0,
-        description="Sampling temperature of rewrites, in training and synthesis. Set about 0.5 for a small model that "
-        "is incoherent at 1.",
+        description="Sampling temperature of rewrites, in training and synthesis, and of direct RL. Set about 0.5 for "
+        "a small model that is incoherent at 1.",
     )
     max_new_tokens: Positive = Field(
         512,
@@ -337,7 +330,11 @@ class SynthesiseConfig(Section):
 class SFTConfig(Adapter):
     """Fine-tuning of the target, with the same settings for every arm."""
 
-    steps: Positive = Field(200, description="Optimiser steps. Raise it with the number of rows.")
+    steps: Positive = Field(
+        200,
+        description="Optimiser steps. Raise it with the number of rows. The learning rate rises over the first "
+        "quarter of them, at most 10.",
+    )
     batch_size: Positive = Field(16, description="Rows per step, over all processes.")
     learning_rates: Annotated[tuple[LearningRate, ...], Distinct] = Field(
         (1e-6, 1e-5),
@@ -346,10 +343,11 @@ class SFTConfig(Adapter):
         description="Learning rates to try for every arm; dev accuracy selects one. Time and disk space grow in "
         "proportion.",
     )
-    warmup_steps: Count = Field(
-        10,
-        description="Steps over which the learning rate rises linearly. Raise it if training is unstable at the start.",
-    )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises linearly."""
+        return sft_warmup_steps(self.steps)
 
 
 class DirectRLConfig(Section):
@@ -364,7 +362,6 @@ class DirectRLConfig(Section):
     kl: Weight = Field(
         0.02, description="KL coefficient towards the model that training starts from. Higher values limit the change."
     )
-    temperature: PositiveFloat = Field(1.0, description="Sampling temperature in training.")
 
 
 class DirectRLSettings(Adapter):
@@ -386,7 +383,6 @@ class EvaluateConfig(Section):
         default_factory=dict,
         description="Your test sets: name -> file, hub:<owner>/<name>#<split> or gym:<task>, read like data.path.",
     )
-    questions: Positive = Field(128, description="Questions per test suite of the lab.")
     max_new_tokens: Positive = Field(
         512, description="Maximum tokens per solution; a longer one is cut. Raise it if solutions are cut."
     )
@@ -399,10 +395,10 @@ class EvaluateConfig(Section):
 class Config(Section):
     """Settings of a run. Relative paths are resolved from the working directory."""
 
-    name: Text = Field("own-data", description="Name of the run, in the report and in trackers.")
     output: Text = Field(
         "runs/own-data",
-        description="Run folder. The same command continues the run in it; set another one to keep earlier results.",
+        description="Run folder; its last part names the run in the report and in trackers. The same command continues "
+        "the run in it; set another one to keep earlier results.",
     )
     seeds: Annotated[tuple[Count, ...], Distinct] = Field(
         (0,),
@@ -444,6 +440,11 @@ class Config(Section):
             return values
         request = DEFAULT_PROMPTS.get(task_family(str(data.get("path", "")), str(data.get("task", "math"))))
         return {**values, "mapper": {**mapper, "prompt": request}} if request else values
+
+    @property
+    def name(self) -> str:
+        """Name of the run, in the report and in trackers: the last part of the run folder's path."""
+        return run_name(self.output)
 
     def resolved_yaml(self) -> str:
         """Return every key with its value as YAML, which `load_config` reads back to an equal config."""

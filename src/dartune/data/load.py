@@ -103,9 +103,9 @@ def load_demonstrations(
 
     Args:
         path: a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file (text formats also as .gz); a folder of such files
-            or one written by `datasets.save_to_disk`; or `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the
-            only form that uses the network.
-        split: the split of a folder, or of a Hub data set whose address names none.
+            or one written by `datasets.save_to_disk`, with `#<split>` behind it if it is not `split`; or
+            `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the only form that uses the network.
+        split: the split of a folder or of a Hub data set whose address names none.
         columns: maps fields of `columns.FIELDS` to a column of the data or a template of columns.
         limit: number of rows to read, starting with the first.
         thinking: reasoning in a separate key or column becomes a `<think>` block. False: such rows are refused.

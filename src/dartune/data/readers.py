@@ -63,10 +63,13 @@ def _rows_of(path: str | Path, split: str, notes: list[str]) -> Iterator[RawRow]
     if str(path).startswith("hub:"):
         return _hub_rows(str(path), split)
     try:
-        path = Path(path).expanduser()
+        path, own_split = split_of_path(Path(path).expanduser())
         is_folder = path.is_dir()
     except (ValueError, RuntimeError) as error:  # a NUL in the path; an unknown user in `~user`
         raise InputError(f"{shown(path)} is not a valid path: {error}") from error
+    if own_split is not None and not is_folder:
+        raise InputError(f"{shown(path)} is a file, which has no splits; remove #{shown(own_split)} behind it")
+    split = own_split or split
     if is_folder:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _saved_rows(path, split)
@@ -79,6 +82,14 @@ def _rows_of(path: str | Path, split: str, notes: list[str]) -> Iterator[RawRow]
         hint = "; put the format into the name, such as data.jsonl.gz" if format_suffix(path) == "" else ""
         raise InputError(f"{shown(path)}: the format {suffix or '(no suffix)'!r} is not read; use {FORMATS}{hint}")
     return READERS[format_suffix(path)](path, notes)
+
+
+def split_of_path(path: Path) -> tuple[Path, str | None]:
+    """Returns a path without its `#<split>`, and the split. A path that exists as written has none."""
+    before, _, split = str(path).rpartition("#")
+    if not before or not split or "/" in split or path.exists() or not Path(before).exists():
+        return path, None
+    return Path(before), split
 
 
 def _rows_of_member(folder: Path, file: Path, notes: list[str]) -> Iterator[RawRow]:
@@ -105,12 +116,12 @@ def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
     chosen = [file for file in files if split_by_file[file] == split]
     if not chosen and any(split_by_file.values()):
         names = ", ".join(sorted({name for name in split_by_file.values() if name}))
-        raise InputError(f"{shown(folder)} has no split {split!r}, only {names}; set data.split")
+        raise InputError(f"{shown(folder)} has no split {split!r}, only {names}; write {shown(folder)}#<split>")
     for file in files if chosen else ():
         if file not in chosen:
             name = shown(file.relative_to(folder).as_posix())
             if split_by_file[file]:
-                reason = f"data.split is {split!r}, and its name contains {split_by_file[file]!r}"
+                reason = f"the split is {split!r}, and its name contains {split_by_file[file]!r}"
             else:
                 reason = (
                     f"names of other files contain {split!r}, its name contains no split; rename it, or the others, to "
@@ -212,7 +223,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             splits = ", ".join(map(str, saved))
-            raise InputError(f"{shown(folder)} has no split {split!r}, only {splits}; set data.split")
+            raise InputError(f"{shown(folder)} has no split {split!r}, only {splits}; write {shown(folder)}#<split>")
         saved = saved[split]
     return _numbered(saved, folder.name)
 

@@ -148,7 +148,7 @@ class VLLMEngine:
     def sync(self, state_dict: Mapping[str, Any], version: int) -> None:
         """Not supported: the weights of a server cannot be replaced; see `load_adapter`."""
         raise InputError(
-            f"the weights of {self.url} cannot be replaced; train an adapter (adapter: lora) and serve with "
+            f"the weights of {self.url} cannot be replaced; train an adapter (mapper.lora_rank: 16) and serve with "
             "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
         )
 

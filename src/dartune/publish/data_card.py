@@ -43,7 +43,7 @@ def model_card(run: FinishedRun, arm: str, seed: int, licence: str | None) -> st
         "training": "direct reinforcement learning"
         if direct
         else f"{config.sft.steps} steps of {config.sft.batch_size} rows",
-        "trained weights": "a LoRA adapter, merged into the model" if settings.adapter == "lora" else "all",
+        "trained weights": "all" if settings.lora_rank is None else "a LoRA adapter, merged into the model",
         "learning rate": f"{run.learning_rate(arm, seed):g}, chosen on held-out rows from {tried}",
         "seed": seed,
         "system prompt": config.target.system_prompt or "none",

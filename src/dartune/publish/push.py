@@ -158,7 +158,7 @@ def _output_problems(run: FinishedRun, what: What, arm: str, seed: int) -> list[
     elif what == "mapper" and not problems and run.config.mapper.format_steps and is_adapter(run, adaptation, seed):
         problems.append(
             "--what mapper: the mapper is an adapter of the model trained by mapper.format_steps, which is not "
-            "published, so the adapter could not be loaded; train the mapper with mapper.adapter: full to publish it"
+            "published, so the adapter could not be loaded; train the mapper with mapper.lora_rank: null to publish it"
         )
     return problems
 

@@ -55,7 +55,7 @@ class FinishedRun:
     def settings(self) -> dict[str, Any]:
         """The settings at the time of the report, without removed keys that have the value which applies now."""
         values = deepcopy(self.results["config"])
-        drop_removed_keys(values)
+        drop_removed_keys(values, recorded=True)
         return values
 
     @cached_property
@@ -124,7 +124,7 @@ class FinishedRun:
         if lock.is_held(self.folder):
             problems.append(f"{self.folder} is in use by {lock.holder(self.folder)}; wait until that process ends")
         settings = read_recipe(self.folder / "config.resolved.yaml").values
-        drop_removed_keys(settings)
+        drop_removed_keys(settings, recorded=True)
         if changed := [text for text in changes(self.settings, settings) if not text.startswith(FILLED_IN)]:
             shown = ", ".join(changed[:SHOWN_CHANGES])
             problems.append(f"{self.folder}: settings were changed since its report ({shown}); {self._finish_hint}")

@@ -156,11 +156,13 @@ def read(config: Config) -> Sources:
     """Read the data and the suites; problems are part of the result.
 
     Raises:
-        InputError: the lab has no such data.
+        InputError: the lab has no such data, or no questions to test.
     """
     sources = Sources()
     if lab.is_lab(config.data.path):
-        train, dev, suites = lab.data(config.data.path, config.data.limit, config.data.dev, config.evaluate.questions)
+        if not config.data.test:
+            raise InputError("data.test is 0, but it is the number of questions per suite in the lab; set at least 1")
+        train, dev, suites = lab.data(config.data.path, config.data.limit, config.data.dev, config.data.test)
         sources.rows, sources.suites, sources.parts = [*train, *dev], suites, Split(train, dev, suites)
         return sources
     sources.rows = _read(config.data.path, config, 0, sources)
@@ -176,7 +178,7 @@ def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[De
         if path.startswith(GYM):
             return reasoning_gym.rows(path, part, to_learn=part == 0)
         settings = {"thinking": config.target.thinking, "task": config.data.task, "tested": part > 0}
-        read_result = read_demonstrations(path, split=data.split, columns=data.columns, **settings)
+        read_result = read_demonstrations(path, columns=data.columns, **settings)
     except InputError as error:
         sources.failures.append(Refused(error))
         sources.notes += getattr(error, "__notes__", [])

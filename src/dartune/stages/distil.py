@@ -82,7 +82,7 @@ class Distil(Stage):
     def _require_full_training(self) -> None:
         """Raise an input error where the trained weights are not those of the teacher, so that they have no average."""
         config = self.context.config
-        if config.sft.adapter == "lora" or config.execution.sharding == "fsdp2":
+        if config.sft.lora_rank is not None or config.execution.sharding == "fsdp2":
             raise InputError(
                 f"arms: {self.arm}: teacher_update needs training of all weights in one piece (no LoRA, no fsdp2); "
                 "leave it at 0"

@@ -113,14 +113,14 @@ class RunModels:
 
     def to_train(self, path: str, settings: Adapter):
         """A copy of a model to train with `settings`; trained weights are float32."""
-        if settings.adapter == "lora":
+        if settings.lora_rank is not None:
             return self._load(path)
         return compute_in(self._load(path, "float32"), self.target_engine.model.dtype)
 
     def mapper_to_train(self):
         """A copy of the initial mapper; with LoRA the frozen model itself, which the adapter is attached to."""
         mapper = self.config.mapper
-        return self.start_engine.model if mapper.adapter == "lora" else self.to_train(self.mapper_path, mapper)
+        return self.start_engine.model if mapper.lora_rank is not None else self.to_train(self.mapper_path, mapper)
 
     def policy(self, model, stage_folder: Path) -> LocalEngine:
         """An engine that samples from the mapper being trained."""
@@ -203,10 +203,10 @@ class RunModels:
                 start, config.mapper, frozen + (0 if start is target else weight_bytes(start)), config.execution
             )
         if any(arm.rows or arm.teacher for arm in asked):
-            beside = frozen * (2 if config.sft.adapter == "lora" else 1)
+            beside = frozen * (1 if config.sft.lora_rank is None else 2)
             found["sft"] = footprint(target, config.sft, beside, config.execution)
         if any(arm.budget for arm in asked):
-            beside = frozen * (2 if direct_rl_settings(config).adapter == "lora" else 1)
+            beside = frozen * (1 if direct_rl_settings(config).lora_rank is None else 2)
             found["direct_rl"] = footprint(target, direct_rl_settings(config), beside, config.execution)
         return found
 

@@ -252,7 +252,7 @@ def train_from_config(
         The trained model, unsharded, with its adapter still attached, and the metrics of every step.
     """
     torch.manual_seed(seed)
-    if config.adapter == "lora":
+    if config.lora_rank is not None:
         model = add_lora(model, config.lora_rank)
     if execution.gradient_checkpointing:
         recompute_activations(model)
@@ -265,7 +265,7 @@ def train_from_config(
         max_grad_norm=config.max_grad_norm,
         checkpoint_every=execution.checkpoint_every or checkpoint_every,
         # An adapter is small, so sharding its weights would save little memory.
-        sharding="ddp" if config.adapter == "lora" else execution.sharding,
+        sharding="ddp" if config.lora_rank is not None else execution.sharding,
         seed=seed,
     )
     history = train(model, objective(model), settings, folder, on_step=on_step)

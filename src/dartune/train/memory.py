@@ -61,13 +61,13 @@ def footprint(
             the adapter is attached to a model that is counted already.
         execution: how the training is executed.
     """
-    if settings.adapter == "lora":
+    if settings.lora_rank is not None:
         model = add_lora(model, settings.lora_rank)
     try:
         if execution.gradient_checkpointing:
             recompute_activations(model)
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        mixed_precision = settings.adapter == "full" and model.dtype != torch.float32
+        mixed_precision = settings.lora_rank is None and model.dtype != torch.float32
         with as_float32(model) if mixed_precision else nullcontext():
             per_token = activation_bytes(model) / MEASURED_TOKENS
     finally:
@@ -140,7 +140,7 @@ def memory_lines(footprints: Mapping[str, Footprint], device: torch.device) -> l
         if estimate.total > available:
             lines.append(
                 "  this does not fit: lower execution.microbatch_tokens, set execution.gradient_checkpointing: true or "
-                f"{section}.adapter: lora"
+                f"{'sft' if section == 'sft' else 'mapper'}.lora_rank: 16"
             )
     return lines
 
