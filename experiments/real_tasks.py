@@ -31,7 +31,10 @@ SUITES = {
     "ood_addsub": "pal-mawpsaddsub.jsonl",
     "ood_multiarith": "pal-mawpsmultiarith.jsonl",
 }
+SUITE_NAMES = ("in_distribution", *SUITES, "ood_larger")
 TRAINING_FILE = "svamp-train-mawps-asdiv-a.csv"
+RETENTION = ("object_counting", "boolean_expressions")
+"""Tasks of BIG-Bench Hard that no arm trains on."""
 
 Tree = tuple[str, "Tree | str", "Tree | str"]
 """Operator and two operands of a prefix equation; an operand that is a number is the name of its slot."""
@@ -256,6 +259,9 @@ def write(data: Path, out: Path) -> None:
         _write(out / f"{name}.jsonl", [_row(problem, expert) for problem in training])
     for name, suite in suites.items():
         _write(out / f"suite-{name}.jsonl", suite)
+    for name in RETENTION:
+        published = json.loads((data / f"bbh-{name}.json").read_text(encoding="utf-8"))["examples"]
+        _write(out / f"bbh-{name}.jsonl", [{"question": row["input"], "answer": row["target"]} for row in published])
 
 
 def _row(problem: WordProblem, expert: Callable[[WordProblem], str]) -> dict[str, str]:

@@ -1,0 +1,71 @@
+"""The comparison on real language models: published models, word problems, and experts that write in unnatural styles.
+
+    python experiments/real_models.py fetch         the models                 [--models smollm2 gemma3]
+    python experiments/real_models.py warm-up       gemma3-warm                --data DATA
+    python experiments/real_models.py mapper-start  <model>-mapper             --data DATA
+    python experiments/real_models.py task-start    <model>-task, -task-mapper --data DATA
+    python experiments/real_models.py run           cells of the comparison    --data DATA [--experts prefix] [--seeds 0]
+    python experiments/real_models.py collect       results/real-models.json   from the cells that are there
+    python experiments/real_models.py write         docs/real-models.md        from results/real-models.json
+
+DATA is a folder with the published files that real_tasks.py names. A cell is a model and an expert; `run` continues a
+cell where it was interrupted, stage by stage. `--larger` uses Qwen3-0.6B and Qwen3-1.7B with GSM8K and MATH instead, on
+GPUs (real_models_larger.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import real_starts
+from real_cells import collect, run_cell
+from real_pages import write
+from real_tasks import EXPERTS
+from real_tasks import write as write_tasks
+from real_weights import MODELS, fetch
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "runs" / "real-models"
+"""Default place of models and runs; `runs/` is ignored by git."""
+RESULTS = ROOT / "results" / "real-models.json"
+ACTIONS = ("fetch", "warm-up", "mapper-start", "task-start", "run", "collect", "write")
+NEED_DATA = ("warm-up", "mapper-start", "task-start", "run")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER.relative_to(ROOT)}")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--data", type=Path, help="folder with the published files")
+    parser.add_argument("--experts", nargs="+", choices=EXPERTS, default=list(EXPERTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"default {RESULTS.relative_to(ROOT)}")
+    arguments = parser.parse_args()
+    action, folder = arguments.action, arguments.folder
+    if action in NEED_DATA and arguments.data is None:
+        parser.error(f"{action} needs --data")
+    if action == "warm-up":
+        real_starts.warm_up(folder, arguments.data)
+    elif action == "collect":
+        collect(folder, arguments.results)
+    elif action == "write":
+        write(arguments.results)
+    elif action == "run":
+        write_tasks(arguments.data, folder / "tasks")
+        for expert in arguments.experts:
+            for model in arguments.models:
+                run_cell(folder, model, expert, arguments.seeds)
+    else:
+        for model in arguments.models:
+            if action == "fetch":
+                fetch(model, folder)
+            elif action == "mapper-start":
+                real_starts.mapper_start(model, folder, arguments.data)
+            else:
+                real_starts.task_start(model, folder, arguments.data)
+
+
+if __name__ == "__main__":
+    main()
