@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
-from dartune.report.summary import difference_of, points_interval, summary_of
+from dartune.report.summary import difference_of, summary_of
+from dartune.run.number_format import points_interval
 
 Results = Mapping[str, Any]
 Cells = Mapping[str, Results]

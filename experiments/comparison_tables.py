@@ -10,7 +10,8 @@ from comparison_reading import in_short, under_the_headline
 from pages import table
 from scipy.stats import ttest_1samp
 
-from dartune.report.summary import difference_of, percent, points_interval, summary_of
+from dartune.report.summary import difference_of, summary_of
+from dartune.run.number_format import percent, points_interval
 
 Results = Mapping[str, Any]
 OOD, RETENTION = "out of distribution", "retention"

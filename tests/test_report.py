@@ -9,8 +9,9 @@ import pytest
 from dartune.errors import InputError
 from dartune.report import build_results, read_results, summarise, validate_results, write_report
 from dartune.report.results import arm_pairs, group_of
-from dartune.report.summary import difference_of, headline, points, summary_of
+from dartune.report.summary import difference_of, headline, summary_of
 from dartune.report.verdicts import shortfalls
+from dartune.run.number_format import points
 from fixtures_report import HOSTILE, SHARES, adapted_row, evaluations, full
 
 # computed numbers

@@ -33,6 +33,7 @@ from dartune.rewards.content_tokens import answer_tokens
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.references import response_stats, with_content
 from dartune.rewards.shape import FORMS, Form, gain, gain_over_fallback
+from dartune.run.number_format import rounded_percent
 
 # A row whose largest possible reward over failing is below this gives no gradient signal and is left out of the scale.
 SMALLEST_STAKE = 1e-3
@@ -176,8 +177,8 @@ class GatedReward:
         warnings = []
         if self.gainful_share < FEW_GAINFUL:
             warnings.append(
-                f"Only {self.gainful_share:.0%} of the rows can gain anything: in the others the demonstration is as "
-                "natural to the target as its own samples. Adapting such data changes little."
+                f"Only {rounded_percent(self.gainful_share)} of the rows can gain anything: in the others the "
+                "demonstration is as natural to the target as its own samples. Adapting such data changes little."
             )
         threshold = self.thresholds.answer_logprob
         if "follows" in self.gates and threshold is not None and threshold < LAX_ANSWER_LOGPROB:

@@ -9,6 +9,7 @@ from dartune.errors import InputError
 from dartune.run import lock
 from dartune.run.files import read_json
 from dartune.run.folder import DONE, STARTED
+from dartune.run.number_format import seconds_text
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -50,5 +51,5 @@ def status_lines(folder: Path) -> list[str]:
         total = sum(value for value in seconds if value is not None)
         attempts = f", attempt {len(seconds)}" if len(seconds) > 1 else ""
         state = state or ("running" if running else "partial")
-        lines.append(f"  {name:<28} {state:<8} {total:8.1f} s{attempts}")
+        lines.append(f"  {name:<28} {state:<8} {seconds_text(total):>10}{attempts}")
     return lines
