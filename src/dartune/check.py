@@ -13,11 +13,9 @@ from dartune.config.schema import Config
 from dartune.data.chat_template import Renderer
 from dartune.data.quality import QualityReport, check_report
 from dartune.data.records import Demonstration
-from dartune.errors import SHOWN_PROBLEMS, InputError
+from dartune.errors import SHOWN_PROBLEMS
 from dartune.lab import source as lab
-from dartune.models.device import device_of
-from dartune.stages.prepare import Examination, examine, sampling_lines
-from dartune.train.memory import memory_lines
+from dartune.stages.prepare import Examination, examine
 
 
 def check(config: Config, *, every: bool = False) -> str:
@@ -36,19 +34,15 @@ def check(config: Config, *, every: bool = False) -> str:
     lines += [line for read in found.sources.reads for line in read.facts]
     lines += [f"warning: {line}" for line in found.sources.warnings(every=every, repeats=False)]
     lines += _data_lines(found, every)
-    models = found.models
-    if models is not None:
-        memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
-        lines += [*sampling_lines(models), "Memory of training, estimated:", *memory]
+    if found.models is not None:
+        lines += [*found.models.sampling_lines(), *found.models.memory_lines()]
     hidden = len(found.problems) > SHOWN_PROBLEMS
     if every and hidden:
         lines += [f"error: {problem}" for problem in found.problems]
     elif hidden or any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
         lines.append("`dartune check --all` names every row.")
     if found.problems:
-        error = InputError("this run cannot start", found.problems)
-        error.add_note("\n".join(lines))
-        raise error
+        raise found.error(lines)
     return "\n".join(lines)
 
 

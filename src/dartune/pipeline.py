@@ -23,15 +23,7 @@ from dartune.report.compare_runs import compare
 from dartune.run.folder import RunFolder
 from dartune.stages.base import Stage
 from dartune.stages.context import StageContext
-from dartune.stages.direct_rl import DirectRL
-from dartune.stages.evaluate import Evaluate
-from dartune.stages.finetune import FineTune
-from dartune.stages.mapper import TrainMapper
-from dartune.stages.own_samples import SampleOwn
 from dartune.stages.prepare import WriteData, start
-from dartune.stages.probe import ProbeTarget
-from dartune.stages.synthesise import Synthesise
-from dartune.stages.warmup import WarmUp
 from dartune.train.trackers import tracking
 
 
@@ -67,6 +59,16 @@ def execute(context: StageContext) -> None:
 
 def planned_stages(context: StageContext) -> Iterator[Stage]:
     """The stages of a run in order; a stage may only be made when those before it have been executed."""
+    # Imported here because they load torch: `run` reports problems of the data without it.
+    from dartune.stages.direct_rl import DirectRL
+    from dartune.stages.evaluate import Evaluate
+    from dartune.stages.finetune import FineTune
+    from dartune.stages.mapper import TrainMapper
+    from dartune.stages.own_samples import SampleOwn
+    from dartune.stages.probe import ProbeTarget
+    from dartune.stages.synthesise import Synthesise
+    from dartune.stages.warmup import WarmUp
+
     config = context.config
     yield WriteData(context)
     if any(ARMS[arm].rows == "own" for arm in config.arms):
