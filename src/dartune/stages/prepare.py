@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dartune import distributed
 from dartune.answers.checker import AnswerChecker
+from dartune.answers.task_families import TASKS, same_answer
 from dartune.config import arm_config
 from dartune.config.arms import ARMS
 from dartune.config.schema import Config
@@ -19,7 +21,7 @@ from dartune.errors import InputError
 from dartune.gates.gate_input import GateInput, GateThresholds
 from dartune.lab import source as lab
 from dartune.models.model_files import file_problems
-from dartune.rewards.reward import reward_parts, run_own_gate
+from dartune.rewards.reward import load_reward_parts, run_own_gate
 from dartune.run.cost import Cost
 from dartune.run.folder import RunFolder
 from dartune.run.redaction import printable
@@ -102,16 +104,21 @@ def _examine_models(examination: Examination, data: run_data.Data, every: bool) 
 
 
 def _reward_problems(config: Config, rows: Sequence[Demonstration]) -> list[str]:
-    """Problems of the reward's parts; user-defined gates are tried on the first row."""
-    try:
-        gates = reward_parts(config.reward)["own_gates"]
-        for row in rows[:1]:
-            item = GateInput(row.question, row.solution, row.solution, row.answer, family=row.task)
-            for name, gate in gates.items():
-                run_own_gate(name, gate, item, GateThresholds())
-    except InputError as error:
-        return [error.message]
-    return []
+    """Problems of the reward's parts; the user-defined gates and task family are tried on the first row."""
+    parts, problems = load_reward_parts(config.reward)
+    trials = []
+    for row in rows[:1]:
+        item = GateInput(row.question, row.solution, row.solution, row.answer, family=row.task)
+        for name, gate in parts["own_gates"].items():
+            trials.append(partial(run_own_gate, name, gate, item, GateThresholds()))
+        if row.answer:
+            trials.append(partial(same_answer, TASKS[row.task], row.answer, row.answer))
+    for trial in trials:
+        try:
+            trial()
+        except InputError as error:
+            problems.append(error.message)
+    return problems
 
 
 def _examine_data(examination: Examination, every: bool) -> None:
