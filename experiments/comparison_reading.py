@@ -125,7 +125,7 @@ def _parts(found: Mapping[str, Cells]) -> str:
     return (
         f"What helps, in points of dart out of distribution: alignment ({of('no_alignment')}), the anti-cheating "
         f"gates "
-        f"({of('no_anticheating')}, though this mapper start hardly cheats), the right target "
+        f"({of('no_anticheating')}, though this initial mapper hardly cheats), the right target "
         f"({of('wrong_target')}, and "
         f"{100 * _estimate(arms, 'wrong_target', RETENTION):.0f} points of old skills), leaving out the unnatural "
         f"originals "

@@ -37,7 +37,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "distance": lambda: _distance(found["distance"] | _of_target(found["matrix"], "backward")),
         "rows": lambda: _against_best_of_k("rows", found["rows"] | _default("1000", found)),
         "samples": lambda: _against_best_of_k("samples a row", found["samples"] | _default("4", found)),
-        "start": lambda: _against_best_of_k("mapper start", _default("as shipped", found) | found["start"]),
+        "start": lambda: _against_best_of_k("initial mapper", _default("as shipped", found) | found["start"]),
         "known": lambda: _known(_default("0", found) | found["known"]),
     }
     made = {name: make() for name, make in makers.items() if name in READ or _needed(name) in found}

@@ -47,7 +47,9 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
     differences = [["difference, points", *groups]]
     for arm, against in pairs(results):
         row = [_accuracy_gap(results, arm, against, group) for group in groups]
-        differences.append([f"{arm} - {against}", *(f"{points_interval(d)} {d['verdict']:7}" for d in row)])
+        differences.append(
+            [f"{arm} - {against}", *(f"{points_interval(d)} {VERDICT_WORDS[d['verdict']]:7}" for d in row)]
+        )
     if len(differences) > 1:
         parts += tables(differences, width)
     parts.append("\n".join(fill(line, width, subsequent_indent=GAP) for line in headline(results)))
