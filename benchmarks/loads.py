@@ -91,7 +91,7 @@ class Load:
 
 
 def lab_load() -> Load:
-    """The shipped mapper start and target: texts end where the models end them."""
+    """The shipped initial mapper and target: texts end where the models end them."""
     policy = model_folder("lab:mapper")
     rows = write_demonstrations(sample_problems("speed", DEMONSTRATIONS, LAB_ROWS), "values")
     renderer = Renderer(load_tokenizer(policy))

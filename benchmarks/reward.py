@@ -2,9 +2,9 @@
 
 python benchmarks/reward.py [REPEATS]     prints a table, writes results/reward-throughput.json
 
-Two loads on one CPU core: a step of mapper training on the lab (12 questions x 8 samples of the mapper start, under the
-0.6M-parameter target), and the English fixtures with every hack committed on them (gates alone, no target). Parts are
-timed by themselves over the same rows, so that they need not add up to the whole exactly.
+Two loads on one CPU core: a step of mapper training on the lab (12 questions x 8 samples of the initial mapper, under
+the 0.6M-parameter target), and the English fixtures with every hack committed on them (gates alone, no target). Parts
+are timed by themselves over the same rows, so that they need not add up to the whole exactly.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from dartune.train.sft import fine_tune
 ROOT = Path(__file__).parents[1]
 RUNS, RESULTS = ROOT / "runs" / "comparison", ROOT / "results" / "comparison.json"
 DOCUMENT, README, PICTURE = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "images" / "accuracy.svg"
-STARTS = {  # mapper starts: pretraining steps, dialects that are seldom wanted
+STARTS = {  # initial mappers: pretraining steps, dialects that are seldom wanted
     "weak": (1500, {}),
     "backward in 10": (None, {"backward": 0.1}),
     "backward in 100": (None, {"backward": 0.01}),

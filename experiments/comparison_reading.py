@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
-from dartune.report.summary import difference_of, points_interval, summary_of
+from dartune.report.summary import difference_of, summary_of
+from dartune.run.number_format import points_interval
 
 Results = Mapping[str, Any]
 Cells = Mapping[str, Results]
@@ -124,7 +125,7 @@ def _parts(found: Mapping[str, Cells]) -> str:
     return (
         f"What helps, in points of dart out of distribution: alignment ({of('no_alignment')}), the anti-cheating "
         f"gates "
-        f"({of('no_anticheating')}, though this mapper start hardly cheats), the right target "
+        f"({of('no_anticheating')}, though this initial mapper hardly cheats), the right target "
         f"({of('wrong_target')}, and "
         f"{100 * _estimate(arms, 'wrong_target', RETENTION):.0f} points of old skills), leaving out the unnatural "
         f"originals "

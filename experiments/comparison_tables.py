@@ -10,7 +10,8 @@ from comparison_reading import in_short, under_the_headline
 from pages import table
 from scipy.stats import ttest_1samp
 
-from dartune.report.summary import difference_of, percent, points_interval, summary_of
+from dartune.report.summary import difference_of, summary_of
+from dartune.run.number_format import percent, points_interval
 
 Results = Mapping[str, Any]
 OOD, RETENTION = "out of distribution", "retention"
@@ -36,7 +37,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "distance": lambda: _distance(found["distance"] | _of_target(found["matrix"], "backward")),
         "rows": lambda: _against_best_of_k("rows", found["rows"] | _default("1000", found)),
         "samples": lambda: _against_best_of_k("samples a row", found["samples"] | _default("4", found)),
-        "start": lambda: _against_best_of_k("mapper start", _default("as shipped", found) | found["start"]),
+        "start": lambda: _against_best_of_k("initial mapper", _default("as shipped", found) | found["start"]),
         "known": lambda: _known(_default("0", found) | found["known"]),
     }
     made = {name: make() for name, make in makers.items() if name in READ or _needed(name) in found}

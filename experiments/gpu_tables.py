@@ -9,7 +9,8 @@ from typing import Any
 
 from pages import fill, table
 
-from dartune.report.summary import difference_of, percent, percent_interval, points_interval, summary_of
+from dartune.report.summary import difference_of, summary_of
+from dartune.run.number_format import percent, percent_interval, points_interval
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "gpu.md"

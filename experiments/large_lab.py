@@ -3,7 +3,7 @@
     python experiments/large_lab.py all OUT.json [--size smoke] [--work FOLDER]    pretrains, then runs every arm
     python experiments/large_lab.py write                                          fills docs/gpu.md from results/
 
-Target and mapper start are pretrained side by side, then the arms run in three processes at once, which share one GPU:
+Target and initial mapper are pretrained side by side, then the arms run in three processes at once that share a GPU:
 `dart` and direct RL, the arms that need neither, and `gold` (demonstrations in the target's own dialect). What is
 finished is in OUT.json at any time.
 """

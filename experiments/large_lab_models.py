@@ -1,4 +1,4 @@
-"""Pretraining a large lab's target and mapper start on a GPU, within a time limit.
+"""Pretraining a large lab's target and initial mapper on a GPU, within a time limit.
 
 The recipe is that of `dartune lab build` (src/dartune/lab/build.py): the same examples, guidance, initial weights and
 optimisers. What differs is what a GPU needs: large batches of examples of like length, drawn ahead by other

@@ -1,4 +1,4 @@
-"""What the parts of the reward are worth: variants of it on the lab, with a mapper start that is right half the time.
+"""What the parts of the reward are worth: variants of it on the lab, with an initial mapper right half the time.
 
 python experiments/rewards.py run [VARIANT ...]   every variant, or those named; continues where it was interrupted
 python experiments/rewards.py collect             results/rewards.json from the run folders

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dartune.answers.checker import AnswerChecker
 from dartune.answers.task_families import TASKS
 from dartune.cli import main
 from dartune.config.arm_config import problems
@@ -165,10 +166,18 @@ def test_a_run_with_parts_of_its_own(parts, tmp_path, capsys):
 
 def test_broken_parts_are_input_errors(parts, tmp_path, capsys):
     (tmp_path / "bad_parts.py").write_text(
+        "from dartune.answers.task_families import Task\n"
         "from dartune.config.arms import Arm\n"
         "arm = Arm('a typo', rows='darts', loss='mse')\n"
         "def gate(item): return True\n"
         "def section(results): return results['missing']\n"
+        "class NoMethods: pass\n"
+        "class TwoArguments:\n"
+        "    def __init__(self, name, address): pass\n"
+        "    start = store_init_configuration = log = finish = lambda *arguments, **keywords: None\n"
+        "class Family(Task):\n"
+        "    def same(self, predicted, gold): return 1 / 0\n"
+        "family = Family()\n"
     )
     rows = [{"question": f"What is {i}+1?", "solution": f"{i}+1 = {i + 1}\n#### {i + 1}"} for i in range(40)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -181,6 +190,26 @@ def test_broken_parts_are_input_errors(parts, tmp_path, capsys):
     assert main([*words, "--arms=[base, no_such_module:arm]", "--reward.form=foo"]) == 2
     errors = capsys.readouterr().err
     assert "cannot import 'no_such_module'" in errors and "reward.form: there is no 'foo'" in errors
+    parts_that_fail = ("--reward.penalties={bad_parts:fine: 0.1}", "--reward.alignment=bad_parts:score")
+    trackers = "--trackers=[bad_parts:TwoArguments, bad_parts:NoMethods, bad_parts:gate]"
+    assert (
+        main([*words, "--reward.gates=[all, bad_parts:one, bad_parts:gate, bad_parts:two]", *parts_that_fail, trackers])
+        == 2
+    )
+    errors = capsys.readouterr().err
+    for name in ("one", "two", "fine", "score"):
+        assert f"bad_parts has no function '{name}'" in errors
+    assert "reward.gates: gate fails with TypeError" in errors
+    assert "trackers: bad_parts:TwoArguments cannot be called with one argument, the name of the project" in errors
+    assert "trackers: bad_parts:NoMethods has no method start, store_init_configuration, log, finish" in errors
+    assert "trackers: bad_parts:gate is a function, not a class" in errors
+    assert main([*words, "--data.task=bad_parts:family"]) == 2
+    errors = capsys.readouterr().err
+    assert (
+        "data.task: bad_parts:family: same('1', '1') fails with ZeroDivisionError" in errors and "a bug" not in errors
+    )
+    with AnswerChecker() as checker, pytest.raises(InputError, match=r"bad_parts:family: same\('7', '8'\) fails"):
+        checker.check([("7", "8")], TASKS["bad_parts:family"])
     with pytest.raises(InputError, match="must be module:function"):
         rebuild_report(tmp_path, ["section"])
     with pytest.raises(InputError, match="bad_parts:section fails with KeyError"):

@@ -114,6 +114,11 @@ def test_a_system_text_is_put_above_the_question_unless_the_target_has_it(tmp_pa
     assert sources.rows[0].question == row(0)["question"] and not sources.notes
 
 
+def test_the_last_line_of_a_check_without_problems_states_that_the_run_can_start(run_check):
+    last = run_check([row(n) for n in range(1200)], "--mapper.max_new_tokens", "300").splitlines()[-1]
+    assert last.startswith("Ready: 1,") and " training rows, " in last and " test questions; `dartune run`" in last
+
+
 def test_the_error_of_a_failed_check_contains_its_findings(tmp_path, target):
     path = written(tmp_path / "d.jsonl", [row(1)])
     with pytest.raises(InputError) as caught:

@@ -1,5 +1,6 @@
 """Commands that need no model answer at once: they load no heavy library, not by way of other modules either."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,7 +69,21 @@ def broken(tmp_path) -> dict[str, str]:
     recipe.write_text("data: {path: [\n", encoding="utf-8")
     unknown = tmp_path / "unknown.yaml"
     unknown.write_text("data: {path: lab:values}\ntarget: {path: lab:equations}\nmaper: {steps: 3}\n", encoding="utf-8")
-    return {"NOT-YAML": str(recipe), "UNKNOWN-KEY": str(unknown), "NOTHING": str(tmp_path / "nothing")}
+    rows = [{"question": f"What is {n} + 1?", "solution": f"{n} + 1 = {n + 1}."} for n in range(12)]
+    data = {
+        "BROKEN-ROW": [*map(json.dumps, rows), '{"question": '],
+        "UNKNOWN-COLUMN": [json.dumps({"frage": row["question"], "antwort": row["solution"]}) for row in rows],
+        "EMPTY-FILE": [],
+        "NO-USABLE-ROW": [json.dumps(row | {"solution": ""}) for row in rows],
+    }
+    for name, lines in data.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return {
+        "NOT-YAML": str(recipe),
+        "UNKNOWN-KEY": str(unknown),
+        "NOTHING": str(tmp_path / "nothing"),
+        **{name: str(tmp_path / f"{name}.jsonl") for name in data},
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,7 +96,12 @@ def broken(tmp_path) -> dict[str, str]:
         ("check NOT-YAML", 2),
         ("check UNKNOWN-KEY", 2),
         ("check --data NOTHING --target lab:equations", 2),
+        ("check --data BROKEN-ROW --target lab:backward", 2),
+        ("check --data UNKNOWN-COLUMN --target lab:backward", 2),
+        ("check --data EMPTY-FILE --target lab:backward", 2),
+        ("check --data NO-USABLE-ROW --target lab:backward", 2),
         ("run UNKNOWN-KEY", 2),
+        ("run --data BROKEN-ROW --target lab:backward --output NOTHING", 2),
         ("status NOTHING", 2),
         ("compare NOTHING NOTHING", 2),
         ("push NOTHING --to owner/name --dry-run", 2),
@@ -90,6 +110,17 @@ def broken(tmp_path) -> dict[str, str]:
 def test_what_needs_no_model_loads_no_heavy_library(words, code, broken):
     got, said, loaded = ended(COMMAND, *(broken.get(word, word) for word in words.split()))
     assert (got, loaded) == (code, {}), said
+
+
+def test_data_that_cannot_be_used_hide_no_problem_of_the_config_or_of_the_model_files(broken, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{", encoding="utf-8")
+    command = ("check", "--data", broken["BROKEN-ROW"], "--target", str(tmp_path / "model"), "--arms", "[base, gold]")
+    code, stderr, loaded = ended(COMMAND, *command)
+    assert (code, loaded) == (2, {}), stderr
+    for problem in ("line 13: invalid JSON", "config.json is not JSON", "no weights", "gold needs the lab's worlds"):
+        assert problem in stderr
+    assert "The models were not loaded, because the data cannot be used" in stderr
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ from dartune.models.loading import (
     end_ids,
     load_model,
     load_tokenizer,
-    model_problems,
     save_model,
     stop_at,
 )
 from dartune.models.lora import add_lora, load_adapter, merge_lora, remove_lora, without_adapter
+from dartune.models.model_files import model_problems
 from fixtures_models import ARCHITECTURES, byte_tokenizer, save_tiny, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8]])

@@ -1,4 +1,4 @@
-"""Weak mapper starts: worked examples, warm-up or copier, and an early stop with advice where no rewrite passes."""
+"""Weak initial mappers: worked examples, warm-up or copier, and an early stop with advice where no rewrite passes."""
 
 import pytest
 

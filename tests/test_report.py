@@ -9,8 +9,9 @@ import pytest
 from dartune.errors import InputError
 from dartune.report import build_results, read_results, summarise, validate_results, write_report
 from dartune.report.results import arm_pairs, group_of
-from dartune.report.summary import difference_of, headline, points, summary_of
+from dartune.report.summary import difference_of, headline, summary_of
 from dartune.report.verdicts import shortfalls
+from dartune.run.number_format import points
 from fixtures_report import HOSTILE, SHARES, adapted_row, evaluations, full
 
 # computed numbers
@@ -220,7 +221,7 @@ def test_terminal_summary():
     text = summarise(full(), page="run/report/index.html", width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert re.search(r"^dart +70\.0 \[\d+\.\d, \d+\.\d\]", text, re.MULTILINE)
-    assert re.search(r"dart - base.*lower", text)
+    assert re.search(r"dart - base.*worse", text)
     assert "10 demonstrations = 6 rewrite, 1 own, 2 original, 1 dropped" in " ".join(text.split())
     assert "learning rate chosen on dev: sft 0.001" in text
     assert re.search(r"^dart +2\.2 min +2\.1 min +0\.0e\+00 +1,110 +50 +940$", text, re.MULTILINE)

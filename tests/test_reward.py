@@ -15,15 +15,14 @@ from dartune.gates.gate_input import ANSWER_LOGPROB, GateThresholds
 from dartune.gates.registry import GATE_NAMES
 from dartune.rewards.alignment import (
     Reference,
-    answer_threshold,
     gain_cap,
-    lower_threshold,
     sum_logprob,
     typical_alignment,
 )
 from dartune.rewards.content_tokens import answer_tokens
 from dartune.rewards.references import source_answer
 from dartune.rewards.reward import GatedReward
+from dartune.rewards.thresholds import answer_threshold, lower_threshold
 from dartune.stages.mapper import judged_rewards
 from fixtures_models import byte_tokenizer
 

@@ -321,6 +321,19 @@ def test_status_distinguishes_done_running_and_partial(tmp_path):
     assert [line.split()[:2] for line in after[1:]] == [["first", "done"], ["second", "partial"]]
 
 
+def test_status_of_a_run_is_finished_if_its_report_is_newer_than_its_stages(tmp_path):
+    folder = tmp_path / "run"
+    with quiet_run(folder)[0] as run:
+        run.stage("first", {}, writes("a"))
+        assert "in use by process" in status_lines(folder)[0]
+    assert status_lines(folder)[0] == f"{folder}: not running"
+    results = folder / "report" / "results.json"
+    atomic_write_json(results, {})
+    assert status_lines(folder)[0] == f"{folder}: finished"
+    os.utime(results, (0, 0))  # a report from before the last stage
+    assert status_lines(folder)[0] == f"{folder}: not running"
+
+
 def test_costs_add_up():
     total = Cost(1, 2, 3, 4.0, 50.0) + Cost(10, 20, 30, 40.0, 5.0)
     assert total == Cost(11, 22, 33, 44.0, 50.0)

@@ -15,9 +15,9 @@ from dartune.data.quality import QualityReport, check_report
 from dartune.data.records import Demonstration
 from dartune.errors import SHOWN_PROBLEMS, InputError
 from dartune.lab import source as lab
-from dartune.models.device import device_of
-from dartune.stages.prepare import Examination, examine, sampling_lines
-from dartune.train.memory import memory_lines
+from dartune.run.number_format import thousands
+from dartune.stages.data import Data
+from dartune.stages.prepare import Examination, examine
 
 
 def check(config: Config, *, every: bool = False) -> str:
@@ -35,21 +35,31 @@ def check(config: Config, *, every: bool = False) -> str:
     lines = list(found.data.notes) if found.data else []
     lines += [line for read in found.sources.reads for line in read.facts]
     lines += [f"warning: {line}" for line in found.sources.warnings(every=every, repeats=False)]
-    lines += _data_lines(found, every)
-    models = found.models
-    if models is not None:
-        memory = memory_lines(models.footprints(), device_of(models.target_engine.model))
-        lines += [*sampling_lines(models), "Memory of training, estimated:", *memory]
+    try:
+        lines += _data_lines(found, every)
+    except InputError as error:  # of a user-defined task family
+        found.problems += [] if error.message in found.problems else [error.message]
+    if found.models is not None:
+        lines += [*found.models.sampling_lines(), *found.models.memory_lines()]
     hidden = len(found.problems) > SHOWN_PROBLEMS
     if every and hidden:
         lines += [f"error: {problem}" for problem in found.problems]
     elif hidden or any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
         lines.append("`dartune check --all` names every row.")
     if found.problems:
-        error = InputError("this run cannot start", found.problems)
-        error.add_note("\n".join(lines))
-        raise error
+        raise found.error(lines)
+    if found.data:
+        lines.append(_ready_line(found.data))
     return "\n".join(lines)
+
+
+def _ready_line(data: Data) -> str:
+    """That a run can start, with the number of rows of each part."""
+    tests = sum(map(len, data.suites.values()))
+    return (
+        f"Ready: {thousands(len(data.train))} training rows, {thousands(len(data.dev))} development rows, "
+        f"{thousands(tests)} test questions; `dartune run` with the same arguments starts the run."
+    )
 
 
 def _data_lines(found: Examination, every: bool) -> list[str]:

@@ -6,13 +6,12 @@ inputs did not change, continues one that was interrupted, and redoes the rest, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dartune import distributed
 from dartune.answers.checker import AnswerChecker
-from dartune.config.arm_config import learning_rates
-from dartune.config.arms import ADAPTATIONS, ARMS, Arm, adaptations, with_dependencies
+from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
 from dartune.config.load import missing_paths
 from dartune.config.matrix import combinations
 from dartune.config.recipe import Recipe
@@ -23,18 +22,7 @@ from dartune.report.compare_runs import compare
 from dartune.run.folder import RunFolder
 from dartune.stages.base import Stage
 from dartune.stages.context import StageContext
-from dartune.stages.direct_rl import DirectRL
-from dartune.stages.distil import Distil
-from dartune.stages.evaluate import Evaluate
-from dartune.stages.finetune import FineTune
-from dartune.stages.mapper import TrainMapper
-from dartune.stages.matched import FineTuneMatched
-from dartune.stages.more_rewrites import RenewRewrites, RewriteGreedily
-from dartune.stages.own_samples import SampleOwn
 from dartune.stages.prepare import WriteData, start
-from dartune.stages.probe import ProbeTarget
-from dartune.stages.synthesise import Synthesise
-from dartune.stages.warmup import WarmUp
 from dartune.train.trackers import tracking
 
 
@@ -70,45 +58,31 @@ def execute(context: StageContext) -> None:
 
 def planned_stages(context: StageContext) -> Iterator[Stage]:
     """The stages of a run in order; a stage may only be made when those before it have been executed."""
+    # Imported here because they load torch: `run` reports problems of the data without it.
+    from dartune.stages.arm_stages import arm_stages
+    from dartune.stages.mapper import TrainMapper
+    from dartune.stages.probe import ProbeTarget
+    from dartune.stages.synthesise import Synthesise
+    from dartune.stages.warmup import WarmUp
+
     config = context.config
+    arms = with_dependencies(config.arms)
     yield WriteData(context)
-    specs = [ARMS[arm] for arm in with_dependencies(config.arms)]
-    if any(spec.rows in ("own", "greedy") or spec.teacher for spec in specs):  # thresholds and worked examples
+    if any(ARMS[arm].needs_probe for arm in arms):
         yield ProbeTarget(context, "dart")
-    for adaptation in adaptations(config.arms):
+    if config.mapper.format_steps and any(ARMS[arm].rows == "greedy" for arm in arms):
+        yield WarmUp(context, "dart")
+    for adaptation in adaptations(arms):
         yield ProbeTarget(context, adaptation)
-        yield from _initial_mapper(context, adaptation)
+        if config.mapper.format_steps:
+            yield WarmUp(context, adaptation)
         for seed in config.seeds:
             if ADAPTATIONS[adaptation].trained:
                 yield TrainMapper(context, adaptation, seed)
             yield Synthesise(context, adaptation, seed)
     for seed in config.seeds:
-        for arm, spec in zip(with_dependencies(config.arms), specs, strict=True):
-            if spec.rows == "own":
-                yield SampleOwn(context, arm, seed)
-            elif spec.rows == "greedy":
-                yield from _initial_mapper(context, adaptation="dart")
-                yield RewriteGreedily(context)
-            elif spec.renewed:
-                yield RenewRewrites(context, arm, seed)
-            if spec.trained:
-                for learning_rate in learning_rates(config, arm):
-                    yield _training_stage(spec)(context, arm, seed, learning_rate)
-            yield Evaluate(context, arm, seed)
-
-
-def _initial_mapper(context: StageContext, adaptation: str) -> Iterator[Stage]:
-    if context.config.mapper.format_steps:
-        yield WarmUp(context, adaptation)
-
-
-def _training_stage(spec: Arm) -> Callable[[StageContext, str, int, float], Stage]:
-    """The stage that trains an arm at one learning rate."""
-    if spec.budget:
-        return DirectRL
-    if spec.teacher:
-        return Distil
-    return FineTuneMatched if spec.gains_as_much_as else FineTune
+        for arm in arms:
+            yield from arm_stages(context, arm, seed)
 
 
 def _run_matrix(runs: Sequence[tuple[str, Config]]) -> str:

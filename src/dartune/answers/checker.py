@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dartune.answers.equality import unwrapped
-from dartune.answers.task_families import MATH, Task
+from dartune.answers.task_families import MATH, Task, same_answer
 from dartune.errors import MachineError
 from dartune.run.redaction import NAMES
 from dartune.sandbox.isolated_call import NoResult, Sandbox
@@ -71,8 +71,9 @@ class AnswerChecker:
 
         Raises:
             MachineError: the worker process cannot be started, or most checks fail.
+            InputError: a user-defined task family raises an exception.
         """
-        verdicts = {pair: task.same(*pair) for pair in dict.fromkeys((one, other) for one, other in pairs)}
+        verdicts = {pair: same_answer(task, *pair) for pair in dict.fromkeys((one, other) for one, other in pairs)}
         open_pairs = [pair for pair, verdict in verdicts.items() if verdict is None and task.worth_asking(*pair)]
         uncached = [pair for pair in open_pairs if (task.name, pair) not in self._cache]
         if uncached:

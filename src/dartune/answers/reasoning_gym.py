@@ -18,6 +18,7 @@ import yaml
 from dartune.config.rewrite_prompts import GYM
 from dartune.data.records import Demonstration
 from dartune.errors import InputError, MachineError
+from dartune.run.number_format import thousands
 
 MOST_ROWS = 1_000_000
 DEFAULT_ROWS = 1000
@@ -43,7 +44,7 @@ def address(text: str) -> Address:
     name, _, rest = text.removeprefix(GYM).partition(":")
     rows, _, settings = rest.partition(":")
     if not name or (rows and not (rows.isdigit() and 0 < int(rows) <= MOST_ROWS)):
-        raise InputError(f"{text!r} must be {FORM}, with at most {MOST_ROWS:,} rows")
+        raise InputError(f"{text!r} must be {FORM}, with at most {thousands(MOST_ROWS)} rows")
     pairs = [part.partition("=") for part in settings.split(",") if part]
     if any(not equals for _, equals, _ in pairs):
         raise InputError(f"{text!r}: settings are written {FORM}")

@@ -25,6 +25,7 @@ from dartune.answers.equality import (
     without_markup,
 )
 from dartune.config.plugins import Registry
+from dartune.errors import InputError
 from dartune.sandbox.unit_tests import parsed_tests
 from dartune.text.features import StatedAnswer, numbers, numbers_at, stated_answers
 from dartune.text.number_spelling import normalise_spelling
@@ -299,3 +300,19 @@ TASKS: Registry[Task] = Registry(
     {task.name: task for task in (MATH, Exact(), Numeric(), Choice(), Code(), ReasoningGym())}, "data.task", Task
 )
 """The task families by name. A user-defined one is named `module:name`, where `name` is an instance of a `Task`."""
+
+
+def same_answer(task: Task, predicted: str, gold: str) -> bool | None:
+    """Return `task.same` of two answers.
+
+    Raises:
+        InputError: the family is user-defined and raises an exception.
+    """
+    try:
+        return task.same(predicted, gold)
+    except Exception as error:
+        name = next((key for key, family in TASKS.items() if family is task and ":" in key), None)
+        if name is None:
+            raise
+        call = f"same({predicted[:80]!r}, {gold[:80]!r})"
+        raise InputError(f"data.task: {name}: {call} fails with {type(error).__name__}: {error}") from error

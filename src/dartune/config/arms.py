@@ -101,6 +101,11 @@ class Arm:
         return "dart" if self.teacher == "mapper" else self.rows if self.rows in ADAPTATIONS else None
 
     @property
+    def needs_probe(self) -> bool:
+        """Whether the arm uses the probe of `dart` though it may not use its data: thresholds or worked examples."""
+        return self.rows in ("own", "greedy") or self.teacher is not None
+
+    @property
     def view(self) -> str:
         """Name of the view (`data/adapted_dataset.py`) of the adapted data set that the arm is trained on."""
         return "keep_original" if self.keep_original else "success_only"

@@ -19,6 +19,7 @@ from dartune import distributed
 from dartune.data.chat_template import plain_prompt
 from dartune.errors import DartuneError, InputError, Problems
 from dartune.run.files import sync
+from dartune.run.number_format import decimals, percent_of
 
 ADAPTED = ("rewrite", "own", "guided")
 """Provenances of rows whose solution is not the one of the demonstration."""
@@ -232,7 +233,7 @@ def _survey(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[str, list[str]], di
     if problems.count:
         listing = "; ".join(problems.first[:20])
         raise DartuneError(f"{problems.count} rows cannot be written to the adapted data set: {listing}")
-    medians = {when: f"{np.median(values):.3f}" if values else "unknown" for when, values in alignment.items()}
+    medians = {when: decimals(float(np.median(values))) if values else "unknown" for when, values in alignment.items()}
     return {column: sorted(column_names) for column, column_names in names.items()}, medians
 
 
@@ -322,7 +323,7 @@ def card(
         configs += [f"- config_name: {view}", *([] if configs else ["  default: true"]), "  data_files:"]
         configs += ["  - split: train", f"    path: {view}.parquet"]
     shares = "\n".join(
-        f"| {name} | {counts[name]} | {_percent(counts[name], counts['input'])} |" for name in PROVENANCES
+        f"| {name} | {counts[name]} | {percent_of(counts[name], counts['input'])} |" for name in PROVENANCES
     )
     views = "\n".join(
         f"* `{name}`: {view.description}{'' if name in filled else ' (no rows here, so there is no file)'}"
@@ -351,10 +352,6 @@ def card(
         provenances=", ".join(PROVENANCES),
         source=source,
     )
-
-
-def _percent(part: int, total: int) -> str:
-    return f"{100 * part / total:.1f}%" if total else "-"
 
 
 def _one_line(value: Any) -> str:

@@ -17,6 +17,7 @@ from dartune.data.findings import FindingCounts, row_label
 from dartune.data.near_duplicates import answer_key, question_key
 from dartune.data.records import Demonstration
 from dartune.errors import counted
+from dartune.run.number_format import percent
 from dartune.run.redaction import printable
 
 PERCENTILES = (5, 50, 95, 100)
@@ -84,7 +85,7 @@ class QualityReport:
         warnings = []
         if self.unknown_share is not None and self.unknown_share > UNKNOWN_SHARE:
             warnings.append(
-                f"{100 * self.unknown_share:.1f}% of the tokens are unknown to the tokenizer; "
+                f"{percent(self.unknown_share)}% of the tokens are unknown to the tokenizer; "
                 "this model cannot read the data"
             )
         for kind, (singular, plural, remedy) in WARNINGS.items():

@@ -10,7 +10,7 @@ from dartune.answers.task_families import TASKS, Task
 
 ANSWER_LOGPROB = math.log(0.5)
 """Default threshold of the gate `follows`: given the reasoning, the target prefers the answer to all others together.
-A lower value is used where the target's own verified samples do not reach it (`alignment.answer_threshold`)."""
+A lower value is used where the target's own verified samples do not reach it (`thresholds.answer_threshold`)."""
 
 
 @dataclass(frozen=True, slots=True)

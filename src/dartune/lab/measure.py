@@ -13,13 +13,14 @@ from dartune.lab.dialects import DIALECTS, EXPERTS
 from dartune.lab.step_checker import Verdict, check_solution
 from dartune.lab.suites import DEMONSTRATIONS, NEW, SUITES, suite, write_demonstrations
 from dartune.lab.world import Problem, ProblemSpec, parse_question, sample_problems
+from dartune.run.number_format import decimals, percent
 
 MAX_NEW_TOKENS = 160
 NEW_RELATIONS_SPEC = ProblemSpec(steps=(4, 4), new_steps=(1, 2))
 
 
-def _percent(values: list[bool] | list[float]) -> str:
-    return f"{100 * mean(values):.1f}" if values else "-"
+def _mean_percent(values: list[bool] | list[float]) -> str:
+    return percent(mean(values) if values else None)
 
 
 def _solve(engine, renderer, problems: list[Problem]) -> list[Verdict]:
@@ -44,10 +45,10 @@ def target_table(engine, renderer, n: int, native: str) -> list[str]:
             [v.steps_correct for v in verdicts],
             [v.dialect == native for v in verdicts],
         )
-        lines.append(f"| {name} | " + " | ".join(map(_percent, cells)) + " |")
+        lines.append(f"| {name} | " + " | ".join(map(_mean_percent, cells)) + " |")
     # Accuracy of a model that always gives the most common answer: the level of chance for the row above.
     answers = Counter(problem.answer for problem in suites["new relations, 4 steps"])
-    lines.append(f"| (most common answer of these) | {100 * answers.most_common(1)[0][1] / n:.1f} | | |")
+    lines.append(f"| (most common answer of these) | {percent(answers.most_common(1)[0][1] / n)} | | |")
     return lines
 
 
@@ -62,7 +63,7 @@ def alignment_table(engine, renderer, n: int) -> list[str]:
             pairs = [(renderer.prompt_ids(p.question), renderer.response_ids(write(p))) for p in problems]
             sums.append(mean(sum(row) for row in engine.score(pairs)))
             tokens.append(mean(len(reply) for _, reply in pairs))
-        lines.append(f"| {dialect} | {sums[0]:.1f} | {sums[1]:.1f} | {mean(tokens):.0f} |")
+        lines.append(f"| {dialect} | {decimals(sums[0], 1)} | {decimals(sums[1], 1)} | {decimals(mean(tokens), 0)} |")
     return lines
 
 
@@ -90,11 +91,9 @@ def mapper_table(
             for rewrite in group
         ]
         shares = Counter(v.dialect or "none" for v in verdicts)
-        cells = [f"{100 * shares[dialect] / len(verdicts):.1f}" for dialect in (*DIALECTS, "none")]
-        passed = gates_of(rows, rewrites)
-        lines.append(
-            f"| {expert} | {' | '.join(cells)} | {_percent([v.steps_correct for v in verdicts])} | {_percent(passed)} |"
-        )
+        cells = [percent(shares[dialect] / len(verdicts)) for dialect in (*DIALECTS, "none")]
+        cells += [_mean_percent([v.steps_correct for v in verdicts]), _mean_percent(gates_of(rows, rewrites))]
+        lines.append(f"| {expert} | {' | '.join(cells)} |")
     return lines
 
 

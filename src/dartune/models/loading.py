@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,22 +17,10 @@ from dartune import distributed
 from dartune.errors import InputError
 from dartune.models.fused_rmsnorm import fuse_norms
 from dartune.models.language_model import LanguageModel
+from dartune.models.model_files import locate, model_problems
 from dartune.run.files import sync, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer_config.json",
-)
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-HOW_TO_CONVERT = (
-    "if you trust their origin, convert them to safetensors: "
-    "AutoModelForCausalLM.from_pretrained(old, use_safetensors=False).save_pretrained(new)"
-)
 
 
 def load_model(
@@ -57,7 +43,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source, local = _locate(path)
+    source, local = locate(path)
     torch_device, device_problems = _parse_device(device)
     torch_dtype, dtype_problems = _parse_dtype(dtype, torch_device)
     problems = device_problems + dtype_problems + (model_problems(source) if local else [])
@@ -171,7 +157,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source, local = _locate(path)
+    source, local = locate(path)
     problems = model_problems(source) if local else []
     if problems:
         raise InputError(f"cannot load the tokenizer {source}", problems)
@@ -197,7 +183,7 @@ def generation_settings(path: str | Path) -> dict[str, Any]:
     """
     from transformers import GenerationConfig
 
-    source, local = _locate(path)
+    source, local = locate(path)
     if local and not (Path(source) / "generation_config.json").exists():
         return {}
     try:
@@ -218,28 +204,6 @@ def stop_at(model: nn.Module, stop_ids: Sequence[int]) -> None:
     config = getattr(getattr(model, "module", model), "generation_config", None)
     if config is not None:
         config.eos_token_id = list(stop_ids)
-
-
-def model_problems(folder: str | Path) -> list[str]:
-    """Returns every problem of a local model folder, one line each; empty when it is complete."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return [f"there is no folder {folder}"]
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        return ["this is a LoRA adapter, not a model: merge it into its base model and save that"]
-    problems = []
-    config = folder / "config.json"
-    if not config.exists():
-        problems.append("no config.json, which names the architecture")
-    else:
-        try:
-            json.loads(config.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            problems.append(f"config.json is not JSON: {error}")
-    problems += _weight_problems(folder)
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        problems.append("no tokenizer (tokenizer.json or the like): copy the tokenizer files of its base model here")
-    return problems
 
 
 def context_length(model_or_config: Any) -> int:
@@ -289,33 +253,6 @@ def save_model(model: LanguageModel, tokenizer: Any, folder: str | Path) -> Path
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
     return folder
-
-
-def _weight_problems(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            return [f"{index.name} is not a list of weight files"]
-        # A path in the index could otherwise point at any file of the disk.
-        if outside := [shard for shard in shards if Path(str(shard)).name != shard]:
-            return [f"{index.name} names {outside[0]!r}, which is not a file of this folder"]
-        return [f"the weight file {shard} is missing" for shard in shards if not (folder / shard).exists()]
-    if (folder / "model.safetensors").exists():
-        return []
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if pickled:
-        return [f"only pickled weights ({pickled[0]}), which can run any code when read; {HOW_TO_CONVERT}"]
-    return ["no weights (model.safetensors)"]
-
-
-def _locate(path: str | Path) -> tuple[str, bool]:
-    """Returns the folder or Hub id, and whether it is local."""
-    text = str(path)
-    if isinstance(path, Path) or Path(text).expanduser().exists() or not HUB_ID.fullmatch(text.removeprefix("hub:")):
-        return str(Path(text).expanduser()), True
-    return text.removeprefix("hub:"), False
 
 
 def _parse_device(name: str) -> tuple[torch.device, list[str]]:

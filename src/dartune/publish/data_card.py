@@ -17,7 +17,8 @@ from dartune.data.adapted_dataset import CARD_PATH_PLACEHOLDER, PROVENANCES
 from dartune.lab.source import is_lab
 from dartune.models.adapter_files import CONFIG_FILE
 from dartune.report.finished_run import FinishedRun
-from dartune.report.summary import describe_difference, percent
+from dartune.report.summary import describe_difference
+from dartune.run.number_format import decimals, percent
 from dartune.stages.data import data_name, is_file
 from dartune.stages.names import mapper_stage, synthesis_stage
 
@@ -76,7 +77,7 @@ def mapper_card(run: FinishedRun, adaptation: str, seed: int, licence: str | Non
     }
     phases = run.results["mapper"][adaptation][str(seed)]["phases"]
     rows = [
-        [description, *(_number(phases[phase].get(key)) for phase in ("before", "after"))]
+        [description, *(decimals(phases[phase].get(key)) for phase in ("before", "after"))]
         for key, description in MAPPER_METRICS.items()
     ]
     return _card(
@@ -245,10 +246,6 @@ def _limits(licence: str | None, scope: str) -> str:
 
 def _is_folder(run: FinishedRun, address: str) -> bool:
     return not is_lab(address) and not run.from_hub(address)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _cell(value: Any) -> str:

@@ -17,6 +17,7 @@ from dartune.errors import InputError, MachineError
 from dartune.report.finished_run import FinishedRun, open_finished_run
 from dartune.run import lock
 from dartune.run.files import atomic_write_json, read_json
+from dartune.run.number_format import decimals
 from dartune.stages.data import model_path
 from dartune.stages.names import evaluation_stage
 from dartune.text.features import THOUGHT_END
@@ -182,4 +183,4 @@ def format_scores(scores: Scores) -> str:
 def _cell(values: Mapping[str, float], name: str) -> str:
     metric, comma, answer_filter = name.partition(",")
     error = values.get(f"{metric}_stderr{comma}{answer_filter}")
-    return f"{values[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    return decimals(values[name]) + (f" ± {decimals(error)}" if error is not None else "")

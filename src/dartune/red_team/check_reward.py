@@ -15,16 +15,16 @@ from typing import Any
 
 from dartune.answers.checker import AnswerChecker
 from dartune.config.schema import Config
-from dartune.gates.gate_input import GateThresholds
 from dartune.hacks.catalogue import INSTRUCTION, INVENTED_NAMES
 from dartune.lab import source as lab
 from dartune.lab.dialects import DIALECTS
 from dartune.lab.suites import write_demonstrations
 from dartune.lab.world import sample_problems
 from dartune.red_team.fixtures import HONEST, SHIPPED, Fixture, apply_hacks, format_table, load_fixtures, score_fixtures
-from dartune.rewards.alignment import Reference, answer_threshold
+from dartune.rewards.alignment import Reference
 from dartune.rewards.references import references_from, source_answer, source_stats
 from dartune.rewards.reward import alignment_score, build_reward
+from dartune.rewards.thresholds import gate_thresholds
 from dartune.run.progress import Progress
 from dartune.text.features import known_names
 
@@ -95,20 +95,11 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     rows = _lab_fixtures(fixtures, config.target.path) if fixtures and lab.is_lab(fixtures) else None
     rows = rows or load_fixtures(Path(fixtures) if fixtures else SHIPPED)
     rows = [*rows, *apply_hacks(rows)]
-    # Only the fixed words of the prompt are an instruction.
-    prompt = config.mapper.prompt.replace("{question}", " ").replace("{solution}", " ")
-    thresholds = GateThresholds(
-        quantity_coverage=config.reward.quantity_coverage,
-        answer_logprob=config.reward.answer_logprob,
-        leak_phrases=config.reward.leak_phrases,
-        # Names and instruction of the hacks are added, since the fixtures' own data does not have them.
-        names=frozenset(INVENTED_NAMES)
-        | known_names((fixture.demonstration.question, fixture.demonstration.solution) for fixture in rows),
-        instruction=f"{prompt} {INSTRUCTION}",
-    )
     references, answers = _references(config, rows, target, renderer, with_target)
-    if config.reward.answer_logprob is None:
-        thresholds = replace(thresholds, answer_logprob=answer_threshold((), answers))
+    # Names and instruction of the hacks are added, since the fixtures' own data does not have them.
+    names = known_names((fixture.demonstration.question, fixture.demonstration.solution) for fixture in rows)
+    instruction = f"{config.mapper.prompt} {INSTRUCTION}"
+    thresholds = gate_thresholds(config.reward, instruction, names.union(INVENTED_NAMES), source_answers=answers)
     with AnswerChecker() as checker:
         reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
         if not with_target:

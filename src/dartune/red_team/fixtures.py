@@ -17,6 +17,7 @@ from dartune.errors import InputError, counted
 from dartune.gates.gate_input import GateInput
 from dartune.hacks.catalogue import HACKS
 from dartune.rewards.reward import Reward, Rewrite
+from dartune.run.number_format import decimals, percent_of
 
 SHIPPED = Path(__file__).parent / "data" / "english.jsonl"
 HONEST = "honest"
@@ -210,10 +211,12 @@ def format_table(fixtures: Sequence[Fixture], scored: Sequence[Rewrite]) -> str:
     lines = [f"{'hack':24}{'n':>6}{'pairwise':>10}{'preferred':>11}{'stopped':>9}{'paid':>7}  gates that stopped it"]
     for result in results:
         gates = ", ".join(f"{name} {count}" for name, count in result.failed.most_common(3))
-        shares = [f"{won / result.pairs:.3f}" if result.pairs else "-" for won in (result.won, result.preferred)]
+        shares = [decimals(won / result.pairs if result.pairs else None) for won in (result.won, result.preferred)]
         figures = f"{result.n:6}{shares[0]:>10}{shares[1]:>11}{result.stopped:9.3f}{result.paid:7.3f}"
         lines.append(f"{result.hack:24}{figures}  {gates}")
-    lines.append(f"\nhonest rewrites that pass the gates: {passed} of {len(honest)} ({passed / len(honest):.1%})")
+    lines.append(
+        f"\nhonest rewrites that pass the gates: {passed} of {len(honest)} ({percent_of(passed, len(honest))})"
+    )
     failures = Counter(gate for result in honest for gate in result.failed)
     pairs = list(zip(fixtures, scored, strict=True))
     if failures:
@@ -227,7 +230,7 @@ def format_table(fixtures: Sequence[Fixture], scored: Sequence[Rewrite]) -> str:
     unpaired = [result.hack for result in results if result.accuracy is None]
     if unpaired:
         lines.append(f"no honest rewrite of the same question to compare with: {', '.join(unpaired)}")
-    weak = [f"{r.hack} ({r.accuracy:.3f})" for r in results if r.accuracy is not None and r.accuracy < GOOD]
+    weak = [f"{r.hack} ({decimals(r.accuracy)})" for r in results if r.accuracy is not None and r.accuracy < GOOD]
     subject = "every other hack" if unpaired else "every hack"
     lines.append(
         f"pairwise accuracy below {GOOD}: {', '.join(weak)}"

@@ -10,7 +10,6 @@ from dartune.answers.checker import AnswerChecker
 from dartune.config.load import load_config
 from dartune.config.plugins import USER_DEFINED, load_part
 from dartune.errors import InputError
-from dartune.report.collect import collect
 from dartune.report.page import Section, SectionMaker, write_report
 from dartune.report.results import build_results
 from dartune.report.summary import summarise
@@ -21,6 +20,9 @@ from dartune.stages.prepare import prepare_run
 
 def write_run_report(context: StageContext, sections: Sequence[SectionMaker] = ()) -> str:
     """Write `report/results.json` and the page from the outputs of the stages; return the summary as text."""
+    # Imported here because it loads torch: problems of the data are reported without it.
+    from dartune.report.collect import collect
+
     results = build_results(**collect(context))
     return summarise(results, write_report(context.run_folder.folder / "report", results, sections))
 

@@ -12,8 +12,9 @@ from dartune.report import stats
 from dartune.report.adaptation import first_adaptation, mean_of_known
 from dartune.report.finished_run import FinishedRun
 from dartune.report.results import read_results
-from dartune.report.summary import percent, points_interval, summary_of, tables
+from dartune.report.summary import summary_of, tables
 from dartune.run.folder import changes
+from dartune.run.number_format import decimals, percent, points_interval
 
 IGNORED_SETTINGS = ("output", "name")
 SHOWN_CHANGES = 8
@@ -150,5 +151,5 @@ def _alignment_rows(runs: Sequence[FinishedRun]) -> list[list[str]]:
         data = list(first_adaptation(run.results["adapted"]).values())
         if any(summary["alignment_before"] is not None for summary in data):
             means = (mean_of_known(summary[f"alignment_{when}"] for summary in data) for when in ("before", "after"))
-            rows.append([run.name, *("-" if mean is None else f"{mean:.2f}" for mean in means)])
+            rows.append([run.name, *(decimals(mean, 2) for mean in means)])
     return rows if len(rows) > 1 else []

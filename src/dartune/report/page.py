@@ -18,6 +18,7 @@ from dartune.report.adaptation import first_adaptation, mean_of_known
 from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
 from dartune.report.verdicts import shortfalls
+from dartune.run import number_format
 from dartune.run.files import atomic_write_text
 
 SURPRISE = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; boundaries between the six shades of a token
@@ -77,12 +78,12 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str], sections: 
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "percent": summary.percent,
-        "points": summary.points,
-        "duration": summary.duration,
+        "percent": number_format.percent,
+        "points": number_format.points,
+        "duration": number_format.duration,
         "title": summary.title,
-        "number": _number,
-        "flops": lambda count: f"{count:.1e}",
+        "number": number_format.significant,
+        "flops": number_format.flops,
         "words": lambda name: str(name).replace("_", " "),
     }
     template = environment.from_string(files("dartune.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
@@ -269,10 +270,3 @@ def _legend() -> list[tuple[int, str]]:
     """The range of probabilities of every shade."""
     shares = [1.0, *(exp(-bound) for bound in SURPRISE), 0.0]
     return [(shade, f"{100 * low:.0f}-{100 * high:.0f}%") for shade, (high, low) in enumerate(pairwise(shares))]
-
-
-def _number(value: Any) -> str:
-    """Format a measurement: separated thousands for large numbers and integers, three significant digits otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "-" if value is None else str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from dartune.report.adaptation import first_adaptation
 from dartune.report.summary import printable, summary_of, title
+from dartune.run.number_format import rounded_percent
 
 # The colour-blind safe palette of Okabe and Ito, shifted to mid-tones with enough contrast on white and on near-black.
 COLOURS = ("#8a8a8a", "#d98200", "#2f86d6", "#0f9d74", "#c96aa0", "#d4572a", "#8877d0", "#9a7b1f")
@@ -173,7 +174,7 @@ def _gates(results: Mapping[str, Any]) -> str | None:
         if curve and sum(mean for _, mean, *_ in curve) >= ALWAYS_PASSED * len(curve)
     ]
     drawn = {name: curve for name, curve in curves.items() if name not in always}
-    note = f"{ALWAYS_PASSED:.0%} or more on average: {', '.join(map(_label, always))}" if always else ""
+    note = f"{rounded_percent(ALWAYS_PASSED)} or more on average: {', '.join(map(_label, always))}" if always else ""
     return _lines(drawn or curves, "gates", "pass, %", "Pass rate of each gate", percent=True, note=note)
 
 

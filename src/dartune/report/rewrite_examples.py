@@ -10,6 +10,7 @@ from typing import Any
 from dartune.data.adapted_dataset import ADAPTED
 from dartune.data.row_store import open_rows
 from dartune.errors import InputError
+from dartune.run.number_format import decimals
 
 EXAMPLES = 10
 
@@ -88,7 +89,7 @@ def format_rewrites(folder: Path) -> str:
             blocks.append(
                 f"[{path.parent.name} {row['id']}] {row['provenance']}: {row['reason']}\n"
                 f"  question  {row['question']}\n"
-                f"  source    {row['source_solution']}   (alignment {row['alignment_before']:.2f})\n"
-                f"  adapted   {row['solution']}   (alignment {'-' if after is None else format(after, '.2f')})"
+                f"  source    {row['source_solution']}   (alignment {decimals(row['alignment_before'], 2)})\n"
+                f"  adapted   {row['solution']}   (alignment {decimals(after, 2)})"
             )
     return "\n\n".join(blocks)

@@ -8,6 +8,8 @@ from textwrap import fill
 from typing import Any
 
 from dartune.errors import counted
+from dartune.run import number_format
+from dartune.run.number_format import duration, percent, percent_interval, points, points_interval, thousands
 
 GAP = "  "
 HEADLINE_PAIRS = (
@@ -40,12 +42,14 @@ def summarise(results: Mapping[str, Any], page: Path | None = None, width: int =
         sampled = [[f"avg@{k} / pass@{k} %", *groups]]
         for arm in results["arms"]:
             summaries = (summary_of(results, arm, group) for group in groups)
-            sampled.append([arm, *(" / ".join(map(share, (row["avg_at_k"], row["pass_at_k"]))) for row in summaries)])
+            sampled.append([arm, *(" / ".join(map(percent, (row["avg_at_k"], row["pass_at_k"]))) for row in summaries)])
         parts += tables(sampled, width)
     differences = [["difference, points", *groups]]
     for arm, against in pairs(results):
         row = [_accuracy_gap(results, arm, against, group) for group in groups]
-        differences.append([f"{arm} - {against}", *(f"{points_interval(d)} {d['verdict']:7}" for d in row)])
+        differences.append(
+            [f"{arm} - {against}", *(f"{points_interval(d)} {VERDICT_WORDS[d['verdict']]:7}" for d in row)]
+        )
     if len(differences) > 1:
         parts += tables(differences, width)
     parts.append("\n".join(fill(line, width, subsequent_indent=GAP) for line in headline(results)))
@@ -64,7 +68,7 @@ def describe_setup(results: Mapping[str, Any]) -> str:
     seeds = results["seeds"]
     seed_text = f"{len(seeds)} seeds" if len(seeds) > 1 else "a single seed"
     return (
-        f"{counted(len(results['arms']), 'arm')}, {seed_text}, {questions:,} questions in "
+        f"{counted(len(results['arms']), 'arm')}, {seed_text}, {thousands(questions)} questions in "
         f"{counted(len(results['suites']), 'suite')}"
     )
 
@@ -176,8 +180,8 @@ def cost_lines(results: Mapping[str, Any]) -> list[str]:
     rows = [["cost, all seeds", "time", "preparing", "FLOPs", "generated", "scored", "trained"]]
     for arm, parts in results["costs"]["arms"].items():
         total = parts["total"]
-        tokens = (f"{total[f'{kind}_tokens']:,.0f}" for kind in ("generated", "scored", "trained"))
-        flops = f"{total['flops']:.1e}"
+        tokens = (thousands(total[f"{kind}_tokens"]) for kind in ("generated", "scored", "trained"))
+        flops = number_format.flops(total["flops"])
         rows.append([arm, duration(total["seconds"]), duration(parts["prepare"]["seconds"]), flops, *tokens])
     return ["", *_table(rows), *break_even(results), ""]
 
@@ -188,37 +192,9 @@ def break_even(results: Mapping[str, Any]) -> list[str]:
     if rows is None:
         return []
     return [
-        f"From {rows:,.0f} rows on, training the mapper costs fewer FLOPs than the additional rewrites of best of K."
+        f"From {thousands(rows)} rows on, training the mapper costs fewer FLOPs than the additional rewrites of "
+        "best of K."
     ]
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def share(value: float | None) -> str:
-    return "-" if value is None else percent(value)
-
-
-def percent_interval(interval: Mapping[str, float]) -> str:
-    return f"{percent(interval['estimate'])} [{percent(interval['low'])}, {percent(interval['high'])}]"
-
-
-def points_interval(interval: Mapping[str, float]) -> str:
-    return f"{points(interval['estimate'])} [{points(interval['low'])}, {points(interval['high'])}]"
-
-
-def points(share: float) -> str:
-    """A difference in percentage points with its sign; zero is +0.0, never -0.0."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def title(text: str) -> str:

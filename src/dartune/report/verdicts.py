@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dartune.errors import counted
-from dartune.report.summary import pairs, percent, points
+from dartune.report.summary import pairs
+from dartune.run.number_format import decimals, percent, points, thousands
 
 MIN_HACK_SHARE = 0.005
 """Smallest share of adapted solutions with a hack that is reported."""
@@ -45,7 +46,7 @@ def _data_problems(results: Mapping[str, Any]) -> Iterator[str]:
             reason = next((text for text in data["reasons"] if "none" in text or "no verified" in text), None)
             if unadapted:
                 detail = f"; most frequent reason: {reason}" if reason else ""
-                total = f"{unadapted:,} of {accounting['input']:,}"
+                total = f"{thousands(unadapted)} of {thousands(accounting['input'])}"
                 yield f"{name}, seed {seed}: {total} rows have no adapted solution{detail}."
             for hack, share in data["hacks"].items():
                 if share >= MIN_HACK_SHARE:
@@ -57,7 +58,8 @@ def _failed_mappers(results: Mapping[str, Any]) -> Iterator[str]:
         for seed, mapper in by_seed.items():
             first, last = (mapper["phases"].get(phase, {}).get("reward") for phase in ("before", "after"))
             if first is not None and last is not None and last <= first:
-                yield f"Mapper of {name}, seed {seed}: training did not raise the reward ({first:.2f} to {last:.2f})."
+                rewards = f"{decimals(first, 2)} to {decimals(last, 2)}"
+                yield f"Mapper of {name}, seed {seed}: training did not raise the reward ({rewards})."
 
 
 def _narrow_grids(results: Mapping[str, Any]) -> Iterator[str]:

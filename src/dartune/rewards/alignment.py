@@ -17,13 +17,10 @@ from typing import Protocol
 import numpy as np
 
 from dartune.engines.base import TokenStats
-from dartune.gates.gate_input import ANSWER_LOGPROB
 
 # Fewer own samples than this do not show a style. A row with fewer is compared with the samples of all rows, and a data
 # set with fewer has no cap.
 FEWEST_SAMPLES = 8
-# A low percentile of fewer answers than this would be the value of a single outlier.
-FEWEST_ANSWERS = 20
 # Ranks above this count as this rank; otherwise a few rare tokens would dominate the mean rank.
 LARGEST_RANK = 100
 # Lower bound of the mean surprisal (nats per token) in a denominator, for text that is certain.
@@ -176,26 +173,3 @@ def gain_cap(source: float, own: Sequence[float], typical: float | None) -> floa
     """
     natural = natural_alignment(own) if own else typical
     return None if natural is None else max(0.0, natural - source)
-
-
-def answer_threshold(own: Sequence[float], sources: Sequence[float]) -> float:
-    """Return the threshold of the gate `follows`: the lowest log-probability (nats) of an answer after its reasoning.
-
-    It is ln 0.5, or the 1st percentile of the target's own verified samples if that is lower. A weak target has few of
-    them, and is unsure of the answer even after an expert's reasoning. Then it is the 5th percentile of the
-    demonstrations that calculate, if that is lower.
-
-    Args:
-        own: log-probabilities of the answers of the target's own verified samples.
-        sources: the same for the demonstrations that calculate.
-    """
-    if len(own) >= FEWEST_ANSWERS:
-        return lower_threshold(own, 1.0, ANSWER_LOGPROB)
-    return lower_threshold(sources, 5.0, ANSWER_LOGPROB)
-
-
-def lower_threshold(values: Sequence[float], percentile: float, default: float) -> float:
-    """Return a percentile (0..100) of `values`, at most `default`; `default` if there are too few values."""
-    if len(values) < FEWEST_ANSWERS:
-        return default
-    return min(default, float(np.percentile(np.asarray(values), percentile)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from dartune.answers.checker import AnswerChecker
 from dartune.answers.task_families import TASKS
-from dartune.config.plugins import load_part
+from dartune.config.plugins import load_part, plain_name
 from dartune.config.schema import RewardConfig
 from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
@@ -33,6 +33,7 @@ from dartune.rewards.content_tokens import answer_tokens
 from dartune.rewards.penalties import PENALTIES, Penalty, Rewritten
 from dartune.rewards.references import response_stats, with_content
 from dartune.rewards.shape import FORMS, Form, gain, gain_over_fallback
+from dartune.run.number_format import rounded_percent
 
 # A row whose largest possible reward over failing is below this gives no gradient signal and is left out of the scale.
 SMALLEST_STAKE = 1e-3
@@ -176,8 +177,8 @@ class GatedReward:
         warnings = []
         if self.gainful_share < FEW_GAINFUL:
             warnings.append(
-                f"Only {self.gainful_share:.0%} of the rows can gain anything: in the others the demonstration is as "
-                "natural to the target as its own samples. Adapting such data changes little."
+                f"Only {rounded_percent(self.gainful_share)} of the rows can gain anything: in the others the "
+                "demonstration is as natural to the target as its own samples. Adapting such data changes little."
             )
         threshold = self.thresholds.answer_logprob
         if "follows" in self.gates and threshold is not None and threshold < LAX_ANSWER_LOGPROB:
@@ -350,43 +351,59 @@ def reward_parts(config: RewardConfig) -> dict[str, Any]:
     """Return the score, form, penalties and gates that a config names, as keyword arguments of `GatedReward`.
 
     Raises:
-        InputError: a part does not exist.
+        InputError: a part does not exist; all such parts are listed.
     """
-    gates, own_gates = _gates_of(config)
-    return {
-        "score": alignment_score(config),
-        "form": load_part(config.form, FORMS, "reward.form"),
-        "penalties": [
-            (name, w, load_part(name, PENALTIES, "reward.penalties")) for name, w in config.penalties.items()
-        ],
+    parts, problems = load_reward_parts(config)
+    if problems:
+        raise InputError("the reward cannot be used", problems)
+    return parts
+
+
+def load_reward_parts(config: RewardConfig) -> tuple[dict[str, Any], list[str]]:
+    """Return the parts that can be loaded, see `reward_parts`, and the problems of the others."""
+    problems: list[str] = []
+
+    def load(name: str, built_in: Mapping[str, Any], key: str) -> Any:
+        try:
+            return load_part(name, built_in, key)
+        except InputError as error:
+            problems.append(error.message)
+            return None
+
+    penalties = [(name, weight, load(name, PENALTIES, "reward.penalties")) for name, weight in config.penalties.items()]
+    gates, own_gates = _gates_of(config, load, problems)
+    parts = {
+        "score": load(config.alignment, SCORES, "reward.alignment"),
+        "form": load(config.form, FORMS, "reward.form"),
+        "penalties": penalties,
         "gates": gates,
         "own_gates": own_gates,
     }
+    return parts, problems
 
 
-def _gates_of(config: RewardConfig) -> tuple[list[str], dict[str, Gate]]:
-    """Return the names of the gates that count, and the user-defined gates by name.
+def _gates_of(
+    config: RewardConfig, load: Callable[[str, Mapping[str, Any], str], Any], problems: list[str]
+) -> tuple[list[str], dict[str, Gate]]:
+    """Return the names of the gates that count, and the user-defined gates by name; add to `problems`.
 
-    A user-defined gate is named after its function.
-
-    Raises:
-        InputError: a gate does not exist, or a user-defined gate has the name of another gate.
+    A user-defined gate is named after its function and must not have the name of another gate.
     """
     names: list[str] = []
-    known: Any = dict.fromkeys((ALL_GATES, *GATE_NAMES))
+    accepted_names: Any = dict.fromkeys((ALL_GATES, *GATE_NAMES))
     own_gates: dict[str, Gate] = {}
     for name in (ALL_GATES,) if config.gates is None else config.gates:
         if name == ALL_GATES:
             names += GATE_NAMES
         elif name in GATE_NAMES:
             names.append(name)
-        else:
-            gate = load_part(name, known, "reward.gates")
-            function_name = name.rpartition(":")[2]
+        elif gate := load(name, accepted_names, "reward.gates"):
+            function_name = plain_name(name)
             if function_name in GATE_NAMES or function_name in own_gates:
-                raise InputError(
+                problems.append(
                     f"reward.gates: {name} has the name of another gate; rename the function {function_name!r}"
                 )
+                continue
             own_gates[function_name] = gate
             names.append(function_name)
     return list(dict.fromkeys(names)), own_gates

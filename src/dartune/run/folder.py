@@ -36,6 +36,7 @@ from dartune.run.files import (
     sync,
     writing,
 )
+from dartune.run.number_format import seconds_text
 from dartune.run.redaction import redacted
 
 DONE, STARTED = "DONE", "STARTED"
@@ -208,7 +209,7 @@ class RunFolder:
         done = read_json(folder / DONE)
         if done and done["key"] == key and not (lost := lost_outputs(folder, done)):
             (folder / STARTED).unlink(missing_ok=True)
-            self.log(f"{name}: nothing changed, skipped ({done['cost']['seconds']:.1f} s when it ran)")
+            self.log(f"{name}: nothing changed, skipped ({seconds_text(done['cost']['seconds'])} when it ran)")
             return None
         if done and done["key"] == key:
             self.log(f"{name}: run again, its output {lost[0]} is missing or was changed")
@@ -297,7 +298,7 @@ class RunFolder:
             folder / DONE, {**state, "cost": dataclasses.asdict(cost), "finished": finished, "files": files}
         )
         (folder / STARTED).unlink(missing_ok=True)
-        self.log(f"{name}: done in {seconds:.1f} s")
+        self.log(f"{name}: done in {seconds_text(seconds)}")
 
     def _note_environment(self) -> None:
         path, now = self.folder / "environment.json", environment()

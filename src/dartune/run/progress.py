@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from dartune import distributed
 from dartune.run.files import append_log
+from dartune.run.number_format import estimated_duration
 
 EVERY_SECONDS = 5.0
 """Minimum time between two plain lines; more would fill the log of a long run."""
@@ -77,9 +78,9 @@ class Progress:
         timed_items = self.done - self._resumed
         if timed_items > 0:
             each = (time.monotonic() - self._start) / timed_items
-            parts.append(f"{_duration(each)} each")
+            parts.append(f"{estimated_duration(each)} each")
             if self.done < self.total:
-                parts.append(f"{_duration(each * (self.total - self.done))} left")
+                parts.append(f"{estimated_duration(each * (self.total - self.done))} left")
         return ", ".join(parts + self._formatted_metrics())
 
     def _formatted_metrics(self) -> list[str]:
@@ -120,15 +121,6 @@ class Progress:
         )
         bar.start()
         return bar, bar.add_task(self.label, total=self.total, metrics="")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def follow(progress: Progress, *shown: str) -> Callable[[int, dict[str, Any]], None]:

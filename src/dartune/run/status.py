@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from dartune.errors import InputError
 from dartune.run import lock
 from dartune.run.files import read_json
 from dartune.run.folder import DONE, STARTED
+from dartune.run.number_format import seconds_text
+
+RESULTS = "report/results.json"
+"""File of the report, which is written after the last stage."""
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -35,13 +41,14 @@ def status_lines(folder: Path) -> list[str]:
         names = ", ".join(path.name for path in runs_in(folder))
         raise InputError(f"{folder} holds several runs; give the folder of one of them: {names}")
     held = lock.is_held(folder)
-    lines = [f"{folder}: in use by {lock.holder(folder)}" if held else f"{folder}: not running"]
     stages = []
     for path in (folder / "stages").glob("*/*"):
         if path.name == DONE and (record := read_json(path)):
             stages.append((record["attempts"][-1]["started"], path.parent.name, "done", record))
         elif path.name == STARTED and not (path.parent / DONE).exists() and (record := read_json(path)):
             stages.append((record["attempts"][-1]["started"], path.parent.name, "", record))
+    state = "finished" if _is_finished(folder, [record for *_, record in stages]) else "not running"
+    lines = [f"{folder}: in use by {lock.holder(folder)}" if held else f"{folder}: {state}"]
     for started, name, state, record in sorted(stages, key=lambda stage: stage[0]):
         seconds = [attempt["seconds"] for attempt in record["attempts"]]
         running = not state and held and seconds[-1] is None
@@ -50,5 +57,13 @@ def status_lines(folder: Path) -> list[str]:
         total = sum(value for value in seconds if value is not None)
         attempts = f", attempt {len(seconds)}" if len(seconds) > 1 else ""
         state = state or ("running" if running else "partial")
-        lines.append(f"  {name:<28} {state:<8} {total:8.1f} s{attempts}")
+        lines.append(f"  {name:<28} {state:<8} {seconds_text(total):>10}{attempts}")
     return lines
+
+
+def _is_finished(folder: Path, records: list[dict[str, Any]]) -> bool:
+    """Return whether every stage is done, and the report was written after the last of them."""
+    if not (report := folder / RESULTS).exists() or not all("finished" in record for record in records):
+        return False
+    written = report.stat().st_mtime
+    return all(datetime.fromisoformat(record["finished"]).timestamp() <= written for record in records)

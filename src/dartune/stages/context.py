@@ -18,13 +18,13 @@ from dartune.run.folder import RunFolder
 from dartune.run.progress import Progress
 from dartune.stages.base import Stage
 from dartune.stages.data import Data
-from dartune.stages.models import RunModels
 from dartune.stages.names import probe_stage
 from dartune.train.trackers import Tracking
 
 if TYPE_CHECKING:
     from dartune.rewards.reward import Reward
     from dartune.stages.evaluate import StepJudge
+    from dartune.stages.models import RunModels
 
 
 @dataclass
@@ -75,6 +75,8 @@ class StageContext:
     def view(self, adaptation: str) -> tuple[Config, RunModels]:
         """The config and the models of an adaptation; adaptations with the same models share the loaded ones."""
         if adaptation not in self._views:
+            from dartune.stages.models import RunModels
+
             config = adapted_config(self.config, adaptation, len(self.data.train))
             models = RunModels(config) if ADAPTATIONS[adaptation].other_target else self.models
             self._views[adaptation] = (config, models)

@@ -218,6 +218,24 @@ def model_path(address: str) -> str:
     return str(lab.model_folder(address)) if lab.is_lab(address) else address
 
 
+def model_paths(config: Config) -> dict[str, str]:
+    """The folder or Hub id of each model address of `config`: target, initial mapper, other target.
+
+    Raises:
+        InputError: the lab has no such model; all such addresses are listed.
+    """
+    addresses = [config.target.path, config.mapper.path or config.target.path, config.target.other]
+    paths, problems = {}, []
+    for address in dict.fromkeys(address for address in addresses if address):
+        try:
+            paths[address] = model_path(address)
+        except InputError as error:
+            problems += error.lines
+    if problems:
+        raise InputError("the models cannot be used", problems)
+    return paths
+
+
 def model_name(address: str, *, is_folder: bool) -> str:
     """A model's name for publication: its lab or Hub address, or the folder's name without its path."""
     return _base_name(address) if is_folder and not lab.is_lab(address) else address.removeprefix("hub:")

@@ -25,6 +25,7 @@ from dartune.engines.distributed import engine_on
 from dartune.models.lora import merge_lora
 from dartune.run.cost import Cost
 from dartune.run.files import append_jsonl, read_jsonl
+from dartune.run.number_format import decimals, thousands
 from dartune.stages.arm_training import dart_cost, keep_model, start_of
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
@@ -98,7 +99,9 @@ class DirectRLObjective(PolicyObjective):
         self._seconds += row["seconds"]
         row |= {"spent_tokens": self._tokens, "spent_seconds": self._seconds}
         if self._tokens >= self.budget.generated_tokens or self._seconds >= self.budget.seconds:
-            row["stop"] = f"{self._tokens:,} tokens generated in {self._seconds:.0f} s: the budget is spent"
+            row["stop"] = (
+                f"{thousands(self._tokens)} tokens generated in {decimals(self._seconds, 0)} s: the budget is spent"
+            )
         return row
 
     def discard_samples_after(self, step: int) -> None:

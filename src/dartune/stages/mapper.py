@@ -22,6 +22,7 @@ from dartune.hacks.catalogue import HACKS
 from dartune.rewards.reward import Reward, Rewrite
 from dartune.run.cost import Cost
 from dartune.run.files import append_jsonl, read_jsonl
+from dartune.run.number_format import decimals, percent, rounded_percent
 from dartune.run.progress import Progress, follow
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
@@ -56,8 +57,8 @@ def reason_to_stop(earlier: Sequence[StepMetrics], now: StepMetrics) -> str | No
         return None
     then, later = map(mean, zip(*checked, strict=True))
     return (
-        f"since step {best['step']} the reward rose from {best['reward']:.3f} to {now['reward']:.3f}, while a target "
-        f"fine-tuned on the rewrites fell from {then:.1%} to {later:.1%} on dev"
+        f"since step {best['step']} the reward rose from {decimals(best['reward'])} to {decimals(now['reward'])}, "
+        f"while a target fine-tuned on the rewrites fell from {percent(then)}% to {percent(later)}% on dev"
     )
 
 
@@ -296,7 +297,7 @@ def _advice(rows: Sequence[StepMetrics], folder: Path) -> list[str]:
     failing = {gate: mean(1 - row["gates"][gate] for row in rows) for gate in rows[0]["gates"]}
     worst = [gate for gate in sorted(failing, key=failing.__getitem__, reverse=True) if failing[gate]][:3]
     return [
-        f"failed most: {', '.join(f'{gate} ({failing[gate]:.0%})' for gate in worst)}",
+        f"failed most: {', '.join(f'{gate} ({rounded_percent(failing[gate])})' for gate in worst)}",
         f"read some rewrites in {folder / 'samples.jsonl'}",
         "small models often ramble at temperature 1: try mapper.temperature: 0.5",
         "a model that does not follow requests needs a warm-up (mapper.format_steps: 50) or examples "

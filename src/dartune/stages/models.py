@@ -21,10 +21,12 @@ from dartune.engines.served import ServedEngine
 from dartune.engines.vllm import VLLMEngine
 from dartune.errors import InputError
 from dartune.models.adapter_files import is_adapter
+from dartune.models.device import device_of
 from dartune.models.flops import FORWARD, multiplied_weights
 from dartune.models.loading import (
     context_length,
     end_ids,
+    generation_settings,
     load_model,
     load_tokenizer,
     save_model,
@@ -33,7 +35,7 @@ from dartune.models.loading import (
 from dartune.models.lora import load_adapter, remove_lora
 from dartune.models.precision import cast_to_compute_dtype, compute_in
 from dartune.stages import data as run_data
-from dartune.train.memory import Footprint, footprint, weight_bytes
+from dartune.train.memory import Footprint, footprint, memory_lines, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +57,7 @@ class RunModels:
         self._servers: list[VLLMEngine] = []
         self.contexts: dict[str, int] = {}
         """path -> context length in tokens, of the models that `check` has loaded."""
-        addresses = [config.target.path, config.mapper.path or config.target.path, config.target.other]
-        paths, problems = {}, []
-        for address in dict.fromkeys(address for address in addresses if address):
-            try:
-                paths[address] = run_data.model_path(address)
-            except InputError as error:
-                problems += error.lines
-        if problems:
-            raise InputError("the models cannot be used", problems)
+        paths = run_data.model_paths(config)
         self.target_path, self.mapper_path = paths[config.target.path], paths[config.mapper.path or config.target.path]
         self.other_path = paths[config.target.other] if config.target.other else None
 
@@ -209,6 +203,23 @@ class RunModels:
             beside = frozen * (1 if direct_rl_settings(config).lora_rank is None else 2)
             found["direct_rl"] = footprint(target, direct_rl_settings(config), beside, config.execution)
         return found
+
+    def memory_lines(self) -> list[str]:
+        """Estimated memory of each kind of training, beside that of the device."""
+        device = device_of(self.target_engine.model)
+        return ["Memory of training, estimated:", *memory_lines(self.footprints(), device)]
+
+    def sampling_lines(self) -> list[str]:
+        """The sampling settings of the target's generation config, and those of this run."""
+        settings = generation_settings(self.target_path)
+        set_values = [f"{name} {settings[name]}" for name in ("temperature", "top_p", "top_k") if name in settings]
+        ends = ", ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(self.renderer.stop_ids))))
+        temperature = self.config.reward.own_temperature
+        return [
+            f"Sampling: the target's generation config sets {', '.join(set_values) or 'nothing'}; own samples are "
+            f"drawn at reward.own_temperature {temperature:g}, from the whole distribution.",
+            f"A sample ends with any of {ends}.",
+        ]
 
     def check(self) -> None:
         """Load the models of the run; all problems are raised at once.

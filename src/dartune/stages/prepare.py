@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dartune import distributed
 from dartune.answers.checker import AnswerChecker
+from dartune.answers.task_families import TASKS, same_answer
 from dartune.config import arm_config
 from dartune.config.arms import ARMS
 from dartune.config.schema import Config
@@ -17,8 +20,8 @@ from dartune.data.row_store import Rows, demonstration_from_dict, open_rows, wri
 from dartune.errors import InputError
 from dartune.gates.gate_input import GateInput, GateThresholds
 from dartune.lab import source as lab
-from dartune.models.loading import generation_settings
-from dartune.rewards.reward import reward_parts, run_own_gate
+from dartune.models.model_files import file_problems
+from dartune.rewards.reward import load_reward_parts, run_own_gate
 from dartune.run.cost import Cost
 from dartune.run.folder import RunFolder
 from dartune.run.redaction import printable
@@ -26,30 +29,21 @@ from dartune.stages import data as run_data
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
 from dartune.stages.length_limits import too_long
-from dartune.stages.models import RunModels
 from dartune.train import trackers
+
+if TYPE_CHECKING:
+    from dartune.stages.models import RunModels
 
 logger = logging.getLogger(__name__)
 
-
-def sampling_lines(models: RunModels) -> list[str]:
-    """The sampling settings of the target's generation config, and those of this run."""
-    settings = generation_settings(models.target_path)
-    shown = [f"{name} {settings[name]}" for name in ("temperature", "top_p", "top_k") if name in settings]
-    ends = ", ".join(map(repr, models.tokenizer.convert_ids_to_tokens(list(models.renderer.stop_ids))))
-    temperature = models.config.reward.own_temperature
-    return [
-        f"Sampling: the target's generation config sets {', '.join(shown) or 'nothing'}; own samples are drawn at "
-        f"reward.own_temperature {temperature:g}, from the whole distribution.",
-        f"A sample ends with any of {ends}.",
-    ]
+MODELS_NOT_LOADED = "The models were not loaded, because the data cannot be used; only their files were checked."
 
 
 @dataclass
 class Examination:
     """Data and models as far as they can be used, and all problems that prevent a run from starting.
 
-    `data` and `models` are None if they cannot be used.
+    `data` and `models` are None if they cannot be used. The models are loaded only if the data can be used.
     """
 
     config: Config
@@ -57,6 +51,12 @@ class Examination:
     data: run_data.Data | None = None
     models: RunModels | None = None
     problems: list[str] = field(default_factory=list)
+
+    def error(self, notes: Sequence[str] = ()) -> InputError:
+        """All problems as an error, with `notes` and whether the models were checked."""
+        error = InputError("this run cannot start", self.problems)
+        error.add_note("\n".join([*notes, *([MODELS_NOT_LOADED] if self.data is None else [])]))
+        return error
 
 
 def examine(config: Config, *, every: bool = False) -> Examination:
@@ -76,31 +76,49 @@ def examine(config: Config, *, every: bool = False) -> Examination:
     _examine_data(examination, every)
     problems += _reward_problems(config, examination.sources.rows)
     try:
-        models = RunModels(config)
-        models.check()
-        examination.models = models
+        if examination.data is None:
+            problems += file_problems(run_data.model_paths(config).values())
+        else:
+            problems += _examine_models(examination, examination.data, every)
     except InputError as error:
         problems += error.problems or [error.message]
-    if examination.models and examination.sources.rows:
-        data = examination.data or run_data.Data(examination.sources.rows, [], examination.sources.suites)
-        contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
-        problems += too_long(models.config, data, models.renderer, *contexts, every=every)
     # A file that is both data and suite has every problem twice.
     examination.problems = list(dict.fromkeys(problems))
     return examination
 
 
+def _examine_models(examination: Examination, data: run_data.Data, every: bool) -> list[str]:
+    """Load the models and check that the rows fit into their contexts.
+
+    Raises:
+        InputError: a model cannot be used.
+    """
+    # Imported here because it loads torch, which takes seconds; problems of the data are reported without it.
+    from dartune.stages.models import RunModels
+
+    models = RunModels(examination.config)
+    models.check()
+    examination.models = models
+    contexts = models.contexts[models.target_path], models.contexts[models.mapper_path]
+    return too_long(models.config, data, models.renderer, *contexts, every=every)
+
+
 def _reward_problems(config: Config, rows: Sequence[Demonstration]) -> list[str]:
-    """Problems of the reward's parts; user-defined gates are tried on the first row."""
-    try:
-        gates = reward_parts(config.reward)["own_gates"]
-        for row in rows[:1]:
-            item = GateInput(row.question, row.solution, row.solution, row.answer, family=row.task)
-            for name, gate in gates.items():
-                run_own_gate(name, gate, item, GateThresholds())
-    except InputError as error:
-        return [error.message]
-    return []
+    """Problems of the reward's parts; the user-defined gates and task family are tried on the first row."""
+    parts, problems = load_reward_parts(config.reward)
+    trials = []
+    for row in rows[:1]:
+        item = GateInput(row.question, row.solution, row.solution, row.answer, family=row.task)
+        for name, gate in parts["own_gates"].items():
+            trials.append(partial(run_own_gate, name, gate, item, GateThresholds()))
+        if row.answer:
+            trials.append(partial(same_answer, TASKS[row.task], row.answer, row.answer))
+    for trial in trials:
+        try:
+            trial()
+        except InputError as error:
+            problems.append(error.message)
+    return problems
 
 
 def _examine_data(examination: Examination, every: bool) -> None:
@@ -139,7 +157,7 @@ def prepare_run(config: Config) -> tuple[run_data.Data, RunModels]:
     for line in examination.sources.warnings() if distributed.is_main() else ():
         logger.warning("%s", printable(line))
     if examination.problems or examination.data is None or examination.models is None:
-        raise InputError("this run cannot start", examination.problems)
+        raise examination.error()
     return examination.data, examination.models
 
 

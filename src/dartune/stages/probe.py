@@ -34,13 +34,13 @@ from dartune.rewards.alignment import (
     FEWEST_SAMPLES,
     AlignmentScore,
     Reference,
-    answer_threshold,
     gain_cap,
     style_means,
     typical_alignment,
 )
 from dartune.rewards.references import source_answer, source_stats
 from dartune.rewards.reward import GatedReward, Rewrite, alignment_score
+from dartune.rewards.thresholds import gate_thresholds
 from dartune.run.cost import Cost
 from dartune.run.files import atomic_write_json
 from dartune.run.progress import Progress
@@ -255,15 +255,11 @@ def _own_row(sample: RawSample, alignment: float) -> OwnSample:
 
 
 def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
-    """Thresholds before there are percentiles to take them from."""
-    return GateThresholds(
-        quantity_coverage=config.quantity_coverage,
-        answer_logprob=config.answer_logprob if config.answer_logprob is not None else float("-inf"),
-        length_low=0.0,
-        length_high=float("inf"),
-        leak_phrases=tuple(config.leak_phrases),
-        instruction=prompt.replace("{question}", " ").replace("{solution}", " "),
-    )
+    """Thresholds for the own samples, which the measured thresholds come from: these reject none of them."""
+    thresholds = gate_thresholds(config, prompt)
+    if config.answer_logprob is None:
+        thresholds = replace(thresholds, answer_logprob=float("-inf"))
+    return replace(thresholds, length_low=0.0, length_high=float("inf"))
 
 
 def _final_thresholds(
@@ -283,18 +279,16 @@ def _final_thresholds(
             length / row["expected_tokens"]
             for length in (row["length"], *(sample["tokens"] for sample in row["style"]))
         )
-    thresholds = _first_thresholds(config, prompt)
-    thresholds = replace(
+    names = known_names((demonstration.question, demonstration.solution) for demonstration in demonstrations)
+    thresholds = gate_thresholds(config, prompt, names, own_answers, source_answers)
+    low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
+    return replace(
         thresholds,
-        names=known_names((demonstration.question, demonstration.solution) for demonstration in demonstrations),
         question_copied=max(thresholds.question_copied, float(np.percentile(copied, 99.0))),
         filler=max(thresholds.filler, float(np.percentile(filler, 99.0))),
+        length_low=0.5 * float(low),
+        length_high=3.0 * max(1.0, float(high)),
     )
-    if config.answer_logprob is None:
-        thresholds = replace(thresholds, answer_logprob=answer_threshold(own_answers, source_answers))
-    low, high = np.percentile(np.asarray(ratios), [1.0, 99.0])
-    thresholds = replace(thresholds, length_low=0.5 * float(low), length_high=3.0 * max(1.0, float(high)))
-    return thresholds
 
 
 class ProbeTarget(Stage):

@@ -22,6 +22,7 @@ from dartune.models.activations import recompute_activations
 from dartune.models.device import device_of
 from dartune.models.language_model import LanguageModel
 from dartune.models.lora import add_lora, remove_lora
+from dartune.run.number_format import gigabytes
 
 # Tokens of the forward that is measured.
 MEASURED_TOKENS = 64
@@ -133,9 +134,9 @@ def memory_lines(footprints: Mapping[str, Footprint], device: torch.device) -> l
     available, lines = capacity(device), []
     for section, estimate in footprints.items():
         lines.append(
-            f"{section}: about {_gb(estimate.total)} of {_gb(available)} on {device.type} "
-            f"({_gb(estimate.frozen)} frozen models, {_gb(estimate.trained)} trained weights with optimiser, "
-            f"{_gb(estimate.activations)} activations)"
+            f"{section}: about {gigabytes(estimate.total)} of {gigabytes(available)} on {device.type} "
+            f"({gigabytes(estimate.frozen)} frozen models, {gigabytes(estimate.trained)} trained weights with "
+            f"optimiser, {gigabytes(estimate.activations)} activations)"
         )
         if estimate.total > available:
             lines.append(
@@ -143,10 +144,6 @@ def memory_lines(footprints: Mapping[str, Footprint], device: torch.device) -> l
                 f"{'sft' if section == 'sft' else 'mapper'}.lora_rank: 16"
             )
     return lines
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -6,6 +6,7 @@ stage continues after an interruption, the earlier steps are read from its `metr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,18 +23,40 @@ OWN_STEPS = "tensorboard"
 """The tracker that keeps a separate step axis per metric. The others require one step count that never decreases."""
 
 
+METHODS = ("start", "store_init_configuration", "log", "finish")
+"""Methods that a tracker must have."""
+
+
 def problems(names: Sequence[str]) -> list[str]:
-    """Return a message for every tracker that is not installed or cannot be imported."""
+    """Return a message for every tracker that is not installed, cannot be imported or is not a tracker class."""
     messages = []
     for name in names:
         if ":" in name:
             try:
-                import_part(name, "trackers")
+                messages += _class_problems(name, import_part(name, "trackers"))
             except InputError as error:
                 messages.append(error.message)
         elif find_spec(name) is None:
             messages.append(f"trackers: {name} is not installed: pip install {name}")
     return messages
+
+
+def _class_problems(name: str, tracker_class: Any) -> list[str]:
+    """Return why a user-defined tracker cannot be used. It is called with the project's name, but not here."""
+    if not isinstance(tracker_class, type):
+        return [f"trackers: {name} is a {type(tracker_class).__name__}, not a class"]
+    if missing := [method for method in METHODS if not callable(getattr(tracker_class, method, None))]:
+        return [f"trackers: {name} has no method {', '.join(missing)}; see docs/extending.md"]
+    try:
+        inspect.signature(tracker_class).bind("project")
+    except TypeError as error:
+        return [
+            f"trackers: {name} cannot be called with one argument, the name of the project ({error}); give the other "
+            "arguments of its constructor defaults"
+        ]
+    except ValueError:  # a class without a signature, such as one of an extension module
+        return []
+    return []
 
 
 class Tracking:
