@@ -28,8 +28,8 @@ def test_an_arm_comes_after_what_it_needs():
 
 
 def test_every_arm_trains_on_something_known():
-    known = {None, "demonstrations", "own", "greedy", "gold", *ADAPTATIONS}
-    assert {arm.rows for arm in ARMS.values()} == known
+    row_kinds = {None, "demonstrations", "own", "greedy", "gold", *ADAPTATIONS}
+    assert {arm.rows for arm in ARMS.values()} == row_kinds
     assert [name for name, arm in ARMS.items() if not arm.trained] == ["base"]
     assert all(set(arm.needs) <= set(ARMS) for arm in ARMS.values())
 

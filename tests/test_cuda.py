@@ -23,13 +23,13 @@ def test_recorded_steps_sample_what_others_do(name, lora, monkeypatch):
     replays = []
     replay = torch.cuda.CUDAGraph.replay
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
-    found = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
+    samples = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
     assert len(replays) > 5 and model not in decoding.NOT_CAPTURABLE
     monkeypatch.setattr(decoding, "uses_cuda_graphs", lambda device: False)
     expected = HFEngine(model).generate(prompts, spec(n=6, max_new_tokens=40))
-    pairs = zip(chain(*tokens(found)), chain(*tokens(expected)), strict=True)
+    pairs = zip(chain(*tokens(samples)), chain(*tokens(expected)), strict=True)
     same = sum(ours == theirs for ours, theirs in pairs)
     assert same >= 28  # of 30: rounding may tip a draw
-    for group, prompt in zip(found, prompts, strict=True):
+    for group, prompt in zip(samples, prompts, strict=True):
         for sample, scores in zip(group, HFEngine(model).score([(prompt, s.ids) for s in group]), strict=True):
             assert sample.logprobs == pytest.approx(scores, abs=1e-3)

@@ -23,8 +23,8 @@ class Solver:
 
     def generate(self, prompts, spec):
         texts = ["#### 6"] if spec.temperature == 0 else [f"#### {4 + i % 2}" for i in range(spec.n)]
-        made = [Sample(tuple(RENDERER.response_ids(text)), (), "stop") for text in texts]
-        return [made for _ in prompts]
+        samples = [Sample(tuple(RENDERER.response_ids(text)), (), "stop") for text in texts]
+        return [samples for _ in prompts]
 
 
 def test_sampled_solutions_are_counted_beside_the_greedy_one(checker):

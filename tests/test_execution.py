@@ -105,8 +105,8 @@ def test_every_key_is_an_input_of_a_stage_or_in_execution(stages):
     for key, value in elsewhere.items():
         after = stages({key: value}, key)
         assert any(after.get(name, (None,))[0] != made for name, (made, _) in before.items()), key
-    known = {*named, *elsewhere, *NOT_OF_A_STAGE}
-    assert [key for key in leaves(Config) if key not in known and not key.startswith("execution.")] == []
+    covered = {*named, *elsewhere, *NOT_OF_A_STAGE}
+    assert [key for key in leaves(Config) if key not in covered and not key.startswith("execution.")] == []
 
 
 def test_the_task_counts_among_the_rows():

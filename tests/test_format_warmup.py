@@ -52,9 +52,9 @@ def test_the_warmed_start_is_where_every_adaptation_starts(tmp_path, capsys):
     results = json.loads((tmp_path / "run" / "report" / "results.json").read_text())
     assert results["costs"]["stages"]["warmup"]["trained_tokens"] > 0
     assert main([*command, "--arms=[dart, best_of_k]"]) == 0
-    said = capsys.readouterr().err
-    assert "starts" not in said
+    stderr = capsys.readouterr().err
+    assert "starts" not in stderr
     changed = [word for word in command if "format_steps" not in word]
     assert main([*changed, "--mapper.format_steps=1", "--arms=[dart, best_of_k]"]) == 0
-    said = capsys.readouterr().err
-    assert "format_steps 2 -> 1" in said and "mapper-s0: run again" in said and "probe: nothing changed" in said
+    stderr = capsys.readouterr().err
+    assert "format_steps 2 -> 1" in stderr and "mapper-s0: run again" in stderr and "probe: nothing changed" in stderr

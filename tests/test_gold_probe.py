@@ -115,14 +115,14 @@ def test_a_probe_fine_tunes_a_copy_on_what_the_mapper_writes_and_says_what_it_to
         reward = GatedReward(roster.target_engine, roster.renderer, checker, GateThresholds(), references)
         copy = partial(roster.to_train, roster.target_path, config.sft)
         monkeypatch.setattr("dartune.stages.gold_probe.PROBE_ROWS", 8)
-        made = GoldProbe(config, copy, rows[:12], rows[12:], reward, roster.renderer, checker)
-        assert isinstance(made.demonstrations[0], Demonstration) and len(made.demonstrations) == 8
+        probes = GoldProbe(config, copy, rows[:12], rows[12:], reward, roster.renderer, checker)
+        assert isinstance(probes.demonstrations[0], Demonstration) and len(probes.demonstrations) == 8
         engines = roster.start_engine, roster.target_engine
         before = [engine.generated_tokens + engine.scored_tokens for engine in engines]
-        (first, cost), second = made(engines[0]), made(engines[0])
+        (first, cost), second = probes(engines[0]), probes(engines[0])
         after = [engine.generated_tokens + engine.scored_tokens for engine in engines]
         monkeypatch.setattr("dartune.stages.gold_probe.evaluate", lambda *_: [{"correct": None}, {"correct": True}])
-        assert made(engines[0])[0] == [None, True]
+        assert probes(engines[0])[0] == [None, True]
     assert (first, cost) == second and len(first) == 4
     written, scored, answered = (after[0] - before[0]) // 2, (after[1] - before[1]) // 2, cost.generated_tokens
     assert 8 <= written < answered <= written + 4 * 64  # the rewrites, and the answers to the questions

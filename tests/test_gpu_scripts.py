@@ -61,15 +61,15 @@ def test_the_full_pass_measures_every_stage(scripts, tmp_path, monkeypatch):
     out = tmp_path / "found.json"
     words = [str(ROOT / "benchmarks" / "full_pass.py"), str(out), "--shape", "tiny", "--work", str(tmp_path / "work")]
     subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=600)
-    found = json.loads(out.read_text())
-    mapper, settings = found["stages"]["mapper-s0"], found["settings"]
+    results = json.loads(out.read_text())
+    mapper, settings = results["stages"]["mapper-s0"], results["settings"]
     steps = int(settings["mapper.steps"])
     assert mapper["parts"]["optimiser"]["calls"] == mapper["parts"]["generate"]["calls"] == steps
-    assert len(found["mapper"]["later_step_seconds"]) == steps - 1
+    assert len(results["mapper"]["later_step_seconds"]) == steps - 1
     most = steps * int(settings["mapper.questions_per_step"]) * 8 * int(settings["mapper.max_new_tokens"])
     assert 0.9 * most < mapper["generated_tokens"] <= most and mapper["scored_tokens"] == 2 * mapper["generated_tokens"]
     assert sum(part["seconds"] for part in mapper["parts"].values()) == pytest.approx(mapper["seconds"], rel=0.05)
-    assert found["stages"]["train-sft-s0-lr1e-05"]["trained_tokens"] > 0
+    assert results["stages"]["train-sft-s0-lr1e-05"]["trained_tokens"] > 0
     import gpu_tables
 
     monkeypatch.setitem(gpu_tables.SOURCES, "full-pass", out)
@@ -118,9 +118,9 @@ def test_the_large_lab_is_large_and_its_parts_are_configs(scripts, tmp_path):
     for model in MODELS:
         (tmp_path / "models" / model).mkdir(parents=True)
     for size in SIZES:
-        made = {part: configured(part, size, tmp_path, arms[-1]) for part, arms in PARTS.items()}
-        assert made["gold"].data.path == "lab:deep/backward"
+        configs = {part: configured(part, size, tmp_path, arms[-1]) for part, arms in PARTS.items()}
+        assert configs["gold"].data.path == "lab:deep/backward"
         every = configured("main", size, tmp_path, ALL)
-        assert set(made["main"].arms) | set(made["beside"].arms) == set(every.arms)
-        main, beside = (made[part].model_dump(exclude={"arms", "output", "name"}) for part in ("main", "beside"))
+        assert set(configs["main"].arms) | set(configs["beside"].arms) == set(every.arms)
+        main, beside = (configs[part].model_dump(exclude={"arms", "output", "name"}) for part in ("main", "beside"))
         assert main == beside

@@ -116,8 +116,8 @@ def test_heavy_libraries_load_when_they_are_needed(path):
     if relative(path).startswith(MAY_BE_HEAVY):
         return
     names = [name for node in at_import(tree(path)) for name in imported(node)]
-    found = [name for name in names if name.split(".")[0] in HEAVY]
-    assert not found, f"{relative(path)} imports {found} at its top; import inside the functions that need it"
+    heavy = [name for name in names if name.split(".")[0] in HEAVY]
+    assert not heavy, f"{relative(path)} imports {heavy} at its top; import inside the functions that need it"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

@@ -56,13 +56,14 @@ def test_every_use_that_a_row_is_too_long_for_is_told_with_the_key_to_lower(worl
     folder, settings = world
     write(folder / "hard.jsonl", [row(99, " Think" * 30)])
     long = settings | {"evaluate.suites.hard": str(folder / "hard.jsonl"), "evaluate.max_new_tokens": "30"}
-    told = problems(long | {"arms": "[base, dart]", "mapper.max_new_tokens": "150"})
+    lines = problems(long | {"arms": "[base, dart]", "mapper.max_new_tokens": "150"})
     assert (
-        "a question of hard with evaluate.max_new_tokens (30): up to" in told
-        and "(hard.jsonl line 1 ('row-99'))" in told
+        "a question of hard with evaluate.max_new_tokens (30): up to" in lines
+        and "(hard.jsonl line 1 ('row-99'))" in lines
     )
     assert (
-        "the mapper's prompt with mapper.max_new_tokens (150): up to" in told and "lower mapper.max_new_tokens" in told
+        "the mapper's prompt with mapper.max_new_tokens (150): up to" in lines
+        and "lower mapper.max_new_tokens" in lines
     )
     write(folder / "sums.jsonl", [*(row(i) for i in range(12)), row(12, " Think" * 40)])
     assert "question and solution: up to" in problems(settings)

@@ -108,8 +108,8 @@ def broken(tmp_path) -> dict[str, str]:
     ],
 )
 def test_what_needs_no_model_loads_no_heavy_library(words, code, broken):
-    got, said, loaded = ended(COMMAND, *(broken.get(word, word) for word in words.split()))
-    assert (got, loaded) == (code, {}), said
+    got, stderr, loaded = ended(COMMAND, *(broken.get(word, word) for word in words.split()))
+    assert (got, loaded) == (code, {}), stderr
 
 
 def test_data_that_cannot_be_used_hide_no_problem_of_the_config_or_of_the_model_files(broken, tmp_path):
@@ -133,8 +133,8 @@ def test_importing_dartune_and_naming_a_recipe_loads_none():
     "words", ["status RUN", "push RUN --to owner/name --dry-run", "push RUN --to owner/name --dry-run --what mapper"]
 )
 def test_looking_at_a_finished_run_loads_none(words, finished_run):
-    code, said, loaded = ended(COMMAND, *(str(finished_run) if word == "RUN" else word for word in words.split()))
-    assert (code, loaded) == (0, {}), said
+    code, stderr, loaded = ended(COMMAND, *(str(finished_run) if word == "RUN" else word for word in words.split()))
+    assert (code, loaded) == (0, {}), stderr
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ def probed(*texts):
 
 
 def test_worked_examples_are_the_shortest_rows_that_the_target_solved():
-    known = probed([], ["It is 2, as 1 + 1 = 2."], ["A long way round to 2 + 1 = 3.", "3"], [], ["5"])
-    shown = worked_examples(ROWS, known, 2)
+    probe_rows = probed([], ["It is 2, as 1 + 1 = 2."], ["A long way round to 2 + 1 = 3.", "3"], [], ["5"])
+    shown = worked_examples(ROWS, probe_rows, 2)
     assert [(row.id, text) for row, text in shown] == [("r2", "3"), ("r4", "5")]
     assert worked_examples(ROWS, probed(*[[]] * 5), 3) == []
 
@@ -54,11 +54,11 @@ def step(gate_pass):
 
 
 def test_a_run_in_which_no_rewrite_passes_stops_with_advice(tmp_path):
-    said = []
-    done = watch_first_steps(said.append, Steps(), tmp_path)
+    messages = []
+    done = watch_first_steps(messages.append, Steps(), tmp_path)
     for number in range(EMPTY_STEPS - 1):
         done(number, step(0.0))
-    assert len(said) == 1 and "No rewrite passes the gates" in said[0]
+    assert len(messages) == 1 and "No rewrite passes the gates" in messages[0]
     with pytest.raises(InputError) as stop:
         done(EMPTY_STEPS - 1, step(0.0))
     advice = "\n".join(stop.value.problems)

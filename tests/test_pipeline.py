@@ -92,29 +92,29 @@ def test_the_check_of_a_thousand_rows_holds_out_a_tenth_of_the_questions(tmp_pat
     target = save_tiny(tmp_path / "target", "llama", context=2048)
     assert main(["check", "--data", str(data), "--target", str(target)]) == 0
     # One row repeats another, so a tenth of the questions is 99.
-    said = capsys.readouterr().out
-    assert "837 rows to adapt and train on, 64 to choose the learning rate, 99 to test." in said
-    assert "1000 of 1000 have a checkable answer" in said
+    stdout = capsys.readouterr().out
+    assert "837 rows to adapt and train on, 64 to choose the learning rate, 99 to test." in stdout
+    assert "1000 of 1000 have a checkable answer" in stdout
 
 
 def test_a_mapper_that_starts_out_stuck_is_told_once_with_its_reasons(tmp_path):
     from dartune.stages.mapper import watch_first_steps
 
-    said = []
+    messages = []
     row = {"reward": 0.0, "alignment_after": -3.0, "gates": {"finished": 0.2, "no_loop": 1.0}}
 
     def steps(*values):
-        step_done = watch_first_steps(said.append, Progress(9, "mapper-s0"), tmp_path)
+        step_done = watch_first_steps(messages.append, Progress(9, "mapper-s0"), tmp_path)
         for step, (share, alike) in enumerate(values, start=1):
             step_done(step, row | {"gate_pass": share, "zero_variance": alike})
 
     steps(*[(0.0, 1.0)] * 4)
-    assert len(said) == 1 and "finished (80%)" in said[0] and "mapper.format_steps" in said[0]
-    assert str(tmp_path / "samples.jsonl") in said[0]
+    assert len(messages) == 1 and "finished (80%)" in messages[0] and "mapper.format_steps" in messages[0]
+    assert str(tmp_path / "samples.jsonl") in messages[0]
     steps(*[(0.3, 1.0)] * 6)
-    assert len(said) == 2 and "none is more natural to the target than its demonstration" in said[1]
+    assert len(messages) == 2 and "none is more natural to the target than its demonstration" in messages[1]
     steps((0.0, 1.0), (0.0, 1.0), (0.1, 0.9), *[(0.0, 1.0)] * 3)
-    assert len(said) == 2
+    assert len(messages) == 2
 
 
 @pytest.mark.slow
@@ -124,15 +124,15 @@ def test_the_second_run_skips_everything_and_a_changed_setting_says_why(problems
     first = (tmp_path / "run" / "report" / "results.json").read_bytes()
     capsys.readouterr()
     assert main(arguments(problems, target, tmp_path / "run")) == 0
-    said = capsys.readouterr().err
-    assert "starts" not in said and said.count("skipped") >= 8
+    stderr = capsys.readouterr().err
+    assert "starts" not in stderr and stderr.count("skipped") >= 8
     assert (tmp_path / "run" / "report" / "results.json").read_bytes() == first
     again = arguments(problems, target, tmp_path / "run", "--synthesise.samples=2")
     again.remove("--synthesise.samples=1")
     assert main(again) == 0
-    said = capsys.readouterr().err
-    assert "synthesise.samples 1 -> 2" in said
-    assert "mapper-s0: nothing changed" in said and "train-sft-s0-lr0.001: nothing changed" in said
+    stderr = capsys.readouterr().err
+    assert "synthesise.samples 1 -> 2" in stderr
+    assert "mapper-s0: nothing changed" in stderr and "train-sft-s0-lr0.001: nothing changed" in stderr
 
 
 @pytest.mark.slow

@@ -59,16 +59,18 @@ def test_references_are_those_of_the_rows(tmp_path):
 
     rows = [row(0, [], None), row(1, [-0.1 * n for n in range(9)], 0.25), row(2, [-3.0], 0.0)]
     write_rows(tmp_path / "probe.jsonl", rows)
-    found = References(open_rows(tmp_path / "probe.jsonl"))
+    references = References(open_rows(tmp_path / "probe.jsonl"))
     own = [sorted(one["mean_logprob"] for one in row["style"]) for row in rows]
     everyones = sorted(value for values in own for value in values)
     for number, cap, expected in ((0, None, everyones), (1, 0.25, own[1]), (2, 0.0, everyones)):
-        reference = found[f"r{number}"]
+        reference = references[f"r{number}"]
         assert list(reference.own) == expected
         assert replace(reference, own=()) == Reference(number + 3, -0.5 * number, cap, number + 5)
-    assert list(found) == ["r0", "r1", "r2"] and list(found.values()) == [found[name] for name in found]
+    assert list(references) == ["r0", "r1", "r2"] and list(references.values()) == [
+        references[name] for name in references
+    ]
     with pytest.raises(KeyError):
-        found["r3"]
+        references["r3"]
     with pytest.raises(DartuneError, match="same id"):
         References([rows[0], rows[0]])
 

@@ -70,19 +70,19 @@ def test_statistics_of_tokens_agree_with_a_plain_forward():
     pairs = [(RENDERER.prompt_ids("1 + 1?"), RENDERER.response_ids(text)) for text in ("It is 2.", "2", "a longer one")]
     engine, positions = HFEngine(model), []
     model.lm_head.register_forward_hook(lambda module, inputs, output: positions.append(output.shape[:-1].numel()))
-    found = engine.token_stats([*pairs, (pairs[0][0], [])])
+    statistics = engine.token_stats([*pairs, (pairs[0][0], [])])
     replies = sum(len(reply) for _, reply in pairs)
     assert engine.scored_tokens == sum(positions) == replies and engine.flops > 0
-    assert found.pop().logprobs == ()
-    for scored, own in zip(HFEngine(model).score(pairs), found, strict=True):
+    assert statistics.pop().logprobs == ()
+    for scored, own in zip(HFEngine(model).score(pairs), statistics, strict=True):
         assert own.logprobs == pytest.approx(scored, abs=1e-4)
     prompt, reply = pairs[0]
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].double()
     p = logits.softmax(-1)
-    assert found[0].entropies == pytest.approx((-(p * p.log()).sum(-1)).tolist(), abs=1e-4)
+    assert statistics[0].entropies == pytest.approx((-(p * p.log()).sum(-1)).tolist(), abs=1e-4)
     ranks = [(row > row[token]).sum().item() + 1 for row, token in zip(logits, reply, strict=True)]
-    assert list(found[0].ranks) == ranks
+    assert list(statistics[0].ranks) == ranks
 
 
 @given(st.floats(-9, 0), st.floats(-9, 0), st.sampled_from(sorted(FORMS)))

@@ -173,9 +173,9 @@ def test_a_mapper_run_is_summed_up_by_ten_steps():
     ]
     first, last = by_steps(metrics).splitlines()[2:]
     assert first == "| 1-10 | 0.23 | 25 | -1.77 | -3.00 | 30 |" and last == "| 11-20 | 0.72 | 75 | -1.27 | -3.00 | 30 |"
-    told = trends(metrics)
-    assert "reward: rank correlation with the step +1.00" in told and "generated_tokens: 2,000" in told
-    assert "first steps fail: true_sums 50%, entities 25%" in told and "last steps fail: entities 25%" in told
+    measured = trends(metrics)
+    assert "reward: rank correlation with the step +1.00" in measured and "generated_tokens: 2,000" in measured
+    assert "first steps fail: true_sums 50%, entities 25%" in measured and "last steps fail: entities 25%" in measured
     kept = [{"source": "+ 1 2 = 3", "rewrite": "1 + 2 = 3.\nSo 3.", "failed": failed} for failed in ([], ["no_loop"])]
     assert samples(kept).splitlines() == [
         "* \\+ `+ 1 2 = 3`: 1 + 2 = 3. / So 3.",

@@ -24,8 +24,8 @@ def test_a_reward_func_passes_rows_and_samples_on_and_a_failed_check_is_none():
 
     call = as_reward_func(reward, end_id=9)
     columns = {"id": ["a", "b", "c"], "question": ["q"] * 3, "solution": ["s"] * 3, "answer": ["1", None, "2"]}
-    told = call(completion_ids=[[1, 2, 9], [3, 9], [4]], prompts=["p"] * 3, trainer_state=None, **columns)
-    assert told == [3, None, 1]
+    rewards = call(completion_ids=[[1, 2, 9], [3, 9], [4]], prompts=["p"] * 3, trainer_state=None, **columns)
+    assert rewards == [3, None, 1]
     assert seen[0][0] == Demonstration("a", "q", "s", "1")
     assert [sample for _, [sample] in seen] == [
         Sample((1, 2, 9), (), "stop"),

@@ -41,12 +41,12 @@ def test_the_batch_function_pays_what_dartune_pays(example, data):
     texts = [row.solution for row in native[:3]] + ["nonsense"]
     infos = [row["extra_info"] for row in example.verl_rows(rows, "{question} {solution}")]
     words = {"target": target, "data": str(path), "max_response_length": 200}
-    found = example.compute_score(["dartune"] * 4, texts, ["1"] * 4, infos, **words)
+    scores = example.compute_score(["dartune"] * 4, texts, ["1"] * 4, infos, **words)
     reward = example.reward_of(target, str(path))
     samples = [[Sample(tuple(reward.renderer.response_ids(text)), (), "stop")] for text in texts]
-    assert [one["score"] for one in found] == pytest.approx([one.reward for (one,) in reward(rows, samples)], abs=1e-4)
-    assert [one["passes"] for one in found] == [True, True, True, False]
-    assert min(one["score"] for one in found[:3]) > found[3]["score"]
+    assert [one["score"] for one in scores] == pytest.approx([one.reward for (one,) in reward(rows, samples)], abs=1e-4)
+    assert [one["passes"] for one in scores] == [True, True, True, False]
+    assert min(one["score"] for one in scores[:3]) > scores[3]["score"]
     words["max_response_length"] = 5
     cut = example.compute_score(["dartune"], texts[:1], ["1"], infos[:1], **words)
     assert not cut[0]["passes"]

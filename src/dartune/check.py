@@ -31,25 +31,25 @@ def check(config: Config, *, every: bool = False) -> str:
     """
     if config.matrix:
         return "\n".join(f"{name}\n{check(cell, every=every)}\n" for name, cell in combinations(config))
-    found = examine(config, every=every)
-    lines = list(found.data.notes) if found.data else []
-    lines += [line for read in found.sources.reads for line in read.facts]
-    lines += [f"warning: {line}" for line in found.sources.warnings(every=every, repeats=False)]
+    examination = examine(config, every=every)
+    lines = list(examination.data.notes) if examination.data else []
+    lines += [line for read in examination.sources.reads for line in read.facts]
+    lines += [f"warning: {line}" for line in examination.sources.warnings(every=every, repeats=False)]
     try:
-        lines += _data_lines(found, every)
+        lines += _data_lines(examination, every)
     except InputError as error:  # of a user-defined task family
-        found.problems += [] if error.message in found.problems else [error.message]
-    if found.models is not None:
-        lines += [*found.models.sampling_lines(), *found.models.memory_lines()]
-    hidden = len(found.problems) > SHOWN_PROBLEMS
+        examination.problems += [] if error.message in examination.problems else [error.message]
+    if examination.models is not None:
+        lines += [*examination.models.sampling_lines(), *examination.models.memory_lines()]
+    hidden = len(examination.problems) > SHOWN_PROBLEMS
     if every and hidden:
-        lines += [f"error: {problem}" for problem in found.problems]
-    elif hidden or any(re.search(r" and \d+ more\b", line) for line in (*lines, *found.problems)):
+        lines += [f"error: {problem}" for problem in examination.problems]
+    elif hidden or any(re.search(r" and \d+ more\b", line) for line in (*lines, *examination.problems)):
         lines.append("`dartune check --all` names every row.")
-    if found.problems:
-        raise found.error(lines)
-    if found.data:
-        lines.append(_ready_line(found.data))
+    if examination.problems:
+        raise examination.error(lines)
+    if examination.data:
+        lines.append(_ready_line(examination.data))
     return "\n".join(lines)
 
 
@@ -62,14 +62,14 @@ def _ready_line(data: Data) -> str:
     )
 
 
-def _data_lines(found: Examination, every: bool) -> list[str]:
+def _data_lines(examination: Examination, every: bool) -> list[str]:
     """The report on the rows of the data, and the warnings about each suite."""
-    config, sources = found.config, found.sources
+    config, sources = examination.config, examination.sources
     if not len(sources.rows):
         return []
     longest = config.mapper.max_new_tokens if adaptations(config.arms) else None
     with AnswerChecker() as checker:
-        renderer = found.models.renderer if found.models else None
+        renderer = examination.models.renderer if examination.models else None
         lines = _report(sources.rows, checker, renderer, longest, trained=True).lines(every=every)
         for name, rows in () if lab.is_lab(config.data.path) else sources.suites.items():
             lines += [f"warning: suite {name}: {line}" for line in _report(rows, checker).warnings(every=every)]

@@ -57,8 +57,8 @@ def fingerprint(rows: Iterable[Demonstration]) -> str:
     """sha256 over every field of the rows, in order; but not over the files they came from."""
     digest = hashlib.sha256()
     for row in rows:
-        known = {name: value for name, value in asdict(row).items() if name != "place"}
-        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+        fields = {name: value for name, value in asdict(row).items() if name != "place"}
+        digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

@@ -54,9 +54,9 @@ class DirectRLObjective(PolicyObjective):
 
     config: DirectRLSettings
 
-    def __init__(self, *words: Any, checker: AnswerChecker, budget: Budget):
-        """`words` are those of `PolicyObjective`."""
-        super().__init__(*words)
+    def __init__(self, *arguments: Any, checker: AnswerChecker, budget: Budget):
+        """`arguments` are those of `PolicyObjective`."""
+        super().__init__(*arguments)
         self.checker, self.budget = checker, budget
         self._tokens, self._seconds = 0, 0.0
 
@@ -137,8 +137,8 @@ def train_directly(
 
     def objective(trained: torch.nn.Module) -> DirectRLObjective:
         policy = engine_on(trained)
-        words = rows, policy, start, renderer, config, seed, samples, execution
-        return DirectRLObjective(*words, checker=checker, budget=budget)
+        arguments = rows, policy, start, renderer, config, seed, samples, execution
+        return DirectRLObjective(*arguments, checker=checker, budget=budget)
 
     model, history = train_from_config(
         model,

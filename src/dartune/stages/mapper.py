@@ -127,8 +127,8 @@ class MapperObjective(PolicyObjective):
         row["scored_tokens"] += row["generated_tokens"]
         if self.probe is None or (step + 1) % self.config.probe_every:
             return row
-        found, cost = self._probe(step + 1)
-        return row | found | {name: row[name] + getattr(cost, name) for name in COST_METRICS}
+        probe_metrics, cost = self._probe(step + 1)
+        return row | probe_metrics | {name: row[name] + getattr(cost, name) for name in COST_METRICS}
 
     def _probe(self, step: int) -> tuple[StepMetrics, Cost]:
         """The gold probe's result and cost; with a reason to stop if the target got worse while the reward rose."""

@@ -19,8 +19,8 @@ def mapper_prompt(template: str, demonstration: Demonstration) -> str:
 
 def with_examples(template: str, shown: Sequence[tuple[Demonstration, str]]) -> str:
     """The request preceded by worked examples: (demonstration, rewrite) pairs in the request's own words."""
-    asked = [f"{mapper_prompt(template, row)}\n{rewrite}" for row, rewrite in shown]
-    return "\n\n".join([*asked, template])
+    blocks = [f"{mapper_prompt(template, row)}\n{rewrite}" for row, rewrite in shown]
+    return "\n\n".join([*blocks, template])
 
 
 def worked_examples(

@@ -189,20 +189,22 @@ class RunModels:
     def footprints(self) -> dict[str, Footprint]:
         """Estimated memory of each kind of training in the config, by section name."""
         config, target, start = self.config, self.target_engine.model, self.start_engine.model
-        asked = [ARMS[arm] for arm in config.arms if ARMS[arm].trained]
+        trained_arms = [ARMS[arm] for arm in config.arms if ARMS[arm].trained]
         frozen = weight_bytes(target)
-        found = {}
+        footprint_by_section = {}
         if config.mapper.steps and any(ADAPTATIONS[name].trained for name in adaptations(config.arms)):
-            found["mapper"] = footprint(
+            footprint_by_section["mapper"] = footprint(
                 start, config.mapper, frozen + (0 if start is target else weight_bytes(start)), config.execution
             )
-        if any(arm.rows or arm.teacher for arm in asked):
-            beside = frozen * (1 if config.sft.lora_rank is None else 2)
-            found["sft"] = footprint(target, config.sft, beside, config.execution)
-        if any(arm.budget for arm in asked):
-            beside = frozen * (1 if direct_rl_settings(config).lora_rank is None else 2)
-            found["direct_rl"] = footprint(target, direct_rl_settings(config), beside, config.execution)
-        return found
+        if any(arm.rows or arm.teacher for arm in trained_arms):
+            other_models = frozen * (1 if config.sft.lora_rank is None else 2)
+            footprint_by_section["sft"] = footprint(target, config.sft, other_models, config.execution)
+        if any(arm.budget for arm in trained_arms):
+            other_models = frozen * (1 if direct_rl_settings(config).lora_rank is None else 2)
+            footprint_by_section["direct_rl"] = footprint(
+                target, direct_rl_settings(config), other_models, config.execution
+            )
+        return footprint_by_section
 
     def memory_lines(self) -> list[str]:
         """Estimated memory of each kind of training, beside that of the device."""

@@ -170,8 +170,13 @@ def _raw_sample(row: Demonstration, item: Rewrite, *, verified: bool) -> RawSamp
         "copied": copied_share(row.question, item.text),
         "filler": filler_share(row.question, row.solution, item.text),
     }
-    kept = {"text": item.text, "ids": list(item.ids), "answer_logprob": item.answer_logprob, "gates": item.gates}
-    return {"verified": verified, "stats": _rounded(item.stats), **wording, **(kept if verified else {})}
+    verified_fields = {
+        "text": item.text,
+        "ids": list(item.ids),
+        "answer_logprob": item.answer_logprob,
+        "gates": item.gates,
+    }
+    return {"verified": verified, "stats": _rounded(item.stats), **wording, **(verified_fields if verified else {})}
 
 
 def _rounded(stats: TokenStats) -> dict[str, list[Any]]:
