@@ -53,6 +53,11 @@ ALL_ARMS = (
     "dart_keep_original, dart_selected, dart_augmented, no_anticheating, no_alignment, wrong_target, grpo_tokens, "
     "grpo_seconds, dart_then_grpo, gold]"
 )
+ALTERNATIVES = (
+    "[base, sft, dart, best_of_k, sft_stm, sft_matched, sft_on_mapper_start, sdft, opd_from_mapper, rft, rft_iterated, "
+    "dart_half, dart_refreshed]"
+)
+"""What users would try instead of a mapper, and renewed rows."""
 BEST_OF_K = {"arms": "[base, dart, best_of_k]"}
 MATRIX = [(target, expert) for target in ("backward", "recall") for expert in EXPERTS]
 """Targets and experts of recipes/lab-full.yaml."""
@@ -84,6 +89,7 @@ STUDIES: dict[str, dict[str, dict[str, str]]] = {
     "content_logprob": {
         f"{target}-{expert}": _cell(target, expert) | BEST_OF_K | {"seeds": "[0, 1, 2]"} for target, expert in MATRIX
     },
+    "alternatives": {"backward-values": {"arms": ALTERNATIVES, "seeds": "[0, 1, 2]"}},
     "styles": {
         f"{target}-{expert}": _cell(target, expert) | {"arms": "[base, sft]"}
         for target in ("backward", "recall")

@@ -32,6 +32,7 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "content_logprob": lambda: _present_score(found["content_logprob"], found["matrix"]),
         "seeds": lambda: _from_seed_to_seed(found["matrix"]),
         "costs": lambda: _costs(found["matrix"]),
+        "alternatives": lambda: _all_arms(found["alternatives"][ALL_ARMS_CELL]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
         "tokens": lambda: _tokens(found["tokens"]),
         "distance": lambda: _distance(found["distance"] | _of_target(found["matrix"], "backward")),

