@@ -1,4 +1,6 @@
-"""Converts text to token ids and back. This is the only module that applies chat templates.
+"""Converts text to token ids and back, and knows the tokens that end a sample (`Renderer.stop_ids`).
+
+This is the only module that applies chat templates.
 
 A row is trained as `prompt_ids + response_ids`, with the loss on `response_ids` only. Text from the data is always
 encoded as plain text: a special token spelled out in it does not become that token, and Jinja in it is not evaluated.

@@ -146,7 +146,7 @@ SCORES: dict[str, AlignmentScore] = {
 def natural_alignment(own: Sequence[float]) -> float:
     """Return the alignment that is as natural as the reward asks for: the median of the target's own finished samples.
 
-    The cap of a row and of the data set both come from here.
+    `gain_cap` is the reward's cap; this is the level it reaches up to, of a row and of the data set.
     """
     return float(np.median(np.asarray(own)))
 
@@ -162,9 +162,9 @@ def style_means(own: Sequence[float], pooled: Sequence[float]) -> Sequence[float
 
 
 def gain_cap(source: float, own: Sequence[float], typical: float | None) -> float | None:
-    """Return the largest gain that a row rewards: the `natural_alignment` of the row's own samples minus A(s).
+    """Return the cap: the largest gain that a row rewards, the `natural_alignment` of its own samples minus A(s).
 
-    Without a cap, text that is more predictable than anything the target writes would be rewarded most.
+    This is the only place of the cap; `experiments/style_scores.py` repeats it for its tables. Without a cap, text that is more predictable than anything the target writes would be rewarded most.
 
     Args:
         source: A(s).

@@ -6,6 +6,7 @@ in distribution.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,17 @@ class FineTuneMatched(FineTune):
     def inputs(self) -> StageInputs:
         return super().inputs() | {"gains_as_much_as": self.context.key(self.other)}
 
-    def run(self, folder: Path) -> Cost:
-        context, models = self.context, self.context.models
-        dev = read_json(context.folder(self.other) / "dev.json")
+    @cached_property
+    def goal(self) -> float:
+        """Dev accuracy of the other arm's model."""
+        dev = read_json(self.context.folder(self.other) / "dev.json")
         assert dev is not None  # the stage has finished
-        goal = dev["accuracy"]
+        return dev["accuracy"]
+
+    def run(self, folder: Path) -> Cost:
+        context, models, goal = self.context, self.context.models, self.goal
+        if not self.rows[0]:  # nothing to learn from
+            return super().run(folder)
         every = max(1, round(len(self.rows[0]) / self.settings.batch_size / CHECKS_PER_EPOCH))
         start, _ = start_of(context, self.arm, self.seed)
 
