@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Results = Mapping[str, Any]
-MEANS = ("step_accuracy", "names_accuracy", "mean_tokens", "truncated")
+MEANS = ("step_accuracy", "names_accuracy", "announced", "mean_tokens", "truncated")
 
 
 def merged(earlier: Results, later: Results) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _rows(parts: tuple, weights: tuple[float, float], section: str, keys: tuple[
 
 def _summary(earlier: Results, later: Results, weights: tuple[float, float]) -> dict[str, Any]:
     interval = _interval(earlier["accuracy"], later["accuracy"], weights)
-    kept = {key: _mean([earlier[key], later[key]], weights) for key in MEANS}
+    kept = {key: _mean([earlier.get(key), later.get(key)], weights) for key in MEANS}
     limits = {"low": max(0.0, interval["low"]), "high": min(1.0, interval["high"])}
     return {**earlier, **kept, "accuracy": {**interval, **limits}, "by_seed": _by_seed(earlier, later)}
 

@@ -17,7 +17,7 @@ from dartune.errors import InputError
 from dartune.report import stats
 from dartune.report.adaptation import adapted_summary, mapper_summary, mean_of_known
 from dartune.report.costs import cost_table
-from dartune.report.schema import SCHEMA_VERSION, validate_evaluations, validate_results
+from dartune.report.schema import SCHEMA_VERSION, SolutionMetrics, validate_evaluations, validate_results
 from dartune.report.ungraded import graded_records, ungraded_notes
 
 GROUPS = {"ood_": "out of distribution", "retention": "retention"}
@@ -257,7 +257,18 @@ def _cell(records: Records, arm: str, suite: str, seed: int) -> dict[str, Any]:
         "suite": suite,
         "seed": seed,
         "n": len(rows),
-        **{name: _share(rows, measure) for measure, name in MEASURES.items()},
+        "accuracy": _share(rows, "correct"),
+        **_solution_metrics(rows),
+    }
+
+
+def _solution_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The fields of `SolutionMetrics` from evaluation records."""
+    return {
+        "step_accuracy": _share(rows, "steps_correct"),
+        "names_accuracy": _share(rows, "names_correct"),
+        "avg_at_k": _share(rows, "avg_at_k"),
+        "pass_at_k": _share(rows, "pass_at_k"),
         "announced": _share(rows, "announced"),
         "mean_tokens": sum(row["n_tokens"] for row in rows) / len(rows),
         "truncated": sum(row["finish"] == "length" for row in rows) / len(rows),
@@ -278,10 +289,7 @@ def _summary(records: Records, arm: str, level: str, name: str, suites: list[str
         "n": _count_questions(records, arm, suites),
         "accuracy": _as_dict(stats.accuracy_interval(strata)),
         "by_seed": {str(seed): mean_of_known(values) for seed, values in sorted(by_seed.items())},
-        **{
-            key: mean_of_known(cell[key] for cell in cells)
-            for key in (*list(MEASURES.values())[1:], "announced", "mean_tokens", "truncated")
-        },
+        **{key: mean_of_known(cell[key] for cell in cells) for key in SolutionMetrics.model_fields},
     }
 
 

@@ -45,14 +45,9 @@ class Suite(_Strict):
     questions: int
 
 
-class Cell(_Strict):
-    """One arm on one suite with one seed."""
+class SolutionMetrics(_Strict):
+    """Means over solutions, beside the accuracy; None where no record has the measure."""
 
-    arm: str
-    suite: str
-    seed: int
-    n: int
-    accuracy: float
     step_accuracy: float | None
     names_accuracy: float | None
     avg_at_k: float | None
@@ -62,7 +57,17 @@ class Cell(_Strict):
     truncated: float
 
 
-class Summary(_Strict):
+class Cell(SolutionMetrics):
+    """One arm on one suite with one seed."""
+
+    arm: str
+    suite: str
+    seed: int
+    n: int
+    accuracy: float
+
+
+class Summary(SolutionMetrics):
     """One arm on one suite or one group of suites, over all seeds."""
 
     arm: str
@@ -71,13 +76,6 @@ class Summary(_Strict):
     n: int
     accuracy: Estimate
     by_seed: dict[str, float]
-    step_accuracy: float | None
-    names_accuracy: float | None
-    avg_at_k: float | None
-    pass_at_k: float | None
-    announced: float | None = None
-    mean_tokens: float
-    truncated: float
 
 
 class Difference(Estimate):
