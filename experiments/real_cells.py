@@ -1,18 +1,18 @@
 """One cell of the comparison on real models: a run of dartune, and what its models keep of the untouched target.
 
 Beside the run's own accuracies, every arm's model is measured by
-* `answer_logprob`: log-probability (nats) of the right answer after the model's own greedy solution and "The answer is",
-  a measure with more power than accuracy where few answers are right, and which no answer format favours;
+* `answer_logprob`: log-probability (nats) of the right answer after the model's own greedy solution and "The answer
+  is", a measure with more power than accuracy where few answers are right, and which no answer format favours;
 * `nll_rise`: rise of the negative log-likelihood (nats per token) of what the untouched target samples on prompts that
   have nothing to do with the task, and `kl`, KL(untouched || arm) on the same tokens;
-* `counting`, `boolean`: log-probability of the right answer to BIG-Bench Hard's object_counting and boolean_expressions.
+* `counting`, `boolean`: log-probability of the right answer to object_counting and boolean_expressions of BIG-Bench
+  Hard.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def measure(config: Config, folder: Path) -> None:
     renderer = Renderer(load_tokenizer(config.target.path))
     target = load_model(config.target.path, dtype="float32").eval()
     unrelated = unrelated_samples(target, renderer)
-    bbh = {name: _bbh(folder, file) for name, file in (("counting", "object_counting"), ("boolean", "boolean_expressions"))}
+    bbh = {"counting": _bbh(folder, "object_counting"), "boolean": _bbh(folder, "boolean_expressions")}
     for arm, seed, path in pending:
         model = target
         if ARMS[arm].trained:
@@ -114,7 +114,7 @@ def measure(config: Config, folder: Path) -> None:
             path,
             {
                 "answer_logprob": answer_logprobs(model, renderer, records, _gold(folder)),
-                **{name: [_answer_logprobs(model, renderer, rows)] for name, rows in bbh.items()},
+                **{name: _answer_logprobs(model, renderer, rows) for name, rows in bbh.items()},
                 **drift(model, target, unrelated),
             },
         )

@@ -4,7 +4,7 @@
     python experiments/real_models.py warm-up       gemma3-warm                --data DATA
     python experiments/real_models.py mapper-start  <model>-mapper             --data DATA
     python experiments/real_models.py task-start    <model>-task, -task-mapper --data DATA
-    python experiments/real_models.py run           cells of the comparison    --data DATA [--experts prefix] [--seeds 0]
+    python experiments/real_models.py run           cells of the comparison    --data DATA [--experts prefix]
     python experiments/real_models.py collect       results/real-models.json   from the cells that are there
     python experiments/real_models.py write         docs/real-models.md        from results/real-models.json
 

@@ -164,7 +164,8 @@ def style_means(own: Sequence[float], pooled: Sequence[float]) -> Sequence[float
 def gain_cap(source: float, own: Sequence[float], typical: float | None) -> float | None:
     """Return the cap: the largest gain that a row rewards, the `natural_alignment` of its own samples minus A(s).
 
-    This is the only place of the cap; `experiments/style_scores.py` repeats it for its tables. Without a cap, text that is more predictable than anything the target writes would be rewarded most.
+    This is the only place of the cap; `experiments/style_scores.py` repeats it for its tables. Without a cap, text that
+    is more predictable than anything the target writes would be rewarded most.
 
     Args:
         source: A(s).
