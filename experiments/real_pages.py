@@ -134,12 +134,15 @@ def mapper(cells: Mapping[str, Cell]) -> str:
     rows = []
     for name, cell in cells.items():
         steps = cell["mapper"]
-        ends = [(mean(row[key] for row in part) for part in (steps[:5], steps[-5:])) for key in steps[0]]
-        changes = [" -> ".join(f"{value:.2f}" for value in pair) for pair in ends]
+        changes = [f"{_mean(steps[:5], key)} -> {_mean(steps[-5:], key)}" for key in steps[0]]
         counts = [", ".join(f"{key} {n}" for key, n in cell[what].items()) or "none" for what in _COUNTED]
         rows.append([name, str(len(steps)), *changes, *counts])
     header = ["cell", "steps", "reward", "gates passed", "alignment, nats", "rows", "hacks refused", "hacks accepted"]
     return table(header, rows)
+
+
+def _mean(steps: Sequence[Mapping[str, float]], key: str) -> str:
+    return decimals(mean(step[key] for step in steps), 2)
 
 
 _COUNTED = ("provenance", "hacks_refused", "hacks_accepted")

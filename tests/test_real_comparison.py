@@ -1,0 +1,159 @@
+"""The comparison on real models: experts that say the same, suites apart from training, tables from outcomes."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dartune.answers.equality import final_answers
+from dartune.answers.task_families import TASKS
+
+ROOT = Path(__file__).parents[1]
+MODULES = ("real_tasks", "real_pages", "style_texts", "pages")
+NAMES = ("number0", "number1", "number2")
+
+
+@pytest.fixture(autouse=True)
+def experiments(monkeypatch):
+    import sys
+
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def svamp_row(question="Ann has number0 pears and buys number1 . How many pears does she have ?", **changes):
+    return {"Question": question, "Numbers": "3.0 4.0", "Equation": "+ number0 number1", "Answer": "7.0"} | changes
+
+
+def test_a_published_row_becomes_a_problem_with_its_steps():
+    import real_tasks
+
+    problem = real_tasks.word_problem(svamp_row())
+    assert problem.question == "Ann has 3 pears and buys 4. How many pears does she have?"
+    assert (list(map(str, problem.steps)), problem.answer, problem.noun) == (["3 + 4 = 7"], 7, "pears")
+    row = svamp_row("number0 , number1 , number2 ?", Numbers="9 5 2", Equation="* - number0 number1 number2", Answer="8")
+    two = real_tasks.word_problem(row)
+    assert list(map(str, two.steps)) == ["9 - 5 = 4", "4 * 2 = 8"]
+    assert real_tasks.prefix(two) == "* - 9 5 2 = 8"
+    assert real_tasks.x_equation(two) == "X=((9-5)*2)\nX=8"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Answer": "8.0"},  # contradicts the equation
+        {"Numbers": "3.5 4.0", "Answer": "7.5"},
+        {"Equation": "- number0 number1", "Answer": "-1.0"},
+        {"Equation": "/ number0 number1", "Answer": "0.75"},
+        {"Equation": "+ number0 number7"},
+        {"Equation": "number0", "Answer": "3.0"},
+        {"Equation": "+ number0 number1 number1"},
+        {"Question": "How many are seven and 3 ?"},
+    ],
+)
+def test_rows_that_are_no_whole_number_problem_are_left_out(changes):
+    import real_tasks
+
+    assert real_tasks.word_problem(svamp_row(**changes)) is None
+
+
+TREES = st.recursive(
+    st.sampled_from(NAMES), lambda part: st.tuples(st.sampled_from("+-*/"), part, part), max_leaves=3
+).filter(lambda tree: not isinstance(tree, str))
+
+
+@given(TREES, st.lists(st.integers(1, 60), min_size=3, max_size=3))
+def test_all_experts_state_the_same_answer_and_the_same_calculation(tree, numbers):
+    import real_tasks
+
+    def written(node):
+        return node if isinstance(node, str) else " ".join(map(written, node))
+
+    given = " ".join(map(str, numbers))
+    row = svamp_row("number0 , number1 and number2 , how many ?", Numbers=given, Equation=written(tree))
+    try:
+        row["Answer"] = str(real_tasks.worked_out(tree, numbers)[0])
+    except ValueError:
+        return
+    problem = real_tasks.word_problem(row)
+    infix = real_tasks.x_equation(problem).splitlines()[0].removeprefix("X=")
+    assert eval(infix) == problem.answer  # built from numbers and operators above
+    for expert in real_tasks.EXPERTS.values():
+        solution = expert(problem)
+        assert (final_answers(solution) or [TASKS["math"].implicit_answer(solution)])[-1] == str(problem.answer)
+
+
+def published_files(folder: Path):
+    """Small files in the published layouts; one training question is also in a suite, with other numbers."""
+    with (folder / "svamp-train-mawps-asdiv-a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(svamp_row()))
+        writer.writeheader()
+        questions = [f"Ann has number0 {noun} and number1 more . How many {noun} ?" for noun in "abcdefgh"]
+        writer.writerows(map(svamp_row, questions))
+    for name in ("pal-svamp", "pal-mawpsaddsub", "pal-mawpsmultiarith"):
+        rows = [{"input": "Ann has 50 c and 6 more. How many c?", "target": 56.0}, {"input": "Half?", "target": 0.5}]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("object_counting", "boolean_expressions"):
+        (folder / f"bbh-{name}.json").write_text(json.dumps({"examples": [{"input": "True?", "target": "True"}]}))
+
+
+def test_no_wording_is_in_two_of_warm_up_training_and_suites(tmp_path, monkeypatch):
+    import real_tasks
+
+    published_files(tmp_path)
+    monkeypatch.setattr(real_tasks, "WARM_UP_ROWS", 3)
+    monkeypatch.setattr(real_tasks, "TRAINING_ROWS", 2)
+    real_tasks.write(tmp_path, tmp_path / "out")
+
+    def wordings(name):
+        lines = (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()
+        return {real_tasks.wording(json.loads(line)["question"]) for line in lines}
+
+    warm_up, training = wordings("warm-up"), wordings("prefix")
+    assert len(warm_up) == 3 and len(training) == 2
+    assert all(wordings(name) == training for name in real_tasks.EXPERTS)
+    suites = [wordings(f"suite-{name}") for name in real_tasks.SUITE_NAMES]
+    assert all(suites) and not (warm_up & training) and not ((warm_up | training) & set().union(*suites))
+    assert json.loads((tmp_path / "out" / "suite-ood_svamp.jsonl").read_text())["answer"] == "56"
+    for line in (tmp_path / "out" / "suite-ood_larger.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        first, second = (int(word) for word in row["question"].split() if word.isdigit())
+        assert first + second == int(row["answer"]) and min(first, second) >= 100
+
+
+def outcomes(share, rise):
+    from real_tasks import SUITE_NAMES
+
+    correct = {suite: [i < share * 20 for i in range(20)] for suite in SUITE_NAMES}
+    values = {name: [rise + 0.01 * (i % 3) for i in range(24)] for name in ("nll_rise", "kl", "counting", "boolean")}
+    return {"0": {"correct": correct, "answer_logprob": {suite: [-share] * 20 for suite in SUITE_NAMES}, **values}}
+
+
+def test_the_tables_say_who_is_better_and_by_how_much(monkeypatch):
+    import real_pages
+
+    cost = dict.fromkeys(("generated_tokens", "scored_tokens", "trained_tokens", "flops", "seconds"), 60)
+    arms = {"base": outcomes(0.5, 0.0), "sft": outcomes(0.25, 0.5), "dart": outcomes(0.75, 0.1)}
+    rewrite = {"question": "a | b?", "source_solution": "x", "solution": "y\nz", "provenance": "rewrite"}
+    cell = {
+        "seeds": [0],
+        "outcomes": arms,
+        "rewrites": [rewrite | {"alignment_before": -3.0, "alignment_after": None}],
+        "provenance": {"rewrite": 1},
+        "hacks_refused": {},
+        "hacks_accepted": {},
+        "mapper": [{"reward": float(i), "gate_pass": 0.5, "alignment_after": -1.0} for i in range(10)],
+        "costs": {arm: {"total": cost, "prepare": cost} for arm in arms},
+    }
+    gap = real_pages.difference(cell, "sft", "correct", real_pages.OUT)
+    assert gap.estimate == pytest.approx(0.5) and gap.low > 0
+    assert real_pages.difference(cell, "sft", "nll_rise").estimate == pytest.approx(-0.4)
+    parts = real_pages.parts({"tiny-prefix": cell})
+    assert "+50.0 [" in parts["summary"] and "not run" in parts["summary"]  # best_of_k is not in the cell
+    assert "2.00 -> 7.00" in parts["mapper"] and "a \\| b?" in parts["rewrites"] and "y / z" in parts["rewrites"]
+    assert parts["accuracy"].count("| `") == 3 and parts["differences"].count("| `") == 2
