@@ -9,8 +9,8 @@
     python experiments/real_models.py write         docs/real-models.md        from results/real-models.json
 
 DATA is a folder with the published files that real_tasks.py names. A cell is a model and an expert; `run` continues a
-cell where it was interrupted, stage by stage. `--larger` uses Qwen3-0.6B and Qwen3-1.7B with GSM8K and MATH instead, on
-GPUs (real_models_larger.py).
+cell where it was interrupted, stage by stage. `run --larger` is the comparison of Qwen3-0.6B and Qwen3-1.7B on GSM8K
+and MATH, for GPUs (real-models-larger.yaml).
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from real_tasks import EXPERTS
 from real_tasks import write as write_tasks
 from real_weights import MODELS, fetch
 
+from dartune.config.load import load_config
+from dartune.pipeline import run
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "runs" / "real-models"
 """Default place of models and runs; `runs/` is ignored by git."""
+LARGER = Path(__file__).parent / "real-models-larger.yaml"
 RESULTS = ROOT / "results" / "real-models.json"
 ACTIONS = ("fetch", "warm-up", "mapper-start", "task-start", "run", "collect", "write")
 NEED_DATA = ("warm-up", "mapper-start", "task-start", "run")
@@ -41,9 +45,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the published files")
     parser.add_argument("--experts", nargs="+", choices=EXPERTS, default=list(EXPERTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--larger", action="store_true", help="larger models and data sets, for GPUs")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"default {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args()
     action, folder = arguments.action, arguments.folder
+    if action == "run" and arguments.larger:
+        print(run(load_config(LARGER)))
+        return
     if action in NEED_DATA and arguments.data is None:
         parser.error(f"{action} needs --data")
     if action == "warm-up":

@@ -12,7 +12,7 @@ from dartune.answers.equality import final_answers
 from dartune.answers.task_families import TASKS
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("real_tasks", "real_pages", "style_texts", "pages")
+MODULES = ("real_cells", "real_tasks", "real_pages", "style_texts", "pages")
 NAMES = ("number0", "number1", "number2")
 
 
@@ -36,8 +36,8 @@ def test_a_published_row_becomes_a_problem_with_its_steps():
     problem = real_tasks.word_problem(svamp_row())
     assert problem.question == "Ann has 3 pears and buys 4. How many pears does she have?"
     assert (list(map(str, problem.steps)), problem.answer, problem.noun) == (["3 + 4 = 7"], 7, "pears")
-    row = svamp_row("number0 , number1 , number2 ?", Numbers="9 5 2", Equation="* - number0 number1 number2", Answer="8")
-    two = real_tasks.word_problem(row)
+    equation = {"Equation": "* - number0 number1 number2", "Numbers": "9 5 2", "Answer": "8"}
+    two = real_tasks.word_problem(svamp_row("number0 , number1 , number2 ?", **equation))
     assert list(map(str, two.steps)) == ["9 - 5 = 4", "4 * 2 = 8"]
     assert real_tasks.prefix(two) == "* - 9 5 2 = 8"
     assert real_tasks.x_equation(two) == "X=((9-5)*2)\nX=8"
@@ -157,3 +157,22 @@ def test_the_tables_say_who_is_better_and_by_how_much(monkeypatch):
     assert "+50.0 [" in parts["summary"] and "not run" in parts["summary"]  # best_of_k is not in the cell
     assert "2.00 -> 7.00" in parts["mapper"] and "a \\| b?" in parts["rewrites"] and "y / z" in parts["rewrites"]
     assert parts["accuracy"].count("| `") == 3 and parts["differences"].count("| `") == 2
+
+
+def test_the_recipes_can_be_read_and_have_the_same_arms(tmp_path):
+    import real_cells
+
+    from dartune.config.load import load_config
+    from dartune.config.matrix import combinations
+
+    for name in real_cells.SUITE_NAMES:
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks" / f"suite-{name}.jsonl").write_text("{}")
+    (tmp_path / "tasks" / "prefix.jsonl").write_text("{}")
+    for name in ("smollm2-task", "smollm2-task-mapper"):
+        (tmp_path / name).mkdir()
+    small = real_cells.cell_config(tmp_path, "smollm2", "prefix", [0, 1])
+    assert small.seeds == (0, 1) and set(small.evaluate.suites) == set(real_cells.SUITE_NAMES)
+    larger = dict(combinations(load_config(ROOT / "experiments" / "real-models-larger.yaml")))
+    assert len(larger) == 4 and len({cell.output for cell in larger.values()}) == 4
+    assert {cell.arms for cell in larger.values()} == {small.arms}
