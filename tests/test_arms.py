@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dartune.cli import main
+from dartune.config.arm_checks import arm_problems
 from dartune.config.arm_config import adapted_config, learning_rates, problems, samples_per_row
-from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
+from dartune.config.arms import ADAPTATIONS, ARMS, Arm, adaptations, with_dependencies
 from dartune.config.load import load_config
 from dartune.config.schema import Config
 from dartune.stages.finetune import select_by_gain
@@ -154,3 +155,44 @@ def test_the_document_lists_the_arms_as_the_code_has_them():
     text = (Path(__file__).parents[1] / "docs" / "comparison.md").read_text("utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
     assert {row[0].strip("`"): row[1] for row in rows} == {name: arm.description for name, arm in ARMS.items()}
+
+
+@pytest.mark.parametrize(
+    ("arm", "problem"),
+    [
+        (Arm("x", rows="demonstrations", start="base"), "start is 'base', which is not trained"),
+        (Arm("x", rows="demonstrations", gains_as_much_as="base"), "gains_as_much_as is 'base', which is not trained"),
+        (Arm("x", rows="demonstrations", trains_as_much_as="grpo_tokens"), "which is not trained on rows"),
+        (Arm("x", rows="demonstrations", trains_as_much_as="sdft"), "which is not trained on rows"),
+        (Arm("x"), "rows, budget or teacher must be set"),
+        (Arm("x", rows="dart", share="half"), "share is 'half'"),
+        (Arm(None, rows="dart"), "description is None"),
+        (Arm("x", rows="dart", teacher="target"), "rows and teacher are set"),
+        (Arm("x", rows="dart", share=0.0), "share is 0.0"),
+        (Arm("x", rows="dart", select=2.0), "select is 2.0"),
+        (Arm("x", budget="tokens", times=0), "times is 0"),
+        (Arm("x", rows="dart", renewed=True), "renewed has no effect without a start"),
+        (Arm("x", rows="dart", teacher_update=0.1), "teacher_update has no effect without a teacher"),
+        (Arm("x", rows="demonstrations", augment=True), "augment has no effect without the rows of an adaptation"),
+        (Arm("x", teacher="target", gains_as_much_as="dart"), "gains_as_much_as has no effect without rows"),
+        (Arm("x", teacher="target", loss="dft"), "loss has no effect without rows"),
+        (Arm("x", budget="tokens", low_rates=True), "low_rates has no effect without rows or a teacher"),
+    ],
+)
+def test_an_arm_that_contradicts_itself_is_refused(arm, problem):
+    (line,) = arm_problems(arm)
+    assert problem in line
+
+
+def test_every_built_in_arm_but_base_passes_the_checks_of_user_defined_ones():
+    assert {name: arm_problems(arm) for name, arm in ARMS.items() if name != "base" and arm_problems(arm)} == {}
+
+
+def test_a_moving_teacher_is_refused_with_lora_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(ARMS, "mine:ema", Arm("x", teacher="target", teacher_update=0.01))
+    assert problems(config(arms="[base, mine:ema]"), in_lab=True) == []
+    (problem,) = problems(config(arms="[base, mine:ema]", sft__lora_rank="4"), in_lab=True)
+    assert "teacher_update needs training of all weights" in problem
+    monkeypatch.setitem(ARMS, "mine:follow", Arm("x", teacher="mapper", teacher_update=0.01))
+    (problem,) = problems(config(arms="[base, mine:follow]", mapper__lora_rank="4"), in_lab=True)
+    assert "an adapter as the teacher cannot follow" in problem

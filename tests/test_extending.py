@@ -81,7 +81,7 @@ def test_unusable_arms_are_reported(parts):
     for name, reason in (
         ("my_parts:missing", "has no function 'missing'"),
         ("no_module_of_this_name:arm", "cannot import"),
-        ("my_parts:careful", "is a function, not a Arm"),
+        ("my_parts:careful", "is of type function, not Arm"),
     ):
         (problem,) = problems(load_config(None, BASE | {"arms": f"[base, {name}]"}), in_lab=True)
         assert reason in problem

@@ -58,6 +58,8 @@ def stage(tmp_path: Path, name: str) -> Path:
 )
 def test_matched_fine_tuning_keeps_the_first_checkpoint_that_is_as_accurate(tmp_path, monkeypatch, accuracies, steps):
     def measured(self, model, step, path):
+        if step in curve(path):
+            return accuracies[step]
         with path.open("a") as file:
             file.write(json.dumps({"step": step, "accuracy": accuracies[step], "spent": {}}) + "\n")
         return accuracies[step]

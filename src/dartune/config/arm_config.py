@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from dartune.config.arm_checks import arm_problems
 from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
-from dartune.config.plugins import plain_name
+from dartune.config.plugins import USER_DEFINED, plain_name
 from dartune.config.schema import Config, DirectRLSettings
 from dartune.errors import InputError
 
@@ -59,34 +61,47 @@ def direct_rl_settings(config: Config) -> DirectRLSettings:
 
 def problems(config: Config, *, in_lab: bool) -> list[str]:
     """Return the problems that prevent the arms of `config` from running."""
-    messages = []
+    messages, usable = [], []
     for arm in config.arms:
         try:
-            messages += [f"arms: {arm}: {line}" for line in ARMS[arm].problems()]
+            broken = arm_problems(ARMS[arm]) if USER_DEFINED.fullmatch(arm) else []
         except InputError as error:
             messages.append(error.message)
-    if messages:
-        return messages
-    arms = with_dependencies(config.arms)
+            continue
+        messages += [f"arms: {arm}: {line}" for line in broken]
+        if not broken:
+            usable.append(arm)
+    arms = with_dependencies(usable)
     if len(set(map(plain_name, arms))) < len(arms):
         messages.append("arms: two arms have the same name; rename the user-defined one")
     if any(ARMS[arm].rows == "gold" for arm in arms) and not in_lab:
         messages.append("arms: gold needs the lab's worlds (data.path lab:...); remove it for your own data")
     if any(ARMS[arm].rows == "wrong_target" for arm in arms) and not config.target.other:
         messages.append("arms: wrong_target needs target.other, the model that the data are adapted to instead")
+    moving = [arm for arm in arms if ARMS[arm].teacher_update]
+    if moving and (config.sft.lora_rank is not None or config.execution.sharding == "fsdp2"):
+        messages.append(
+            f"arms: {', '.join(moving)}: teacher_update needs training of all weights in one piece; set "
+            "sft.lora_rank: null and execution.sharding: ddp, or teacher_update=0"
+        )
+    if any(ARMS[arm].teacher == "mapper" for arm in moving) and config.mapper.lora_rank is not None:
+        messages.append(
+            f"arms: {', '.join(moving)}: an adapter as the teacher cannot follow the model; set "
+            "mapper.lora_rank: null, or teacher_update=0"
+        )
     if config.execution.server:
-        messages += _server_problems(config)
+        messages += _server_problems(config, arms)
     return messages
 
 
-def _server_problems(config: Config) -> list[str]:
+def _server_problems(config: Config, arms: Sequence[str]) -> list[str]:
     """Return the settings that a server, which holds the target and LoRA adapters of it, cannot support."""
     messages = []
     if config.mapper.path or config.mapper.format_steps:
         messages.append(
             "execution.server: the mapper must start from the served target: no mapper.path, no mapper.format_steps"
         )
-    trained = any(ADAPTATIONS[name].trained for name in adaptations(config.arms))
+    trained = any(ADAPTATIONS[name].trained for name in adaptations(arms))
     if trained and config.mapper.lora_rank is None:
         messages.append("execution.server: a server can load adapters, not full models; set mapper.lora_rank: 16")
     return messages

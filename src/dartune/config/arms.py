@@ -110,34 +110,6 @@ class Arm:
         """Name of the view (`data/adapted_dataset.py`) of the adapted data set that the arm is trained on."""
         return "keep_original" if self.keep_original else "success_only"
 
-    def problems(self) -> list[str]:
-        """Values that this arm may not have, for arms that users define."""
-        allowed = {
-            "rows": (None, "demonstrations", "own", "greedy", "gold", *ADAPTATIONS),
-            "loss": ("ce", "dft", "asft", "stm"),
-            "teacher": (None, "target", "mapper"),
-            "budget": (None, "tokens", "seconds"),
-            "group": GROUPS,
-            "start": (None, *_BUILT_IN),
-            "trains_as_much_as": (None, *_BUILT_IN),
-            "gains_as_much_as": (None, *_BUILT_IN),
-        }
-        messages = [
-            f"{name} is {getattr(self, name)!r} but should be one of {', '.join(map(repr, values))}"
-            for name, values in allowed.items()
-            if getattr(self, name) not in values
-        ]
-        methods = [name for name in ("rows", "budget", "teacher") if getattr(self, name)]
-        if len(methods) > 1:
-            messages.append(f"{' and '.join(methods)} are set, but an arm has one method of training; keep one")
-        if not 0 < self.share <= 1:
-            messages.append(f"share is {self.share} but should be above 0 and at most 1")
-        if not 0 <= self.teacher_update <= 1:
-            messages.append(f"teacher_update is {self.teacher_update} but should be between 0 and 1")
-        if self.renewed and not (self.start and self.rows in ("own", "dart")):
-            messages.append("renewed needs a start, the arm whose model gets new rows, and the rows 'own' or 'dart'")
-        return messages
-
     @property
     def needs(self) -> list[str]:
         """Arms that must be trained first."""
@@ -146,7 +118,7 @@ class Arm:
         return list(dict.fromkeys(name for name in needed if name))
 
 
-_BUILT_IN: dict[str, Arm] = {
+BUILT_IN: dict[str, Arm] = {
     "base": Arm("the target without fine-tuning", group="core"),
     "sft": Arm("fine-tuning on the demonstrations", rows="demonstrations", group="core"),
     "best_of_k": Arm(
@@ -214,7 +186,7 @@ _BUILT_IN: dict[str, Arm] = {
         "dart, then direct RL with as many generated tokens again", budget="tokens", start="dart", group="ablation"
     ),
 }
-ARMS: Registry[Arm] = Registry(_BUILT_IN, "arms", Arm)
+ARMS: Registry[Arm] = Registry(BUILT_IN, "arms", Arm)
 """The arms by name. A user-defined arm is named `module:name`, where `name` is an `Arm`."""
 GROUPS = ("core", "baseline", "ablation")
 """The order in which help and report show the arms: what a run should have, alternatives, variants of dart."""

@@ -34,7 +34,7 @@ class Registry(dict[str, T]):
             raise KeyError(name)
         part = import_part(name, self.key)
         if not isinstance(part, self.kind):
-            raise InputError(f"{self.key}: {name} is a {type(part).__name__}, not a {self.kind.__name__}")
+            raise InputError(f"{self.key}: {name} is of type {type(part).__name__}, not {self.kind.__name__}")
         self[name] = part
         return part
 
@@ -84,7 +84,7 @@ def import_part(name: str, key: str) -> Any:
         raise InputError(
             f"{key}: cannot import {module_name!r} ({error}); looked in {working_directory} and the environment"
         ) from error
-    except Exception as error:  # the user's code runs at import and may raise anything
+    except (Exception, SystemExit) as error:  # the user's code runs at import and may raise anything
         raise InputError(f"{key}: importing {module_name!r} fails with {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise InputError(f"{key}: {module_name} has no function {attribute!r}")

@@ -141,6 +141,10 @@ def _charged(context: StageContext, arm: str) -> dict[str, list[str]]:
         prepare += [stage for seed in seeds for stage in adaptation_stages(context.config, "dart", seed)[:-1]]
     if spec.rows == "own":
         prepare += [probe_stage("dart"), *(own_stage(arm, seed) for seed in seeds)]
+    if spec.rows == "greedy" or spec.teacher == "target":
+        config = context.config
+        prepare += [probe_stage("dart")] if config.mapper.examples or config.mapper.format_steps else []
+        prepare += [warmup_stage("dart")] if config.mapper.format_steps and spec.rows == "greedy" else []
     if spec.rows == "greedy":
         prepare.append(greedy_stage())
     if spec.rows == "dart" and spec.renewed:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from dartune import distributed
 from dartune.config.arms import ARMS
-from dartune.errors import InputError
 from dartune.run.cost import Cost
 from dartune.run.progress import follow
 from dartune.stages.arm_training import keep_model, start_of
@@ -52,7 +51,6 @@ class Distil(Stage):
         context, models, config, spec = self.context, self.context.models, self.context.config, ARMS[self.arm]
         model = models.to_train(start_of(context, self.arm, self.seed)[0], config.sft)
         if spec.teacher_update:
-            self._require_full_training()
             # Checkpoints do not hold the teacher, so an interrupted training with a moving one starts again.
             if distributed.is_main():
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -78,12 +76,3 @@ class Distil(Stage):
                 on_step=context.trackers.follow(self.name, folder, follow(progress, "loss")),
             )
         return cost + keep_model(context, model, folder)
-
-    def _require_full_training(self) -> None:
-        """Raise an input error where the trained weights are not those of the teacher, so that they have no average."""
-        config = self.context.config
-        if config.sft.lora_rank is not None or config.execution.sharding == "fsdp2":
-            raise InputError(
-                f"arms: {self.arm}: teacher_update needs training of all weights in one piece (no LoRA, no fsdp2); "
-                "leave it at 0"
-            )

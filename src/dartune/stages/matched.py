@@ -76,24 +76,27 @@ class FineTuneMatched(FineTune):
                     model, folder / "repeated", lambda _, step: "the best checkpoint" if step == best else None
                 )
                 cost += more
-        cost += sum((Cost(**row["spent"]) for row in read_jsonl(folder / CURVE)), Cost())
+        cost += sum((Cost(**row["spent"]) for row in read_jsonl(folder / CURVE, damaged=True)), Cost())
         return cost + keep_model(context, model, folder)
 
     def _measured(self, model: Any, step: int, path: Path) -> float:
         """Dev accuracy of the model in training, also appended to the curve."""
+        if step in (measured := curve(path)):  # by an earlier attempt
+            return measured[step]
         context, engine = self.context, engine_on(model)
         model.eval()
         meter, limit = Meter(engine), context.config.evaluate.max_new_tokens
         records = evaluate({"dev": context.data.dev}, engine, context.models.renderer, context.checker, limit)
-        measured = distributed.broadcast(accuracy(records))
+        share = distributed.broadcast(accuracy(records))
         if distributed.is_main():
-            append_jsonl(path, {"step": step, "accuracy": measured, "spent": counters(meter.cost())})
-        return measured
+            append_jsonl(path, {"step": step, "accuracy": share, "spent": counters(meter.cost())})
+        distributed.barrier()
+        return share
 
 
 def curve(path: Path) -> dict[int, float]:
-    """Dev accuracy by step; a resumed run may have measured a step twice, with the same result."""
-    return {row["step"]: row["accuracy"] for row in read_jsonl(path)}
+    """Dev accuracy by step; empty before the first measurement."""
+    return {row["step"]: row["accuracy"] for row in read_jsonl(path, damaged=True)} if path.exists() else {}
 
 
 def _first_at(path: Path, goal: float) -> int:
