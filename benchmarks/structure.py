@@ -44,7 +44,7 @@ def measure(package: Path) -> dict[str, str]:
         "longest file, lines": str(max(len(source.splitlines()) for source in sources.values())),
         "longest function, lines": str(max(functions)),
         "configuration keys": str(_config_keys(sources.values())),
-        "arms": str(_entries(sources.values(), "ARMS") or _entries(sources.values(), "_BUILT_IN")),
+        "arms": str(_entries(sources.values(), "ARMS") or _entries(sources.values(), "BUILT_IN")),
         "untyped dicts, stages and what reads their rows": str(sum(len(UNTYPED.findall(sources[p])) for p in stages)),
         "untyped dicts, all": str(sum(len(UNTYPED.findall(source)) for source in sources.values())),
         "comment lines per 100 lines": f"{100 * sum(map(_comments, sources.values())) / lines:.1f}",
