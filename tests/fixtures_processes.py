@@ -22,6 +22,7 @@ from dartune.engines.logprobs import sequence_logprobs
 from dartune.models.fsdp import gather_model, shard
 from dartune.run.files import atomic_write_json
 from dartune.train import checkpoint
+from dartune.train.distillation import distil
 from dartune.train.gradient_sync import GradientSync
 from dartune.train.loop import LoopConfig, build_optimizers, train_from_config
 from dartune.train.rl import PolicyObjective
@@ -55,6 +56,37 @@ def learn_by_demonstration(sharding: str, folder: Path):
     return fine_tune(model(), rows, RENDERER, settings, 1e-3, 0, folder, execution=execution)[0]
 
 
+def learn_selected_tokens(sharding: str, folder: Path):
+    settings = SFTConfig(steps=STEPS, batch_size=5)
+    # Small, so that the processes have different numbers of microbatches.
+    execution = ExecutionConfig(checkpoint_every=2, microbatch_tokens=80, sharding=sharding)
+    rows = [(row.question, row.solution) for row in ROWS]
+    target = sharp_model()
+    return fine_tune(
+        model(), rows, RENDERER, settings, 1e-3, 0, folder, loss="stm", anchor=target, execution=execution
+    )[0]
+
+
+def learn_from_teacher(sharding: str, folder: Path):
+    settings = SFTConfig(steps=STEPS, batch_size=5)
+    execution = ExecutionConfig(checkpoint_every=2, microbatch_tokens=120, sharding=sharding)
+
+    def prompt(row: Demonstration) -> str:
+        return f"{row.question} {row.solution} Now you:"
+
+    return distil(
+        model(), ROWS, sharp_model(), RENDERER, prompt, settings, 1e-3, 10, 0, folder, execution=execution
+    )[0]
+
+
+def sharp_model():
+    """A model that finds some tokens likely; `model` finds all of them about equally likely."""
+    sharp = model()
+    with torch.no_grad():
+        sharp.get_output_embeddings().weight.mul_(60.0)
+    return sharp
+
+
 def learn_by_reward(sharding: str, folder: Path):
     settings = MapperConfig(questions_per_step=5, group_size=4, max_new_tokens=10)
     # Small, so that the processes have different numbers of microbatches.
@@ -68,10 +100,13 @@ def learn_by_reward(sharding: str, folder: Path):
     return train_from_config(model(), objective, settings, folder, seed=0, execution=execution, **options)[0]
 
 
+METHODS = (learn_by_demonstration, learn_selected_tokens, learn_from_teacher, learn_by_reward)
+
+
 def main(sharding: str, folder: Path) -> None:
-    """Train with both methods; write the weights, and samples and scores of the untrained model."""
+    """Train with every method; write the weights, and samples and scores of the untrained model."""
     weights = {}
-    for learn in (learn_by_demonstration, learn_by_reward):
+    for learn in METHODS:
         trained = learn(sharding, folder / learn.__name__)
         weights[learn.__name__] = {name: p.tolist() for name, p in trained.named_parameters()}
     engine = engine_on(model())

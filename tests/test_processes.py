@@ -18,6 +18,7 @@ from dartune.errors import InputError
 from dartune.run.files import read_jsonl
 
 TESTS = Path(__file__).parent
+METHODS = [method.__name__ for method in fixtures_processes.METHODS]
 
 
 def launch(*command: str) -> subprocess.CompletedProcess:
@@ -59,13 +60,13 @@ def test_two_processes_give_the_results_of_one(sharding, one_process, tmp_path):
     result = results_of_two(tmp_path, sharding)
     assert_same(expected, result)
     assert result["spent"] == expected["spent"]
-    for part in ("learn_by_demonstration", "learn_by_reward"):
+    for part in METHODS:
         rows, expected_rows = (read_jsonl(path / part / "metrics.jsonl") for path in (tmp_path, folder))
         assert len(rows) == fixtures_processes.STEPS
         for row, expected_row in zip(rows, expected_rows, strict=True):
             assert dict(row.items()) == pytest.approx(expected_row, rel=2e-3, abs=1e-5)
     # A run that continues from the checkpoint at step 2 ends with the same weights.
-    for part in ("learn_by_demonstration", "learn_by_reward"):
+    for part in METHODS:
         checkpoints = tmp_path / part / "checkpoints"
         assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004"]
         shutil.rmtree(checkpoints / "step-000004")
