@@ -173,7 +173,8 @@ def _adapting_arms(arms: list[str], *, trained: bool) -> str:
     names = [
         arm
         for arm in arms
-        if (adaptation := ADAPTATIONS.get(ARMS[arm].rows or "")) and (adaptation.trained if trained else not ARMS[arm].renewed)
+        if (adaptation := ADAPTATIONS.get(ARMS[arm].rows or ""))
+        and (adaptation.trained if trained else not ARMS[arm].renewed)
     ]
     return ", ".join(names) or "no arm of this run"
 
