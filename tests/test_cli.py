@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import yaml
 
 from dartune import __version__
 from dartune.cli import main, split_overrides
@@ -94,6 +95,11 @@ def test_show_and_report_accept_existing_runs(pipeline, tmp_path, capsys):
     folder = str(tmp_path / "run")
     assert main(["show", "config", folder]) == 0
     assert capsys.readouterr().out == config.resolved_yaml()
+    record = tmp_path / "run" / "config.resolved.yaml"
+    old = record.read_text().replace("sft:\n  lora_rank: null\n", "sft:\n  adapter: full\n  lora_rank: 16\n")
+    record.write_text(f"name: x\n{old}")
+    assert main(["show", "config", folder]) == 0 and "adapter" in record.read_text()
+    assert yaml.safe_load(capsys.readouterr().out) == config.model_dump(mode="json")
     assert main(["show", "rewrites", folder]) == 0
     assert main(["show", "data", *LAB]) == 0
     assert main(["report", folder]) == 0

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import yaml
 
 from dartune.cli import main
+from dartune.config.load import load_config
 from dartune.errors import InputError
 from dartune.report.compare_runs import compare
+from dartune.report.finished_run import open_finished_run
+from dartune.run import lock
 from dartune.run.files import write_jsonl
 from dartune.stages.names import evaluation_stage
 from fixtures_report import SHARES, evaluations, full
@@ -91,3 +95,21 @@ def test_folders_without_a_finished_run_are_listed(tmp_path):
     assert len(error.value.problems) == 2
     with pytest.raises(InputError, match="cannot be compared"):
         compare([run])
+
+
+def test_a_report_that_was_rebuilt_by_a_later_version_has_no_differing_settings(tmp_path):
+    now = load_config(None, {"data": "lab:values", "target": "lab:backward"}).model_dump(mode="json")
+    old = {**now, "name": "x", "mapper": {"adapter": "full", **now["mapper"], "lora_rank": 16}}
+    old["sft"] = {"adapter": "full", **now["sft"], "lora_rank": 16}
+    del old["execution"], old["mapper"]["format_steps"]  # settings that this version did not have yet
+    runs = [finished_run(tmp_path / name, **config) for name, config in (("old", old), ("new", now))]
+    assert "  new: none" in compare(runs).splitlines()
+    for run in runs:
+        (run / lock.LOCK).touch()
+        (run / "config.resolved.yaml").write_text(yaml.safe_dump({**old, "arms": list(SHARES), "seeds": [0]}))
+        assert open_finished_run(run).config.sft.lora_rank is None
+    changed = {**old, "mapper": {**old["mapper"], "format_steps": 3}}
+    (runs[1] / "config.resolved.yaml").write_text(yaml.safe_dump({**changed, "arms": list(SHARES), "seeds": [0]}))
+    with pytest.raises(InputError, match="is not finished") as caught:
+        open_finished_run(runs[1])
+    assert "since its report (mapper.format_steps 0 -> 3)" in caught.value.problems[0]

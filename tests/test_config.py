@@ -151,6 +151,23 @@ def test_missing_files_are_problems_and_hub_ids_are_not(tmp_path):
     assert config.target.path == "Qwen/Qwen3-0.6B"
 
 
+def test_a_wrong_setting_does_not_hide_missing_files(tmp_path):
+    text = "data: {path: no.jsonl}\ntarget: {path: 5}\nsft: {steps: 0}\nevaluate: {suites: {hard: no.csv, bad+: x}}\n"
+    path = recipe(tmp_path, text)
+    wrong = problems(path, mapper__path="./no/model", mapper__step="1")
+    expected = [
+        "unknown flag --mapper.step",
+        f"{path}:2 target.path is 5",
+        f"{path}:3 sft.steps is 0",
+        f"{path}:4 evaluate.suites.bad+ is 'bad+'",
+        f"{path}:1 data.path: there is no file or folder 'no.jsonl'",
+        "--mapper.path: there is no model folder './no/model'",
+        f"{path}:4 evaluate.suites.hard: there is no file or folder 'no.csv'",
+    ]
+    assert len(wrong) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(wrong, expected, strict=True))
+
+
 def test_flags_are_parsed_as_the_type_of_their_key():
     config = load_config(
         None,

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -284,6 +285,35 @@ def test_a_split_behind_the_path_of_a_folder(tmp_path):
         load_demonstrations(f"{tmp_path / 'b#1.jsonl'}#test")
     with pytest.raises(InputError, match="does not exist"):
         load_demonstrations(tmp_path / "none#test")
+
+
+def test_a_mistyped_split_never_reads_all_rows(tmp_path):
+    from datasets import Dataset
+
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    for number in (1, 2):
+        jsonl(folder / f"fold{number}.jsonl", ROWS)
+    assert len(load_demonstrations(f"{folder}#fold2")) == len(ROWS)
+    assert len(load_demonstrations(f"{folder}#train")) == len(load_demonstrations(folder)) == 2 * len(ROWS)
+    with pytest.raises(InputError, match=r"no split 'nope': its files are fold1.jsonl, fold2.jsonl; remove #nope"):
+        load_demonstrations(f"{folder}#nope")
+    with pytest.raises(InputError, match="no split 'tset', only test, train"):
+        load_demonstrations(f"{split_folder(tmp_path / 'parts', ROWS)}#tset")
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="no split 'tset': it was saved without splits; remove #tset"):
+        load_demonstrations(f"{tmp_path / 'saved'}#tset")
+    assert len(load_demonstrations(f"{tmp_path / 'saved'}#train")) == len(ROWS)
+    for path in (folder, folder / "fold1.jsonl"):
+        with pytest.raises(InputError, match="the split after # is empty; write .*#<split>, or remove the #"):
+            load_demonstrations(f"{path}#")
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv.gz", "d.parquet"])
+def test_a_named_pipe_is_rejected_without_reading_it(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is neither a regular file nor a folder"):
+        load_demonstrations(tmp_path / name)
 
 
 def test_hub_addresses_and_their_errors(monkeypatch):

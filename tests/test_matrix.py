@@ -34,6 +34,29 @@ def test_problems_of_a_matrix_are_reported_at_once():
     assert "two combinations are called x.jsonl" in caught.value.problems[0]
 
 
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_the_problems_of_all_cells_are_reported_with_their_names_before_anything_runs(verb, tmp_path, capsys):
+    bad = {name: tmp_path / f"{name}.jsonl" for name in ("empty", "broken")}
+    bad["empty"].write_text("")
+    bad["broken"].write_text("{x\n" + '{"question": "1 + 1", "solution": "2"}\n')
+    matrix = f"{{data.path: [lab:values, {bad['empty']}, {bad['broken']}], seeds: [[0], [1]]}}"
+    flags = ["--matrix", matrix, "--arms", "base", "--output", str(tmp_path / "runs")]
+    assert main([verb, str(RECIPE), *flags]) == 2
+    message = capsys.readouterr().err.partition("error: ")[2]
+    assert message.startswith("the matrix cannot be run")
+    assert "values-" not in message and not (tmp_path / "runs").exists()
+    positions = [
+        message.index(text)
+        for text in (
+            "empty.jsonl-_0_, empty.jsonl-_1_:",
+            "empty.jsonl holds no rows",
+            "broken.jsonl-_0_, broken.jsonl-_1_:",
+            "broken.jsonl line 1: invalid JSON",
+        )
+    ]
+    assert positions == sorted(positions)
+
+
 @pytest.mark.slow
 def test_a_matrix_runs_and_ends_with_a_comparison(tmp_path, capsys):
     settings = SMALL | {"mapper.max_new_tokens": "64"}

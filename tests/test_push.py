@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from dartune.cli import main
 from dartune.config.load import load_config
 from dartune.publish.data_card import markdown_table, model_card
+from dartune.publish.push import _output_problems
 from dartune.report.finished_run import open_finished_run
 from fixtures_hub import TOKEN, served_hub
 
@@ -219,6 +221,13 @@ def test_all_problems_are_reported_at_once(hub, run_copy, monkeypatch, capsys):
 def test_missing_outputs_are_rejected(arguments, message, hub, finished_run, capsys):
     assert main(["push", str(finished_run), "--to", REPO, *arguments]) == 2
     assert message in capsys.readouterr().err and hub.requests == []
+
+
+def test_renewed_rows_are_not_published_under_the_name_of_the_adapted_data():
+    run = SimpleNamespace(results={"arms": ["base", "dart", "dart_refreshed"], "seeds": [0]})
+    (problem,) = _output_problems(run, "data", "dart_refreshed", 0)
+    assert "trained on rows renewed for its initial model, which are not published; available: dart" in problem
+    assert problem.endswith("available: dart") and _output_problems(run, "data", "dart", 0) == []
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from dartune.run import files, lock
 from dartune.run.cost import Cost
 from dartune.run.files import append_jsonl, atomic_write_json, atomic_write_text, read_jsonl, write_jsonl
 from dartune.run.folder import RunFolder
+from dartune.run.number_format import seconds_text
 from dartune.run.status import status_lines
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -319,6 +320,21 @@ def test_status_distinguishes_done_running_and_partial(tmp_path):
     after = status_lines(folder)
     assert after[0].endswith("not running")
     assert [line.split()[:2] for line in after[1:]] == [["first", "done"], ["second", "partial"]]
+
+
+def test_status_shows_no_time_for_a_stage_that_was_killed_before_it_recorded_one(tmp_path):
+    folder = tmp_path / "run"
+    with quiet_run(folder)[0]:
+        pass  # the run of the stages below has ended
+    stage = {"key": "", "inputs": {}}
+    killed = {"started": 2.0, "seconds": None}
+    for name, attempts in {"a": [killed], "b": [{"started": 1.0, "seconds": 90.0}, killed]}.items():
+        (folder / "stages" / name).mkdir(parents=True)
+        atomic_write_json(folder / "stages" / name / "STARTED", {**stage, "attempts": attempts})
+    assert [" ".join(line.split()) for line in sorted(status_lines(folder)[1:])] == [
+        "a partial",
+        f"b partial {seconds_text(90.0)}, attempt 2",
+    ]
 
 
 def test_status_of_a_run_is_finished_if_its_report_is_newer_than_its_stages(tmp_path):

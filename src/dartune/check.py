@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dartune.answers.checker import AnswerChecker
 from dartune.answers.grading import find_contradictions
 from dartune.config.arms import adaptations
-from dartune.config.matrix import combinations
+from dartune.config.matrix import combinations, matrix_error
 from dartune.config.schema import Config
 from dartune.data.chat_template import Renderer
 from dartune.data.quality import QualityReport, check_report
@@ -30,7 +30,7 @@ def check(config: Config, *, every: bool = False) -> str:
         InputError: everything that keeps `config` from running, at once; what else was found is in its notes.
     """
     if config.matrix:
-        return "\n".join(f"{name}\n{check(cell, every=every)}\n" for name, cell in combinations(config))
+        return _check_matrix(config, every=every)
     examination = examine(config, every=every)
     lines = list(examination.data.notes) if examination.data else []
     lines += [line for read in examination.sources.reads for line in read.facts]
@@ -51,6 +51,27 @@ def check(config: Config, *, every: bool = False) -> str:
     if examination.data:
         lines.append(_ready_line(examination.data))
     return "\n".join(lines)
+
+
+def _check_matrix(config: Config, *, every: bool) -> str:
+    """Check every cell of a matrix; a problem of one cell does not hide those of another."""
+    texts, problems_by_cell = [], {}
+    for name, cell in combinations(config):
+        try:
+            text = check(cell, every=every)
+        except InputError as error:
+            problems_by_cell[name] = error.problems or (error.message,)
+            lines = list(getattr(error, "__notes__", ()))
+            if every and len(error.problems) <= SHOWN_PROBLEMS:  # longer lists are in the notes already
+                lines += [f"error: {problem}" for problem in error.problems]
+            text = "\n".join(lines)
+        texts.append(f"{name}\n{text}\n")
+    if error := matrix_error(problems_by_cell):
+        if not every and error.count > SHOWN_PROBLEMS:
+            texts.append("`dartune check --all` lists all problems.")
+        error.add_note("\n".join(texts))
+        raise error
+    return "\n".join(texts)
 
 
 def _ready_line(data: Data) -> str:

@@ -223,7 +223,9 @@ def _show(options: argparse.Namespace) -> None:
         if options.overrides:
             raise InputError(f"{folder} is a run folder; flags change recipes only")
         if options.what == "config":
-            print((folder / "config.resolved.yaml").read_text(encoding="utf-8"), end="")
+            from dartune.config.load import recorded_yaml
+
+            print(recorded_yaml(folder), end="")
             return
         subject = folder
     else:

@@ -13,16 +13,15 @@ from dartune import distributed
 from dartune.answers.checker import AnswerChecker
 from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, with_dependencies
 from dartune.config.load import missing_paths
-from dartune.config.matrix import combinations
+from dartune.config.matrix import combinations, matrix_error
 from dartune.config.recipe import Recipe
 from dartune.config.schema import Config
-from dartune.errors import InputError
 from dartune.report.build import write_run_report
 from dartune.report.compare_runs import compare
 from dartune.run.folder import RunFolder
 from dartune.stages.base import Stage
 from dartune.stages.context import StageContext
-from dartune.stages.prepare import WriteData, start
+from dartune.stages.prepare import WriteData, examine, start
 from dartune.train.trackers import tracking
 
 
@@ -86,10 +85,15 @@ def planned_stages(context: StageContext) -> Iterator[Stage]:
 
 
 def _run_matrix(runs: Sequence[tuple[str, Config]]) -> str:
-    """Every run of a matrix, and how they compare."""
-    if missing := [f"{name}: {line}" for name, cell in runs for line in missing_paths(cell, Recipe())]:
-        raise InputError("the matrix cannot be run", missing)
+    """Every run of a matrix, and how they compare. Data and files of all cells are checked before the first run."""
+    if error := matrix_error({name: _cell_problems(cell) for name, cell in runs}):
+        raise error
     summaries = [f"{name}\n\n{run(cell)}" for name, cell in runs]
     if len(runs) > 1 and distributed.is_main():
         summaries.append(compare([Path(cell.output) for _, cell in runs]))
     return "\n".join(summaries)
+
+
+def _cell_problems(cell: Config) -> list[str]:
+    """Problems of a cell that are found without loading its models."""
+    return missing_paths(cell, Recipe()) or examine(cell, load_models=False).problems

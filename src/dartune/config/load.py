@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined as UNSET
 
-from dartune.config.recipe import Recipe, drop_removed_keys, explain, place_override, read_recipe
+from dartune.config.recipe import Recipe, drop_removed_keys, dump, explain, place_override, read_recipe
 from dartune.config.rewrite_prompts import GYM
 from dartune.config.schema import Config, is_section
 from dartune.errors import InputError
@@ -44,13 +44,16 @@ def load_config(path: str | Path | None, overrides: Mapping[str, str] | None = N
         # Missing sections become empty ones, so that the error names the missing key (data.path), not the section.
         if is_section(field.annotation) and recipe.values.get(name) is None:
             recipe.values[name] = {}
+    rejected: set[str] = set()
     try:
         config = Config.model_validate(recipe.values)
     except ValidationError as error:
         problems += explain(error, recipe, Config)
+        rejected = {".".join(str(part) for part in detail["loc"] if part != "[key]") for detail in error.errors()}
         config = None
-    if config is not None:
-        problems += missing_paths(config, recipe) + secrets(config.model_dump(), recipe)
+    # A wrong setting does not hide missing files.
+    values = recipe.values if config is None else config.model_dump()
+    problems += _missing_paths(values, recipe, rejected) + secrets(values, recipe)
     if problems or config is None:
         raise InputError(f"{path or 'the settings'} cannot be used", problems)
     return config
@@ -58,11 +61,24 @@ def load_config(path: str | Path | None, overrides: Mapping[str, str] | None = N
 
 def missing_paths(config: Config, recipe: Recipe) -> list[str]:
     """Return a problem for every file or folder that `config` names and that does not exist."""
-    models = {"target.path": config.target.path, "mapper.path": config.mapper.path}
-    suites = {f"evaluate.suites.{name}": file for name, file in config.evaluate.suites.items()}
+    return _missing_paths(config.model_dump(), recipe)
+
+
+def _missing_paths(values: Mapping[str, Any], recipe: Recipe, rejected: Collection[str] = ()) -> list[str]:
+    """Return a problem for every missing file or folder in the values of a config, which need not be valid.
+
+    Args:
+        rejected: keys whose value has a problem already.
+    """
+    sections = {name: value for name, value in values.items() if isinstance(value, dict)}
+    suites = sections.get("evaluate", {}).get("suites")
+    models = {f"{name}.path": sections.get(name, {}).get("path") for name in ("target", "mapper")}
+    paths = {"data.path": sections.get("data", {}).get("path"), **models}
+    if isinstance(suites, dict):
+        paths |= {f"evaluate.suites.{name}": file for name, file in suites.items()}
     problems = []
-    for key, text in {"data.path": config.data.path, **models, **suites}.items():
-        if text is None or text.startswith(("lab:", "hub:", GYM)) or _exists(text):
+    for key, text in paths.items():
+        if key in rejected or not isinstance(text, str) or text.startswith(("lab:", "hub:", GYM)) or _exists(text):
             continue
         if key in models and HUB_ID.fullmatch(text):
             continue
@@ -71,11 +87,18 @@ def missing_paths(config: Config, recipe: Recipe) -> list[str]:
     return problems
 
 
+def recorded_yaml(folder: Path) -> str:
+    """Return the config that a run recorded in its folder as YAML, without removed keys that have no effect now."""
+    values = read_recipe(folder / RECORD).values
+    drop_removed_keys(values, recorded=True)
+    return dump(values)
+
+
 def _exists(path: str) -> bool:
     """Return whether the path exists, or the folder in front of `#<split>`."""
     try:
         return Path(path).expanduser().exists() or Path(path.rpartition("#")[0] or path).expanduser().exists()
-    except (OSError, RuntimeError):  # the name is too long, or `~user` names an unknown user
+    except (OSError, RuntimeError, ValueError):  # the name is too long or holds a NUL, or `~user` is unknown
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from dartune.config.recipe import Recipe, explain
 from dartune.config.schema import Config
 from dartune.errors import InputError
+
+CANNOT_RUN = "the matrix cannot be run"
 
 
 def combinations(config: Config) -> list[tuple[str, Config]]:
@@ -41,8 +43,25 @@ def combinations(config: Config) -> list[tuple[str, Config]]:
             problems += [f"matrix, {name}: {line}" for line in explain(error, Recipe(), Config)]
     problems += [f"matrix: two combinations are called {name}" for name in _repeated(name for name, _ in runs)]
     if problems:
-        raise InputError("the matrix cannot be run", list(dict.fromkeys(problems)))
+        raise InputError(CANNOT_RUN, list(dict.fromkeys(problems)))
     return runs
+
+
+def matrix_error(problems_by_cell: Mapping[str, Sequence[str]]) -> InputError | None:
+    """Return the problems of all cells as one error, or None if there are none.
+
+    Cells with the same problems share one list.
+    """
+    cells_by_problems: dict[tuple[str, ...], list[str]] = {}
+    for name, problems in problems_by_cell.items():
+        if problems:
+            cells_by_problems.setdefault(tuple(problems), []).append(name)
+    lines = [
+        line
+        for problems, names in cells_by_problems.items()
+        for line in (f"{', '.join(names)}:", *(f"  {problem}" for problem in problems))
+    ]
+    return InputError(CANNOT_RUN, lines) if lines else None
 
 
 def _short_name(value: Any) -> str:

@@ -356,7 +356,7 @@ def drop_removed_keys(values: dict[str, Any], *, recorded: bool = False) -> None
         if own[name] == expected:
             del own[name]
             if name == "adapter" and removed.key is None:
-                own.pop("lora_rank", None)  # it had no effect
+                own["lora_rank"] = None  # the rank had no effect
 
 
 def _parent(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:

@@ -67,16 +67,19 @@ def _rows_of(path: str | Path, split: str, notes: list[str]) -> Iterator[RawRow]
         is_folder = path.is_dir()
     except (ValueError, RuntimeError) as error:  # a NUL in the path; an unknown user in `~user`
         raise InputError(f"{shown(path)} is not a valid path: {error}") from error
+    if own_split == "":
+        raise InputError(f"{shown(path)}#: the split after # is empty; write {shown(path)}#<split>, or remove the #")
     if own_split is not None and not is_folder:
         raise InputError(f"{shown(path)} is a file, which has no splits; remove #{shown(own_split)} behind it")
-    split = own_split or split
     if is_folder:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _saved_rows(path, split)
-        files = _files_of_split(path, split, notes)
+            return _saved_rows(path, split, own_split)
+        files = _files_of_split(path, split, own_split, notes)
         return (row for file in files for row in _rows_of_member(path, file, notes))
     if not path.exists():
         raise InputError(f"{shown(path)} does not exist; give a file, a folder, or hub:<owner>/<name>")
+    if not path.is_file():  # reading a named pipe would wait for a writer
+        raise InputError(f"{shown(path)} is neither a regular file nor a folder; write its content to a file")
     if format_suffix(path) not in READERS:
         suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() == GZIP else path.suffix
         hint = "; put the format into the name, such as data.jsonl.gz" if format_suffix(path) == "" else ""
@@ -85,9 +88,12 @@ def _rows_of(path: str | Path, split: str, notes: list[str]) -> Iterator[RawRow]
 
 
 def split_of_path(path: Path) -> tuple[Path, str | None]:
-    """Returns a path without its `#<split>`, and the split. A path that exists as written has none."""
+    """Returns a path without its `#<split>`, and the split. A path that exists as written has none.
+
+    The split is empty for a path that ends with `#`.
+    """
     before, _, split = str(path).rpartition("#")
-    if not before or not split or "/" in split or path.exists() or not Path(before).exists():
+    if not before or "/" in split or path.exists() or not Path(before).exists():
         return path, None
     return Path(before), split
 
@@ -98,8 +104,17 @@ def _rows_of_member(folder: Path, file: Path, notes: list[str]) -> Iterator[RawR
     return (RawRow(parent + row.place, row.content) for row in READERS[format_suffix(file)](file, notes))
 
 
-def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
-    """Returns the data files whose name or subfolder contains `split`, or all files if no name contains any split."""
+def _files_of_split(folder: Path, default: str, own_split: str | None, notes: list[str]) -> list[Path]:
+    """Returns the data files whose name or subfolder contains the split, or all files if no name contains any split.
+
+    Args:
+        default: the split if the path names none.
+        own_split: the split that the path names.
+
+    Raises:
+        InputError: there are no data files, or none of the split. A folder without splits has the default split only.
+    """
+    split = own_split or default
     files, skipped = _contents(folder)
     unread = [f"{shown(name)} ({reason})" for name, reason in skipped.items()]
     more = f" and {len(unread) - MAX_LISTED_FILES} more" if len(unread) > MAX_LISTED_FILES else ""
@@ -117,6 +132,13 @@ def _files_of_split(folder: Path, split: str, notes: list[str]) -> list[Path]:
     if not chosen and any(split_by_file.values()):
         names = ", ".join(sorted({name for name in split_by_file.values() if name}))
         raise InputError(f"{shown(folder)} has no split {split!r}, only {names}; write {shown(folder)}#<split>")
+    if not chosen and split != default:
+        names = [shown(file.relative_to(folder).as_posix()) for file in files]
+        more = f" and {len(names) - MAX_LISTED_FILES} more" if len(names) > MAX_LISTED_FILES else ""
+        raise InputError(
+            f"{shown(folder)} has no split {split!r}: its files are {', '.join(names[:MAX_LISTED_FILES])}{more}; "
+            f"remove #{shown(split)} to read all of them"
+        )
     for file in files if chosen else ():
         if file not in chosen:
             name = shown(file.relative_to(folder).as_posix())
@@ -209,9 +231,10 @@ def _split_of(file: Path, split: str) -> str | None:
     return next((name for name in (split, *SPLIT_NAMES) if name in words or name in lower), None)
 
 
-def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
+def _saved_rows(folder: Path, default: str, own_split: str | None) -> Iterator[RawRow]:
     import datasets
 
+    split = own_split or default
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library does not validate these files, so any exception can occur
@@ -225,6 +248,11 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
             splits = ", ".join(map(str, saved))
             raise InputError(f"{shown(folder)} has no split {split!r}, only {splits}; write {shown(folder)}#<split>")
         saved = saved[split]
+    elif split not in (default, str(saved.split)):
+        raise InputError(
+            f"{shown(folder)} has no split {split!r}: it was saved without splits; remove #{shown(split)} to read all "
+            "rows"
+        )
     return _numbered(saved, folder.name)
 
 

@@ -153,6 +153,11 @@ def _output_problems(run: FinishedRun, what: What, arm: str, seed: int) -> list[
         problems.append(f"--arm {arm}: this arm is the untouched target and has no model of its own")
     elif what == "data" and adaptation not in ADAPTATIONS:
         problems.append(f"--arm {arm}: this arm has no adapted data; available: {_adapting_arms(arms, trained=False)}")
+    elif what == "data" and ARMS[arm].renewed:
+        problems.append(
+            f"--arm {arm}: this arm is trained on rows renewed for its initial model, which are not published; "
+            f"available: {_adapting_arms(arms, trained=False)}"
+        )
     elif what == "mapper" and not (adaptation in ADAPTATIONS and ADAPTATIONS[adaptation].trained):
         problems.append(f"--arm {arm}: this arm has no trained mapper; available: {_adapting_arms(arms, trained=True)}")
     elif what == "mapper" and not problems and run.config.mapper.format_steps and is_adapter(run, adaptation, seed):
@@ -164,11 +169,12 @@ def _output_problems(run: FinishedRun, what: What, arm: str, seed: int) -> list[
 
 
 def _adapting_arms(arms: list[str], *, trained: bool) -> str:
-    """Names of the arms with adapted data; if `trained`, of those with a trained mapper."""
+    """Names of the arms with a trained mapper, or else of those whose adapted data can be published."""
     names = [
         arm
         for arm in arms
-        if (adaptation := ADAPTATIONS.get(ARMS[arm].rows or "")) and (adaptation.trained or not trained)
+        if (adaptation := ADAPTATIONS.get(ARMS[arm].rows or ""))
+        and (adaptation.trained if trained else not ARMS[arm].renewed)
     ]
     return ", ".join(names) or "no arm of this run"
 

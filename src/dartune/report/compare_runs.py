@@ -100,7 +100,8 @@ def _setting_changes(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _settings(run: FinishedRun) -> dict[str, Any]:
-    return json.loads(json.dumps({key: value for key, value in run.settings.items() if key not in IGNORED_SETTINGS}))
+    settings = run.comparable_settings
+    return json.loads(json.dumps({key: value for key, value in settings.items() if key not in IGNORED_SETTINGS}))
 
 
 def shared_baselines(runs: Sequence[FinishedRun]) -> list[str]:

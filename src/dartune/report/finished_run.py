@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from dartune.config.load import HUB_ID
 from dartune.config.recipe import Recipe, drop_removed_keys, explain, read_recipe
-from dartune.config.schema import Config
+from dartune.config.schema import Config, is_section
 from dartune.errors import InputError
 from dartune.report.results import read_results
 from dartune.report.ungraded import graded_records
@@ -57,6 +58,11 @@ class FinishedRun:
         values = deepcopy(self.results["config"])
         drop_removed_keys(values, recorded=True)
         return values
+
+    @property
+    def comparable_settings(self) -> dict[str, Any]:
+        """`settings` with the defaults of missing keys, so that a missing key equals a key set to its default."""
+        return with_defaults(self.settings)
 
     @cached_property
     def config(self) -> Config:
@@ -125,7 +131,8 @@ class FinishedRun:
             problems.append(f"{self.folder} is in use by {lock.holder(self.folder)}; wait until that process ends")
         settings = read_recipe(self.folder / "config.resolved.yaml").values
         drop_removed_keys(settings, recorded=True)
-        if changed := [text for text in changes(self.settings, settings) if not text.startswith(FILLED_IN)]:
+        differences = changes(self.comparable_settings, with_defaults(settings))
+        if changed := [text for text in differences if not text.startswith(FILLED_IN)]:
             shown = ", ".join(changed[:SHOWN_CHANGES])
             problems.append(f"{self.folder}: settings were changed since its report ({shown}); {self._finish_hint}")
         started = sorted(path.parent.name for path in self.folder.glob(f"stages/*/{STARTED}"))
@@ -136,6 +143,18 @@ class FinishedRun:
 
 FILLED_IN = "target.other "
 """A setting that the run fills in for the lab, so the report's config has it even where the recipe does not."""
+
+
+def with_defaults(values: dict[str, Any], schema: type[BaseModel] = Config) -> dict[str, Any]:
+    """Return recorded settings with the defaults of missing keys, as plain data; nothing is validated."""
+    complete = dict(values)
+    for name, field in schema.model_fields.items():
+        if is_section(field.annotation):
+            section = values.get(name, {})
+            complete[name] = with_defaults(section, field.annotation) if isinstance(section, dict) else section
+        elif name not in values and not field.is_required():
+            complete[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return complete
 
 
 def open_finished_run(folder: Path) -> FinishedRun:

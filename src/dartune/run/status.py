@@ -54,10 +54,11 @@ def status_lines(folder: Path) -> list[str]:
         running = not state and held and seconds[-1] is None
         if running:
             seconds[-1] = time.time() - started
-        total = sum(value for value in seconds if value is not None)
+        recorded = [value for value in seconds if value is not None]  # a killed attempt has not recorded its time
         attempts = f", attempt {len(seconds)}" if len(seconds) > 1 else ""
         state = state or ("running" if running else "partial")
-        lines.append(f"  {name:<28} {state:<8} {seconds_text(total):>10}{attempts}")
+        time_text = seconds_text(sum(recorded)) if recorded else ""
+        lines.append(f"  {name:<28} {state:<8} {time_text:>10}{attempts}".rstrip())
     return lines
 
 

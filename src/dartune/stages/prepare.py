@@ -59,11 +59,12 @@ class Examination:
         return error
 
 
-def examine(config: Config, *, every: bool = False) -> Examination:
+def examine(config: Config, *, every: bool = False, load_models: bool = True) -> Examination:
     """Check data and models together; one problem does not hide another.
 
     Args:
         every: messages name all rows, not only the first ones with the same problem.
+        load_models: load the models if the data can be used; otherwise only their files are checked.
     """
     if "wrong_target" in config.arms and not config.target.other:
         other = lab.other_target(config.target.path)
@@ -76,7 +77,7 @@ def examine(config: Config, *, every: bool = False) -> Examination:
     _examine_data(examination, every)
     problems += _reward_problems(config, examination.sources.rows)
     try:
-        if examination.data is None:
+        if examination.data is None or not load_models:
             problems += file_problems(run_data.model_paths(config).values())
         else:
             problems += _examine_models(examination, examination.data, every)
