@@ -70,7 +70,7 @@ def test_a_matrix_runs_and_ends_with_a_comparison(tmp_path, capsys):
     assert capsys.readouterr().out.strip() in output
     assert main(["status", str(tmp_path / "runs")]) == 0
     output = capsys.readouterr().out
-    assert output.count("not running") == 2 and output.count("mapper-s0") == 2
+    assert output.count(": finished") == 2 and output.count("mapper-s0") == 2
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert capsys.readouterr().out.count("accuracy %") == 2
     assert main(["show", "data", str(tmp_path / "runs")]) == 2
