@@ -124,7 +124,7 @@ def test_secrets_are_redacted_in_all_output(tmp_path, monkeypatch, capsys):
     ("key", "value"),
     [
         ("execution.server", "http://user:passw0rd@localhost:8000"),
-        ("name", "hf_" + "a1" * 12),
+        ("output", "runs/hf_" + "a1" * 12),
         ("target.system_prompt", "my key is planted-secret-5"),
         ("reward.leak_phrases", "[fine, planted-secret-5]"),
     ],
