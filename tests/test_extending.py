@@ -79,7 +79,7 @@ def test_arm(parts):
 
 def test_unusable_arms_are_reported(parts):
     for name, reason in (
-        ("my_parts:missing", "has no function 'missing'"),
+        ("my_parts:missing", "has no 'missing'"),
         ("no_module_of_this_name:arm", "cannot import"),
         ("my_parts:careful", "is of type function, not Arm"),
     ):
@@ -198,7 +198,7 @@ def test_broken_parts_are_input_errors(parts, tmp_path, capsys):
     )
     errors = capsys.readouterr().err
     for name in ("one", "two", "fine", "score"):
-        assert f"bad_parts has no function '{name}'" in errors
+        assert f"bad_parts has no '{name}'" in errors
     assert "reward.gates: gate fails with TypeError" in errors
     assert "trackers: bad_parts:TwoArguments cannot be called with one argument, the name of the project" in errors
     assert "trackers: bad_parts:NoMethods has no method start, store_init_configuration, log, finish" in errors

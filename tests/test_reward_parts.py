@@ -152,7 +152,7 @@ def test_user_defined_parts_are_imported_from_the_working_directory(tmp_path, mo
     [
         ({"alignment": "sum_logprobs"}, "reward.alignment: there is no 'sum_logprobs'"),
         ({"form": "no_such_module_here:f"}, "reward.form: cannot import 'no_such_module_here'"),
-        ({"penalties": {"math:nothing": 1.0}}, "reward.penalties: math has no function 'nothing'"),
+        ({"penalties": {"math:nothing": 1.0}}, "reward.penalties: math has no 'nothing'"),
         ({"gates": ["entities", "nonsense"]}, "reward.gates: there is no 'nonsense'"),
     ],
 )

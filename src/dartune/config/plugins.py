@@ -87,5 +87,5 @@ def import_part(name: str, key: str) -> Any:
     except (Exception, SystemExit) as error:  # the user's code runs at import and may raise anything
         raise InputError(f"{key}: importing {module_name!r} fails with {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
-        raise InputError(f"{key}: {module_name} has no function {attribute!r}")
+        raise InputError(f"{key}: {module_name} has no {attribute!r}")
     return getattr(module, attribute)

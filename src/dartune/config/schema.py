@@ -410,7 +410,7 @@ class Config(Section):
         ("base", "sft", "dart"),
         strict=False,
         min_length=1,
-        description="Training methods to compare, listed below.",
+        description="Training methods to compare, listed below, or your own as module:name.",
     )
     trackers: Annotated[tuple[TrackerName, ...], Distinct] = Field(
         (),
