@@ -8,7 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from pages import fill, table
+from scipy.stats import bootstrap
 
 from dartune.report.stats import Interval, Outcomes, difference_interval, pool, strata_of, subtract
 from dartune.run.number_format import decimals, points_interval
@@ -63,9 +65,21 @@ def average(cell: Cell, arm: str, measure: str, suites: Sequence[str] = ("",)) -
 
 
 def difference(cell: Cell, against: str, measure: str, suites: Sequence[str] = ("",)) -> Interval:
-    """`dart` minus another arm, paired by question, with a 95% bootstrap interval."""
+    """`dart` minus another arm, paired by question, with a 95% interval.
+
+    Accuracies have the interval of dartune's reports. Log-probabilities are not bounded by 1, as that interval assumes;
+    theirs is the percentile bootstrap over the questions of each suite, seeds averaged.
+    """
     gaps = [subtract(outcomes(cell, "dart", measure, s), outcomes(cell, against, measure, s)) for s in suites]
-    return difference_interval(pool([strata_of(gap) for gap in gaps]))
+    if measure == "correct":
+        return difference_interval(pool([strata_of(gap) for gap in gaps]))
+    samples = [np.mean([list(by_question.values()) for by_question in gap.values()], axis=0) for gap in gaps]
+
+    def pooled(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([part.mean(axis=axis) for part in parts], axis=0)
+
+    found = bootstrap(samples, pooled, method="percentile", n_resamples=4000, rng=0).confidence_interval
+    return Interval(float(pooled(*samples)), float(found.low), float(found.high))
 
 
 def shown(interval: Interval, digits: int = 2) -> str:

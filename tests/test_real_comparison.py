@@ -152,7 +152,11 @@ def test_the_tables_say_who_is_better_and_by_how_much(monkeypatch):
     }
     gap = real_pages.difference(cell, "sft", "correct", real_pages.OUT)
     assert gap.estimate == pytest.approx(0.5) and gap.low > 0
-    assert real_pages.difference(cell, "sft", "nll_rise").estimate == pytest.approx(-0.4)
+    rise = real_pages.difference(cell, "sft", "nll_rise")
+    assert rise.estimate == pytest.approx(-0.4) and rise.low == pytest.approx(rise.high)  # the same gap everywhere
+    arms["sft"]["0"]["answer_logprob"] = {suite: [-5.0 - i for i in range(20)] for suite in real_pages.OUT}
+    wide = real_pages.difference(cell, "sft", "answer_logprob", real_pages.OUT)
+    assert wide.low < wide.estimate < wide.high and wide.estimate == pytest.approx(13.75)  # not cut at 1
     parts = real_pages.parts({"tiny-prefix": cell})
     assert "+50.0 [" in parts["summary"] and "not run" in parts["summary"]  # best_of_k is not in the cell
     assert "2.00 -> 7.00" in parts["mapper"] and "a \\| b?" in parts["rewrites"] and "y / z" in parts["rewrites"]
