@@ -18,8 +18,6 @@ from dartune.run.number_format import decimals, points_interval
 DOCUMENT = Path(__file__).parents[1] / "docs" / "real-models.md"
 IN_DISTRIBUTION = ("in_distribution",)
 OUT = ("ood_svamp", "ood_addsub", "ood_multiarith", "ood_larger")
-EXPERTS = ("prefix", "x-equation", "long-winded", "native")
-UNNATURAL = EXPERTS[:-1]
 GOALS = (("sft", "out"), ("sft", "nll_rise"), ("best_of_k", "out"), ("sft_stm", "out"), ("sft_matched", "nll_rise"))
 """(arm, measure) pairs whose difference from `dart` the document states first."""
 Cell = Mapping[str, Any]

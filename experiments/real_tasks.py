@@ -4,7 +4,7 @@
 
 The questions are the training file of arkilpatel/SVAMP (MIT), whose solutions are prefix equations. Every solution is
 worked out from the equation, so the experts differ in their style only. Questions of the test suites never occur in
-training, whatever their numbers. Written are `<expert>.jsonl` (training rows), `warm-up.jsonl`, and a file per suite:
+training, with any numbers. The script writes `<expert>.jsonl` (training rows), `warm-up.jsonl` and a file per suite:
 `in_distribution` (other questions of the same file), `ood_larger` (such questions with three-digit numbers), and
 SVAMP's, AddSub's and MultiArith's own questions.
 """
@@ -25,7 +25,7 @@ from style_texts import svamp_numbers, svamp_question
 WARM_UP_ROWS, TRAINING_ROWS, SUITE_ROWS = 960, 400, 100
 LARGER = (100, 999)
 """Numbers of the suite `larger`; those of the training questions are mostly below 100."""
-SIGN = {"+": "+", "-": "-", "*": "*", "/": "/"}
+OPERATORS = frozenset("+-*/")
 SUITES = {
     "ood_svamp": "pal-svamp.jsonl",
     "ood_addsub": "pal-mawpsaddsub.jsonl",
@@ -84,7 +84,7 @@ def parsed(equation: str) -> Tree:
         if not tokens:
             raise ValueError(f"not a prefix equation: {equation!r}")
         token = tokens.pop(0)
-        return (token, read(), read()) if token in SIGN else token
+        return (token, read(), read()) if token in OPERATORS else token
 
     tree = read()
     if tokens or isinstance(tree, str):
@@ -197,7 +197,7 @@ def _infix(tokens: list[str]) -> str:
 
     def read() -> str:
         token = tokens.pop(0)
-        if token not in SIGN:
+        if token not in OPERATORS:
             return token
         left, right = read(), read()
         return f"({left}{token}{right})"
