@@ -12,12 +12,14 @@ two processes may share the work.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from comparison_tables import parts
+from finished_models import dart_model, mapper_model
 from pages import fill
 from seed_batches import merged, pooled
 
@@ -41,6 +43,7 @@ STARTS = {  # initial mappers: pretraining steps, dialects that are seldom wante
     "backward in 100": (None, {"backward": 0.01}),
 }
 KNOWING = (50, 300, 1000)  # rows in the target's own dialect, new relations among them, that it is taught beforehand
+HALF_KNOWN = 1000  # of these, with which the target solves about half of the new questions
 PRETUNING_SEED = 1
 
 
@@ -90,6 +93,19 @@ STUDIES: dict[str, dict[str, dict[str, str]]] = {
         f"{target}-{expert}": _cell(target, expert) | BEST_OF_K | {"seeds": "[0, 1, 2]"} for target, expert in MATRIX
     },
     "alternatives": {"backward-values": {"arms": ALTERNATIVES, "seeds": "[0, 1, 2]"}},
+    "second_round": {"backward-values": {"arms": "[base, dart, sft_on_mapper_start]"}},
+    # Cases that the alternatives' own accounts claim for them.
+    "favourable": {
+        "sft_stm, long demonstrations in the target's dialect": {
+            "data.path": "lab:backward",
+            "arms": "[base, sft, dart, sft_stm]",
+        },
+        "best_of_k, 100 rows": {"data.limit": "100", "arms": "[base, sft, dart, best_of_k]"},
+        "grpo_tokens, half known": {
+            "target.path": str(RUNS / "targets" / str(HALF_KNOWN)),
+            "arms": "[base, sft, dart, grpo_tokens]",
+        },
+    },
     "styles": {
         f"{target}-{expert}": _cell(target, expert) | {"arms": "[base, sft]"}
         for target in ("backward", "recall")
@@ -108,10 +124,17 @@ def configured(study: str) -> dict[str, Config]:
     if study == "matrix":
         return dict(combinations(load_config(ROOT / "recipes" / "lab-full.yaml", {"output": str(RUNS / "matrix")})))
     recipe = ROOT / "recipes" / "lab.yaml"
+    first = _first_round() if study == "second_round" else {}
     return {
-        name: load_config(recipe, changes | {"output": str(folder_of(study, name))})
+        name: load_config(recipe, changes | first | {"output": str(folder_of(study, name))})
         for name, changes in STUDIES[study].items()
     }
+
+
+def _first_round() -> dict[str, str]:
+    """Target and mapper of the second round: what `alternatives` made of them with its first seed."""
+    first = folder_of("alternatives", "backward-values")
+    return {"target.path": str(dart_model(first, 0)), "mapper.path": str(mapper_model(first, 0))}
 
 
 def _cells_of(study: str) -> list[str]:
@@ -119,7 +142,7 @@ def _cells_of(study: str) -> list[str]:
 
 
 def folder_of(study: str, cell: str) -> Path:
-    return RUNS / study / cell.replace(" ", "-")
+    return RUNS / study / re.sub(r"[^\w.-]+", "-", cell)
 
 
 def prepare(study: str) -> None:
@@ -129,8 +152,8 @@ def prepare(study: str) -> None:
             folder = RUNS / "starts" / name
             if not (folder / "mapper" / "model.safetensors").exists():
                 build_one("mapper", folder, RUNS / "starts" / f".{name}", steps, rare)
-    if study == "known":
-        for rows in KNOWING:
+    if study in ("known", "favourable"):
+        for rows in KNOWING if study == "known" else (HALF_KNOWN,):
             if not (RUNS / "targets" / str(rows) / "model.safetensors").exists():
                 _knowing_target(rows)
 

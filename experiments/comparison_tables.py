@@ -33,6 +33,8 @@ def parts(found: Mapping[str, Mapping[str, Results]]) -> dict[str, str]:
         "seeds": lambda: _from_seed_to_seed(found["matrix"]),
         "costs": lambda: _costs(found["matrix"]),
         "alternatives": lambda: _all_arms(found["alternatives"][ALL_ARMS_CELL]),
+        "second_round": lambda: _all_arms(found["second_round"][ALL_ARMS_CELL]),
+        "favourable": lambda: _favourable(found["favourable"]),
         "arms": lambda: _all_arms(found["arms"][ALL_ARMS_CELL]),
         "tokens": lambda: _tokens(found["tokens"]),
         "distance": lambda: _distance(found["distance"] | _of_target(found["matrix"], "backward")),
@@ -163,6 +165,18 @@ def _all_arms(results: Results) -> str:
         rows.append([f"`{arm}`", *cells, *costs])
     header = ["arm", OOD, "dart - arm", RETENTION, "dart - arm", *SHOWN_COSTS]
     return table(header, rows) + f"\n\n{_seeds(results)}"
+
+
+def _favourable(cells: Mapping[str, Results]) -> str:
+    """One row per case; its name begins with the alternative that it should favour."""
+    rows = []
+    for name, cell in cells.items():
+        rival = name.split(",")[0]
+        accuracies = [_accuracy(cell, arm, group) for group in SHOWN for arm in ("base", "sft", "dart", rival)]
+        gaps = [_gap(cell, rival, group) for group in SHOWN]
+        rows.append([name, *accuracies[:4], gaps[0], *accuracies[4:], gaps[1]])
+    arms = ("base", "sft", "dart", "alternative", "dart - alternative")
+    return table(["case", *(f"{arm}, {OOD}" for arm in arms), *(f"{arm}, {RETENTION}" for arm in arms)], rows)
 
 
 def _tokens(cells: Mapping[str, Results]) -> str:

@@ -1,5 +1,9 @@
 """One cell of the comparison on real models: a run of dartune, and what its models keep of the untouched target.
 
+A cell can have a second round (`run --again`): the data are adapted again, for the model that `dart` made in the first
+round, from the mapper of the first round. Its `base` is the result of the first round; `sft_on_mapper_start` trains as
+long again on rewrites of the first mapper, without adapting anew.
+
 Beside the run's own accuracies, every arm's model is measured by
 * `answer_logprob`: log-probability (nats) of the right answer after the model's own greedy solution and "The answer
   is", a measure with more power than accuracy where few answers are right, and which no answer format favours;
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from finished_models import dart_model, mapper_model
 from real_tasks import SUITE_NAMES
 
 from dartune.config.arms import ARMS
@@ -35,6 +40,10 @@ RECIPE = Path(__file__).parent / "real-models.yaml"
 UNRELATED_TOKENS, UNRELATED_TEMPERATURE = 40, 0.7
 BATCH = 8
 BBH_QUESTIONS = 60
+CORE_ARMS = ("base", "sft", "dart", "best_of_k", "sft_stm", "sft_on_mapper_start", "sft_low_lr", "sft_matched", "rft",
+             "grpo_tokens", "sdft")  # fmt: skip
+AGAIN, AGAIN_ARMS = "-again", ("base", "dart", "sft_on_mapper_start")
+"""The second round: end of its folder's name, and its arms; `base` is the `dart` of the first round."""
 MEASURES = "measures"
 """Folder of the measures in a run's folder: a file per arm and seed."""
 UNRELATED = (
@@ -65,30 +74,43 @@ UNRELATED = (
 )
 
 
-def cell_config(folder: Path, model: str, expert: str, seeds: Sequence[int]) -> Config:
-    """The recipe with a cell's paths."""
-    tasks = folder / "tasks"
+def cell_config(
+    folder: Path, model: str, expert: str, seeds: Sequence[int], arms: Sequence[str] = CORE_ARMS, again: bool = False
+) -> Config:
+    """The recipe with a cell's paths and arms.
+
+    Args:
+        again: the second round of a finished cell, from the models of its first seed.
+    """
+    tasks, first = folder / "tasks", folder / "cells" / f"{model}-{expert}"
     suites = {name: str(tasks / f"suite-{name}.jsonl") for name in SUITE_NAMES}
+    target, mapper = folder / f"{model}-task", folder / f"{model}-task-mapper"
+    if again:
+        target, mapper = dart_model(first, seeds[0]), mapper_model(first, seeds[0])
     flags = {
-        "output": str(folder / "cells" / f"{model}-{expert}"),
+        "output": f"{first}{AGAIN}" if again else str(first),
         "data.path": str(tasks / f"{expert}.jsonl"),
-        "target.path": str(folder / f"{model}-task"),
-        "mapper.path": str(folder / f"{model}-task-mapper"),
+        "target.path": str(target),
+        "mapper.path": str(mapper),
         "seeds": json.dumps(list(seeds)),
         "evaluate.suites": json.dumps(suites),
+        "arms": json.dumps(AGAIN_ARMS if again else list(arms)),
     }
     return load_config(RECIPE, flags)
 
 
-def run_cell(folder: Path, model: str, expert: str, seeds: Sequence[int]) -> None:
+def run_cell(config: Config, folder: Path, model: str) -> None:
     """Run or continue a cell, then measure the models of its arms that have not been measured."""
-    config = cell_config(folder, model, expert, seeds)
     print(run(config), flush=True)
-    measure(config, folder)
+    measure(config, folder, folder / f"{model}-task")
 
 
-def measure(config: Config, folder: Path) -> None:
-    """Write the measures of every arm and seed of a finished cell that has none."""
+def measure(config: Config, folder: Path, untouched: Path) -> None:
+    """Write the measures of every arm and seed of a finished cell that has none.
+
+    Args:
+        untouched: the target before any round; retention is measured against it.
+    """
     output = Path(config.output)
     results = json.loads((output / "report" / "results.json").read_text())
     pending = [
@@ -100,8 +122,11 @@ def measure(config: Config, folder: Path) -> None:
     if not pending:
         return
     renderer = Renderer(load_tokenizer(config.target.path))
-    target = load_model(config.target.path, dtype="float32").eval()
-    unrelated = unrelated_samples(target, renderer)
+    reference = load_model(untouched, dtype="float32").eval()
+    target = (
+        reference if Path(config.target.path) == untouched else load_model(config.target.path, dtype="float32").eval()
+    )
+    unrelated = unrelated_samples(reference, renderer)
     bbh = {"counting": _bbh(folder, "object_counting"), "boolean": _bbh(folder, "boolean_expressions")}
     for arm, seed, path in pending:
         model = target
@@ -115,7 +140,7 @@ def measure(config: Config, folder: Path) -> None:
             {
                 "answer_logprob": answer_logprobs(model, renderer, records, _gold(folder)),
                 **{name: _answer_logprobs(model, renderer, rows) for name, rows in bbh.items()},
-                **drift(model, target, unrelated),
+                **drift(model, reference, unrelated),
             },
         )
         print(f"measured: {arm}, seed {seed}", flush=True)

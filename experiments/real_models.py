@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 import real_starts
-from real_cells import collect, run_cell
+from real_cells import CORE_ARMS, cell_config, collect, run_cell
 from real_pages import write
 from real_tasks import EXPERTS
 from real_tasks import write as write_tasks
@@ -45,6 +45,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the published files")
     parser.add_argument("--experts", nargs="+", choices=EXPERTS, default=list(EXPERTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--arms", nargs="+", default=list(CORE_ARMS), help="default: all eleven of the comparison")
+    parser.add_argument(
+        "--again", action="store_true", help="second round of finished cells: adapt for their dart models"
+    )
     parser.add_argument("--larger", action="store_true", help="larger models and data sets, for GPUs")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"default {RESULTS.relative_to(ROOT)}")
     arguments = parser.parse_args()
@@ -64,7 +68,8 @@ def main() -> None:
         write_tasks(arguments.data, folder / "tasks")
         for expert in arguments.experts:
             for model in arguments.models:
-                run_cell(folder, model, expert, arguments.seeds)
+                config = cell_config(folder, model, expert, arguments.seeds, arguments.arms, arguments.again)
+                run_cell(config, folder, model)
     else:
         for model in arguments.models:
             if action == "fetch":

@@ -16,6 +16,8 @@ from dartune.report.stats import Interval, Outcomes, difference_interval, pool, 
 from dartune.run.number_format import decimals, points_interval
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "real-models.md"
+AGAIN = "-again"
+"""End of the names of second rounds."""
 IN_DISTRIBUTION = ("in_distribution",)
 OUT = ("ood_svamp", "ood_addsub", "ood_multiarith", "ood_larger")
 GOALS = (("sft", "out"), ("sft", "nll_rise"), ("best_of_k", "out"), ("sft_stm", "out"), ("sft_matched", "nll_rise"))
@@ -30,8 +32,12 @@ def write(results: Path) -> None:
 
 def parts(cells: Mapping[str, Cell]) -> dict[str, str]:
     """Part name -> Markdown."""
+    again = {name: cell for name, cell in cells.items() if name.endswith(AGAIN)}
+    cells = {name: cell for name, cell in cells.items() if name not in again}
     return {
         "summary": summary(cells),
+        "again": "\n\n".join(f"**{name}**\n\n{accuracies(cell)}\n\n{differences(cell)}" for name, cell in again.items())
+        or "Not measured yet.",
         "accuracy": "\n\n".join(f"**{name}**{seeds(cell)}\n\n{accuracies(cell)}" for name, cell in cells.items()),
         "differences": "\n\n".join(f"**{name}**\n\n{differences(cell)}" for name, cell in cells.items()),
         "mapper": mapper(cells),

@@ -29,7 +29,7 @@ from dartune.models.loading import load_model, load_tokenizer, save_model, stop_
 from dartune.train.sft import fine_tune
 
 WARM = "gemma3-warm"
-WARM_ROWS, MAPPER_ROWS, MAPPER_TASK_ROWS, RATE = 160, 240, 320, 5e-5
+WARM_ROWS, MAPPER_ROWS, MAPPER_TASK_ROWS, RATE = 160, 240, 40, 5e-5
 SKIPPED = 4000
 """First rows of GSM8K's training file that are left to the experiments."""
 MAPPER_PROMPT = (
