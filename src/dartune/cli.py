@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from dartune.config.schema import Config
 
 SHOWABLE = ("data", "rewrites", "config")
-CONFIGURED = ("run", "check", "check-reward", "show", "demo")
+CONFIGURED = ("run", "check", "diagnose", "preview", "check-reward", "show", "demo")
 """Subcommands that accept a recipe and any key of the config as a flag."""
 SWITCHES = {"check": ("--all",)}
 """Flags of these subcommands that are not keys and take no value."""
+OPTIONS = {"diagnose": ("--rows",), "preview": ("--rows", "--mapper")}
+"""Flags of these subcommands that are not keys and take a value."""
 FOOTER = """\
 Every key of the config is also a flag, as in --mapper.steps 40 or --arms base,sft. --data and --target
 are short for --data.path and --target.path. `dartune run --help` lists all keys.
@@ -87,7 +89,8 @@ def _dispatch(arguments: list[str]) -> None:
         # Keys are removed before argparse runs: argparse does not know them, and a key's value may begin with a dash.
         switches = [argument for argument in arguments if argument in SWITCHES.get(verb, ())]
         arguments, overrides = split_overrides([argument for argument in arguments if argument not in switches])
-        arguments += switches
+        own = {f"--{key}": overrides.pop(key) for key in list(overrides) if f"--{key}" in OPTIONS.get(verb, ())}
+        arguments += [*switches, *(part for pair in own.items() for part in pair)]
     parser = build_parser(keys)
     options = parser.parse_args(arguments)
     if options.verb is None:
@@ -155,6 +158,23 @@ def _check(options: argparse.Namespace) -> None:
     from dartune.check import check
 
     print(printable(check(config, every=options.all)))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from dartune.diagnosis.command import diagnose
+
+    flags = [f"--{key}={value}" for key, value in options.overrides.items()]
+    recipe = [] if options.recipe is None else [str(options.recipe)]
+    if text := diagnose(config, options.rows, [*recipe, *flags]):
+        print(printable(text))
+
+
+def _preview(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from dartune.diagnosis.preview import preview
+
+    preview(config, options.rows, options.mapper)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -266,6 +286,13 @@ def _lab_show(options: argparse.Namespace) -> None:
     print(commands.show(options))
 
 
+def _count(text: str) -> int:
+    """A number of rows on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
 def build_parser(keys: str | None = None) -> _Parser:
     """Return the parser of the command line.
 
@@ -297,6 +324,16 @@ def build_parser(keys: str | None = None) -> _Parser:
     check = verb("check", _check, "check data, models and settings without training", "[RECIPE.yaml] [--all]")
     check.add_argument("recipe", nargs="?", type=Path, help=recipe)
     check.add_argument("--all", action="store_true", help="list all rows of every finding instead of the first five")
+    text = "measure a few rows and recommend what to do with the data, before a run"
+    diagnose = verb("diagnose", _diagnose, text, "[RECIPE.yaml] [--rows N]")
+    diagnose.add_argument("recipe", nargs="?", type=Path, help=recipe)
+    diagnose.add_argument("--rows", type=_count, default=64, metavar="N", help="rows to measure (default: 64)")
+    text = "show a few rewrites of the mapper beside their demonstrations, with gates and alignment of each token"
+    preview = verb("preview", _preview, text, "[RECIPE.yaml] [--rows N] [--mapper RUN]")
+    preview.add_argument("recipe", nargs="?", type=Path, help=recipe)
+    preview.add_argument("--rows", type=_count, default=5, metavar="N", help="rows to rewrite (default: 5)")
+    text = "run folder or model folder of a trained mapper (default: the initial mapper)"
+    preview.add_argument("--mapper", type=Path, metavar="RUN", help=text)
     text = "test the gates on honest and hacked rewrites, and with --target the whole reward"
     check_reward = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     text = "rows with question, solution, rewrite and label (honest, or the name of a hack); default: built-in rows"

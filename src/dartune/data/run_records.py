@@ -25,6 +25,7 @@ class OwnSample(TypedDict):
 class StyleSample(TypedDict):
     """A finished sample of the untouched target, right or wrong: what is kept to describe the target's style."""
 
+    alignment: float
     mean_logprob: float
     tokens: int
     copied: float

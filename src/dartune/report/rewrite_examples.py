@@ -30,7 +30,7 @@ def adapted_quality(
     }
 
 
-def _tokens_with_logprobs(
+def tokens_with_logprobs(
     decode: Callable[[Sequence[int]], str], ids: Sequence[int], logprobs: Iterable[float]
 ) -> list[list[Any]]:
     """Return [[text, log-probability in nats], ...], one entry per token.
@@ -66,8 +66,8 @@ def examples(
                 "alignment_before": row["alignment_before"],
                 "alignment_after": row["alignment_after"],
                 "reason": row["reason"],
-                "tokens_before": _tokens_with_logprobs(decode, *sources[row["id"]]),
-                "tokens_after": _tokens_with_logprobs(decode, row["ids"], row["logprobs"]),
+                "tokens_before": tokens_with_logprobs(decode, *sources[row["id"]]),
+                "tokens_after": tokens_with_logprobs(decode, row["ids"], row["logprobs"]),
             }
         )
     return shown

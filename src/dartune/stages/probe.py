@@ -215,7 +215,7 @@ def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow
             "source_logprobs": row["source"]["logprobs"],
             "source_answer": row["source_answer"],
             "cap": gain_cap(source, values, typical),
-            "style": [_style(sample) for sample in row["samples"]],
+            "style": [_style(sample, value) for sample, value in zip(row["samples"], values, strict=True)],
             "own": [_own_row(sample, value) for sample, value in samples if sample["verified"]],
             "drawn": row["drawn"],
             "own_correct": row["own_correct"],
@@ -236,10 +236,11 @@ def _expected_tokens(rows: Sequence[RawRow]) -> Iterator[int]:
         yield max(row["length"], int(median(own)) if own else typical)
 
 
-def _style(sample: RawSample) -> StyleSample:
+def _style(sample: RawSample, alignment: float) -> StyleSample:
     """What is kept of every finished sample."""
     logprobs = sample["stats"]["logprobs"]
     return {
+        "alignment": alignment,
         "mean_logprob": mean(logprobs),
         "tokens": len(logprobs),
         "copied": sample["copied"],
