@@ -12,24 +12,36 @@ from dataclasses import dataclass
 from dartune.diagnosis.findings import Findings
 from dartune.run.number_format import decimals, rounded_percent, thousands
 
-FEW_ROWS = 200
-"""Up to here best-of-K is ahead of a trained mapper: on the lab by 3.3 points at 100 rows; at 300 rows it is behind."""
-SATURATED = 0.9
-"""Share of the possible gain that the best of eight untrained rewrites reaches. Training the mapper added nothing where
-it was above (SmolLM2, taught mapper), and 12 to 30 points where it was below (lab)."""
-FEW_GAINFUL = 0.5
-"""Share of the rows that can gain. Below it, adapted data were not better than the demonstrations (lab, an expert who
-writes in the target's dialect)."""
-FEW_ACCEPTED = 0.1
-"""Share of the rows with an accepted rewrite among eight. Below it, nearly all groups of a training step have reward 0
-and no gradient (lab, start `backward in 100`; SmolLM2, untaught mapper on prefix equations)."""
-SOLVED = 0.5
-"""pass@8 from which direct RL has a gradient on half of the questions."""
-MANY_MASKED = 0.4
-"""Share of masked tokens. `sft_stm` lost accuracy where it masked 60% of the tokens (SmolLM2, prefix equations)."""
-MANY_CUT = 0.3
-FEW_CHECKABLE = 0.5
-FEW_FINISHED = 0.5
+MANY_CUT, FEW_CHECKABLE, FEW_FINISHED = 0.3, 0.5, 0.5
+"""Beyond these shares the rows cannot be judged; they are not fitted to results."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the rules change; each with what it was set by (docs/diagnosis.md).
+
+    Args:
+        few_rows: up to here best-of-K is ahead of a trained mapper. Lab: ahead by 3.3 points at 100 rows, behind at
+            300.
+        saturated: share of the possible gain that the best of eight untrained rewrites reach. Above, training the
+            mapper added nothing (SmolLM2, taught mapper); below, 12 to 30 points (lab).
+        few_gainful: share of the rows that can gain. Below, adapted data were not better than the demonstrations (lab,
+            an expert who writes in the target's dialect).
+        few_accepted: share of the rows with an accepted rewrite among eight. Below, nearly all groups of a training
+            step have the same reward, and no gradient.
+        solved: pass@8 from which direct RL has rewards on most questions.
+        many_masked: share of masked tokens. `sft_stm` lost accuracy where it masked 60% (SmolLM2, prefix equations).
+    """
+
+    few_rows: int = 200
+    saturated: float = 0.9
+    few_gainful: float = 0.5
+    few_accepted: float = 0.1
+    solved: float = 0.5
+    many_masked: float = 0.4
+
+
+DEFAULTS = Thresholds()
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,10 @@ class Recommendation:
     advice: tuple[str, ...] = ()
 
 
-def recommend(findings: Findings) -> Recommendation:
-    """Return what the figures speak for; see the module's thresholds."""
+def recommend(findings: Findings, thresholds: Thresholds = DEFAULTS) -> Recommendation:
+    """Return what the figures speak for."""
     for rule in RULES:
-        if recommendation := rule(findings):
+        if recommendation := rule(findings, thresholds):
             return recommendation
     return Recommendation(
         "mapper",
@@ -79,7 +91,7 @@ def recommend(findings: Findings) -> Recommendation:
     )
 
 
-def _unusable(findings: Findings) -> Recommendation | None:
+def _unusable(findings: Findings, _: Thresholds) -> Recommendation | None:
     advice = []
     if findings.checkable < FEW_CHECKABLE:
         advice.append(
@@ -104,8 +116,8 @@ def _unusable(findings: Findings) -> Recommendation | None:
     return Recommendation("fix", "The rows cannot be judged as they are.", tuple(advice)) if advice else None
 
 
-def _natural(findings: Findings) -> Recommendation | None:
-    if findings.gainful >= FEW_GAINFUL:
+def _natural(findings: Findings, thresholds: Thresholds) -> Recommendation | None:
+    if findings.gainful >= thresholds.few_gainful:
         return None
     return Recommendation(
         "leave",
@@ -115,9 +127,9 @@ def _natural(findings: Findings) -> Recommendation | None:
     )
 
 
-def _nothing_accepted(findings: Findings) -> Recommendation | None:
+def _nothing_accepted(findings: Findings, thresholds: Thresholds) -> Recommendation | None:
     """No rewrites to learn from: what is left without the mapper, and how to get a better one."""
-    if findings.rows_accepted >= FEW_ACCEPTED:
+    if findings.rows_accepted >= thresholds.few_accepted:
         return None
     gates = ", ".join(f"{name} {rounded_percent(share)}" for name, share in list(findings.failed_gates.items())[:3])
     reason = (
@@ -128,20 +140,20 @@ def _nothing_accepted(findings: Findings) -> Recommendation | None:
         "for a mapper that can be trained: a larger model of the target's family as mapper.path, mapper.format_steps, "
         "mapper.examples, a lower mapper.temperature, or another mapper.prompt",
     )
-    if findings.pass_at_k is not None and findings.pass_at_k >= SOLVED:
+    if findings.pass_at_k is not None and findings.pass_at_k >= thresholds.solved:
         solved = (
             f" The target itself solves {rounded_percent(findings.pass_at_k)} of the questions with one of "
             f"{findings.samples} samples."
         )
         return Recommendation("direct_rl", reason + solved, advice)
-    if findings.masked <= MANY_MASKED:
+    if findings.masked <= thresholds.many_masked:
         masked = f" {rounded_percent(findings.masked)} of the tokens have a perplexity above 2.5 and would be masked."
         return Recommendation("mask", reason + masked, advice)
     return Recommendation("low_rate", reason, advice)
 
 
-def _few_rows(findings: Findings) -> Recommendation | None:
-    if findings.total_rows > FEW_ROWS:
+def _few_rows(findings: Findings, thresholds: Thresholds) -> Recommendation | None:
+    if findings.total_rows > thresholds.few_rows:
         return None
     return Recommendation(
         "best_of_k",
@@ -150,8 +162,8 @@ def _few_rows(findings: Findings) -> Recommendation | None:
     )
 
 
-def _saturated(findings: Findings) -> Recommendation | None:
-    if findings.gain_of_best < SATURATED:
+def _saturated(findings: Findings, thresholds: Thresholds) -> Recommendation | None:
+    if findings.gain_of_best < thresholds.saturated:
         return None
     return Recommendation(
         "best_of_k",
@@ -160,7 +172,7 @@ def _saturated(findings: Findings) -> Recommendation | None:
     )
 
 
-RULES: tuple[Callable[[Findings], Recommendation | None], ...] = (
+RULES: tuple[Callable[[Findings, Thresholds], Recommendation | None], ...] = (
     _unusable,
     _natural,
     _nothing_accepted,
