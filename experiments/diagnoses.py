@@ -22,9 +22,9 @@ from typing import Any
 
 import comparison
 from pages import fill, table
-from real_cells import CORE_ARMS, cell_config
-from real_pages import OUT, average
+from real_pages import AGAIN, OUT, average
 
+from dartune.config.load import RECORD, load_config
 from dartune.diagnosis.command import diagnose
 from dartune.diagnosis.findings import Findings
 from dartune.diagnosis.recommend import OPTIONS, Thresholds, recommend
@@ -63,9 +63,8 @@ def run(real: Path | None, cells: list[str]) -> None:
     if real:
         for folder in sorted((real / "cells").iterdir()):
             name = folder.name
-            if not name.endswith("-again") and (not cells or f"real-{name}" in cells):
-                model, expert = name.split("-", 1)
-                _diagnose(f"real-{name}", cell_config(real, model, expert, [0], CORE_ARMS))
+            if not name.endswith(AGAIN) and (not cells or f"real-{name}" in cells):
+                _diagnose(f"real-{name}", load_config(folder / RECORD))
 
 
 def _diagnose(name: str, config: Any) -> None:
