@@ -114,16 +114,18 @@ def regret(option: str, measured: Mapping[str, float]) -> float | None:
 
 
 def fitted(cells: Mapping[str, tuple[Findings, Mapping[str, float]]]) -> Thresholds:
-    """The thresholds of the grid with the least mean regret on `cells`; of equals, the nearest to the defaults."""
-    best, least = Thresholds(), float("inf")
-    for values in [tuple(getattr(Thresholds(), name) for name in GRID), *product(*GRID.values())]:
-        thresholds = replace(Thresholds(), **dict(zip(GRID, values, strict=True)))
+    """The thresholds of the grid with the least mean regret on `cells`; of equals, the one nearest to the defaults.
+
+    A recommendation whose arm was not run in a cell counts as a regret of 1.
+    """
+
+    def loss(thresholds: Thresholds) -> tuple[float, int]:
         regrets = [regret(recommend(found, thresholds).option, measured) for found, measured in cells.values()]
-        known = [value for value in regrets if value is not None]
-        loss = mean(known) + (len(regrets) - len(known)) / len(regrets) if known else float("inf")
-        if loss < least - 1e-9:
-            best, least = thresholds, loss
-    return best
+        changed = sum(getattr(thresholds, name) != getattr(Thresholds(), name) for name in GRID)
+        return round(mean(1.0 if value is None else value for value in regrets), 9), changed
+
+    grid = (replace(Thresholds(), **dict(zip(GRID, values, strict=True))) for values in product(*GRID.values()))
+    return min(grid, key=loss)
 
 
 def parts(records: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
