@@ -1,7 +1,8 @@
 """dartune: rewrite demonstrations into the style of the model that is fine-tuned on them.
 
 Python API: `load_config` reads a recipe, `pipeline.run` executes it, `load_target` and `score` compute how likely a
-solution is under a target. Importing dartune does not import torch.
+solution is under a target, `load_mapper` applies the trained mapper of a run to other rows. Importing dartune does not
+import torch.
 """
 
 import importlib
@@ -12,11 +13,17 @@ if TYPE_CHECKING:  # the names that `__getattr__` provides
     from dartune.config.load import load_config as load_config
     from dartune.scoring import load_target as load_target
     from dartune.scoring import score as score
+    from dartune.trained_mapper.adapt import load_mapper as load_mapper
 
 __version__ = "0.1.0"
-__all__ = ["load_config", "load_target", "pipeline", "score"]
+__all__ = ["load_config", "load_mapper", "load_target", "pipeline", "score"]
 
-_MODULES = {"load_config": "dartune.config.load", "load_target": "dartune.scoring", "score": "dartune.scoring"}
+_MODULES = {
+    "load_config": "dartune.config.load",
+    "load_mapper": "dartune.trained_mapper.adapt",
+    "load_target": "dartune.scoring",
+    "score": "dartune.scoring",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -30,14 +30,7 @@ from dartune.engines.meter import Meter, counters
 from dartune.engines.seeds import PROBE, sampling_seed
 from dartune.gates.gate_input import GateThresholds
 from dartune.gates.wording import copied_share, filler_share
-from dartune.rewards.alignment import (
-    FEWEST_SAMPLES,
-    AlignmentScore,
-    Reference,
-    gain_cap,
-    style_means,
-    typical_alignment,
-)
+from dartune.rewards.alignment import AlignmentScore, Reference, gain_cap, style_means, typical_alignment
 from dartune.rewards.references import source_answer, source_stats
 from dartune.rewards.reward import GatedReward, Rewrite, alignment_score
 from dartune.rewards.thresholds import gate_thresholds
@@ -48,7 +41,7 @@ from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
 from dartune.stages.names import probe_stage
 from dartune.stages.own_samples import is_verified
-from dartune.stages.probe_references import References
+from dartune.stages.probe_references import Calibration, References, median_tokens, recorded_typical_alignment
 from dartune.text.features import known_names
 
 CHUNK, BLOCK = 64, 1024
@@ -70,6 +63,7 @@ def probe(
     folder: Path,
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
+    calibration: Calibration | None = None,
 ) -> Cost:
     """Write `probe.jsonl` (one `ProbeRow` per demonstration) and `thresholds.json` into `folder`.
 
@@ -77,6 +71,7 @@ def probe(
 
     Args:
         spent: returns what the engines have spent so far.
+        calibration: of an earlier probe; None: measured on these rows.
 
     Returns:
         What all calls together spent.
@@ -110,19 +105,35 @@ def probe(
             spool.keep()
     if distributed.is_main():
         if not _is_complete(open_rows(path)):
-            write_rows(path, _aligned(open_rows(path), score))
-        thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
+            write_rows(path, _aligned(open_rows(path), score, calibration))
+        if calibration is None:
+            thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
+        else:
+            thresholds = calibration.thresholds
         atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
     distributed.barrier()
     return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 
 
-def load_probe(folder: Path) -> tuple[Rows[ProbeRow], References, GateThresholds]:
-    """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds."""
+def load_probe(
+    folder: Path, calibration: Calibration | None = None
+) -> tuple[Rows[ProbeRow], References, GateThresholds]:
+    """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds.
+
+    Args:
+        calibration: the one that `probe` was called with.
+    """
     rows = open_rows(folder / "probe.jsonl")
     saved = json.loads((folder / "thresholds.json").read_text())
     saved |= {"leak_phrases": tuple(saved["leak_phrases"]), "names": frozenset(saved["names"])}
-    return rows, References(rows), GateThresholds(**saved)
+    return rows, References(rows, calibration.style if calibration else None), GateThresholds(**saved)
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """What the probe in `folder` measured over all of its rows."""
+    rows, references, thresholds = load_probe(folder)
+    lengths = array("q", (sample["tokens"] for row in rows for sample in row["style"]))
+    return Calibration(thresholds, references.pooled, median_tokens(lengths), recorded_typical_alignment(rows))
 
 
 def _drawn(
@@ -194,17 +205,19 @@ def _is_complete(rows: Sequence[RawRow]) -> bool:
     return not len(rows) or "cap" in rows[0]
 
 
-def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow]:
+def _aligned(rows: Sequence[RawRow], score: AlignmentScore, calibration: Calibration | None) -> Iterator[ProbeRow]:
     """The rows with alignments and caps: a score may compare with own samples of all rows, so these are read first."""
     means = [array("d", sorted(mean(s["stats"]["logprobs"]) for s in row["samples"])) for row in rows]
     pooled = array("d", np.sort(np.concatenate(means))) if means else array("d")
-    expected = list(_expected_tokens(rows))
+    pooled = calibration.style if calibration else pooled
+    expected = list(_expected_tokens(rows, calibration))
     measured: list[tuple[float, list[float]]] = []
     for row, own, tokens in zip(rows, means, expected, strict=True):
         reference = Reference(row["length"], 0.0, None, tokens, style_means(own, pooled))
         source = score(_stats(row["source"]), reference)
         measured.append((source, [score(_stats(sample["stats"]), reference) for sample in row["samples"]]))
-    typical = typical_alignment(array("d", (value for _, values in measured for value in values)))
+    own_alignments = array("d", (value for _, values in measured for value in values))
+    typical = calibration.typical_alignment if calibration else typical_alignment(own_alignments)
     for row, tokens, (source, values) in zip(rows, expected, measured, strict=True):
         samples = zip(row["samples"], values, strict=True)
         yield {
@@ -223,7 +236,7 @@ def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow
         }
 
 
-def _expected_tokens(rows: Sequence[RawRow]) -> Iterator[int]:
+def _expected_tokens(rows: Sequence[RawRow], calibration: Calibration | None = None) -> Iterator[int]:
     """What the length gate compares a row's rewrites with: the longer of the source and the target's own solutions.
 
     A row without finished samples takes the median of all rows: beside a terse demonstration every rewrite in the
@@ -231,7 +244,7 @@ def _expected_tokens(rows: Sequence[RawRow]) -> Iterator[int]:
     """
     lengths = [[len(sample["stats"]["logprobs"]) for sample in row["samples"]] for row in rows]
     every = array("q", (tokens for own in lengths for tokens in own))
-    typical = int(np.median(every)) if len(every) >= FEWEST_SAMPLES else 0
+    typical = calibration.typical_tokens if calibration else median_tokens(every)
     for row, own in zip(rows, lengths, strict=True):
         yield max(row["length"], int(median(own)) if own else typical)
 
@@ -329,4 +342,5 @@ class ProbeTarget(Stage):
                 folder,
                 progress,
                 meter.cost,
+                context.calibration,
             )
