@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 SHOWABLE = ("data", "rewrites", "config")
 CONFIGURED = ("run", "check", "diagnose", "preview", "check-reward", "show", "demo")
 """Subcommands that accept a recipe and any key of the config as a flag."""
-CONFIGURED = ("run", "check", "diagnose", "preview", "check-reward", "show", "demo")
-"""Subcommands that accept a recipe and any key of the config as a flag."""
 OWN_FLAGS = {
     "check": ("--all",),
     "diagnose": ("--rows",),

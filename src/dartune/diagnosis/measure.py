@@ -19,7 +19,6 @@ from dartune.data.run_records import ProbeRow
 from dartune.engines.base import Engine, SampleSpec
 from dartune.engines.meter import Meter
 from dartune.engines.seeds import DIAGNOSIS, sampling_seed
-from dartune.gates.gate_input import GateThresholds
 from dartune.rewards.reward import GatedReward, Rewrite, build_reward
 from dartune.run.cost import Cost
 from dartune.run.progress import Progress
@@ -27,6 +26,7 @@ from dartune.stages.mapper_prompt import mapper_prompt, with_examples, worked_ex
 from dartune.stages.models import RunModels
 from dartune.stages.own_samples import is_verified
 from dartune.stages.probe import load_probe, probe
+from dartune.stages.probe_references import Calibration
 
 CHUNK = 8
 """Rows that are sampled together. Few, so that progress is shown early."""
@@ -83,7 +83,7 @@ def measure(
     samples: int,
     folder: Path,
     *,
-    thresholds: GateThresholds | None = None,
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[MeasuredRow], GatedReward, Cost]:
     """Probe `rows` and rewrite them.
@@ -91,7 +91,7 @@ def measure(
     Args:
         samples: rewrites per row, and solutions of the target per row (at least `reward.own_samples`).
         folder: receives the probe's files.
-        thresholds: of the gates; None measures them on these rows.
+        calibration: of a finished run; None measures it on these rows.
 
     Returns:
         The rows, the reward that judged them, and what was spent.
@@ -110,9 +110,10 @@ def measure(
         folder,
         None,
         meter.cost,
+        calibration,
     )
-    probed, references, measured_thresholds = load_probe(folder)
-    reward = build_reward(config.reward, target, renderer, checker, thresholds or measured_thresholds, references)
+    probed, references, thresholds = load_probe(folder, calibration)
+    reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
     prompt = with_examples(settings.prompt, worked_examples(rows, probed, settings.examples))
     measured: list[MeasuredRow] = []
     for low in range(0, len(rows), CHUNK):

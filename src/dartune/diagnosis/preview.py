@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dartune.answers.checker import AnswerChecker
+from dartune.config.load import RECORD, load_config
 from dartune.config.schema import Config
 from dartune.errors import InputError
 from dartune.report.templates import SURPRISE
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from dartune.diagnosis.measure import MeasuredRewrite, MeasuredRow
     from dartune.engines.base import Engine
-    from dartune.gates.gate_input import GateThresholds
     from dartune.stages.models import RunModels
 
 SAMPLES = 3
@@ -39,15 +39,25 @@ def preview(config: Config, count: int, mapper: Path | None) -> None:
 
     Args:
         count: training rows to rewrite, chosen at random.
-        mapper: run folder or model folder of a trained mapper; None for the initial mapper of `config`.
+        mapper: run folder or model folder of a trained mapper; None for the initial mapper of `config`. A run folder
+            also gives the settings of mapper and reward.
 
     Raises:
         InputError: the data, a model or a setting is unusable; everything found is listed.
     """
+    if mapper is not None and not mapper.is_dir():
+        raise InputError(f"--mapper {mapper} is no folder; give a run folder or a model folder")
     run_folder = mapper if mapper is not None and (mapper / "stages").is_dir() else None
-    model_folder = _trained_mapper(run_folder, config.seeds[0]) if run_folder else mapper
+    model_folder = mapper
+    if run_folder:
+        model_folder = _trained_mapper(run_folder, config.seeds[0])
+        # A trained mapper answers the request that it was trained with, and its rewrites pass the gates of its run.
+        of_run = load_config(run_folder / RECORD)
+        config = config.model_copy(update={"mapper": of_run.mapper, "reward": of_run.reward})
     data, models = prepare_run(config)
+    # Imported here because they load torch: problems of the data are reported without it.
     from dartune.diagnosis.measure import measure, random_rows
+    from dartune.stages.probe import load_calibration
 
     rows = random_rows(data.train, count)
     with (
@@ -55,7 +65,7 @@ def preview(config: Config, count: int, mapper: Path | None) -> None:
         AnswerChecker() as checker,
         _mapper(models, model_folder) as engine,
     ):
-        thresholds = _thresholds(run_folder)
+        calibration = load_calibration(run_folder / "stages" / probe_stage("dart")) if run_folder else None
         with Progress(len(rows), "preview") as progress:
             measured, reward, _ = measure(
                 rows,
@@ -65,24 +75,18 @@ def preview(config: Config, count: int, mapper: Path | None) -> None:
                 checker,
                 SAMPLES,
                 Path(scratch),
-                thresholds=thresholds,
+                calibration=calibration,
                 progress=progress,
             )
-        _print(measured, models.renderer.decode, reward.limits(), of_run=thresholds is not None)
+        _print(measured, models.renderer.decode, reward.limits(), of_run=calibration is not None)
 
 
 def _trained_mapper(run_folder: Path, seed: int) -> Path:
-    folder = run_folder / "stages" / mapper_stage("dart", seed) / "model"
-    if not folder.is_dir():
-        raise InputError(f"{run_folder} has no trained mapper of seed {seed} yet; expected {folder}")
+    stages = run_folder / "stages"
+    folder = stages / mapper_stage("dart", seed) / "model"
+    if missing := [path for path in (folder, stages / probe_stage("dart") / "thresholds.json") if not path.exists()]:
+        raise InputError(f"{run_folder} has no trained mapper of seed {seed} yet; {missing[0]} is missing")
     return folder
-
-
-def _thresholds(run_folder: Path | None) -> GateThresholds | None:
-    """The thresholds of a run; without one they are measured on the few rows."""
-    from dartune.stages.probe import load_probe
-
-    return load_probe(run_folder / "stages" / probe_stage("dart"))[2] if run_folder else None
 
 
 @contextmanager
