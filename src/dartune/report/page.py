@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dartune.config.arms import ARMS
-from dartune.data.adapted_dataset import VIEWS
+from dartune.data.adapted_dataset import ADAPTED, VIEWS
 from dartune.report import summary
 from dartune.report.adaptation import first_adaptation, mean_of_known
 from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
@@ -19,8 +19,10 @@ from dartune.report.verdicts import shortfalls
 from dartune.run.files import atomic_write_text
 
 FEW_QUESTIONS = 50  # suites with fewer questions are named in a caution
-SHOWN_EXAMPLES = 12
+SHOWN_EXAMPLES = 13
 SHOWN_REASONS = 20
+# Rows with provenance `original` are in the data set, but only the arm dart_keep_original trains on them.
+USE = {"natural": "trained on (natural)", "original": "kept, not trained on (original)", "dropped": "dropped"}
 PHASES = ("before", "during", "after")
 
 
@@ -211,16 +213,16 @@ def _flat(quality: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    # Rows with provenance `original` are in the data set, but only the arm dart_keep_original trains on them.
-    after = "kept, not trained on" if example.get("provenance") == "original" else "trained on"
-    sides = (
-        ("demonstration", "source_solution", "tokens_before", "alignment_before"),
-        (f"{after} ({example['provenance']})", "solution", "tokens_after", "alignment_after"),
-    )
-    return {
-        **example,
-        "sides": [
-            Side(title, example[text] or "", example.get(tokens) or [], example.get(alignment))
-            for title, text, tokens, alignment in sides
-        ],
-    }
+    unchanged = example["provenance"] not in ADAPTED
+    first = f"demonstration, {USE[example['provenance']]}" if unchanged else "demonstration"
+    sides = [
+        Side(first, example["source_solution"], example.get("tokens_before") or [], example.get("alignment_before"))
+    ]
+    if not unchanged:
+        title = f"trained on ({example['provenance']})"
+        tokens = example.get("tokens_after") or []
+        sides.append(Side(title, example["solution"] or "", tokens, example.get("alignment_after")))
+    for rewrite in example.get("rejected", []):
+        title = f"rewrite, rejected by {', '.join(rewrite['failed'])}"
+        sides.append(Side(title, rewrite["text"], rewrite["tokens"], rewrite["alignment"]))
+    return {**example, "sides": sides}

@@ -23,7 +23,7 @@ from dartune.data.adapted_dataset import accounting, write_adapted
 from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
 from dartune.data.row_store import Rows, RowWriter, open_rows, write_rows
-from dartune.data.run_records import AdaptedRow, AdaptedSolution, ProbeRow
+from dartune.data.run_records import AdaptedRow, AdaptedSolution, ProbeRow, RejectedRewrite
 from dartune.engines.base import Engine, SampleSpec
 from dartune.engines.meter import Meter, counters
 from dartune.engines.seeds import SYNTHESIS, sampling_seed
@@ -39,6 +39,8 @@ from dartune.text.features import same_text
 
 CHUNK = 32
 """Rows that are sampled and scored together. Part of the sampling seeds, so changing it changes the rewrites."""
+KEPT_REJECTED = 2
+"""Rejected rewrites that are kept of a row without an accepted one."""
 LOWEST_ALIGNMENT_PERCENTILE = 5
 """A solution below this percentile of the demonstrations' alignment is too unnatural to train on."""
 
@@ -198,13 +200,30 @@ def adapted_row(
             row = _row(demonstration, probe, fallback, best, "; ".join(reasons), rewrites)
             texts = dict.fromkeys(c.text for c in candidates if c.surplus > 0 and c.text != best.text)
             row["alternatives"] = list(texts)
-            return {**row, "accepted": len(accepted), "runner_up": None, "spent": {}}
+            return {**row, "accepted": len(accepted), "rejected": [], "runner_up": None, "spent": {}}
         reasons.append(f"{fallback}: {_failure(fallback, candidates, demonstration.solution, rewrites)}")
     reason = "; ".join(reasons)
     most_natural = max(accepted, key=lambda pair: pair[1].alignment, default=None)
     runner_up = _row(demonstration, probe, *most_natural, reason, rewrites) if most_natural else None
     row = _row(demonstration, probe, *result, reason, rewrites)
-    return {**row, "accepted": len(accepted), "runner_up": runner_up, "spent": {}}
+    rejected = [] if accepted else _nearest_to_acceptance(rewrites)
+    return {**row, "accepted": len(accepted), "rejected": rejected, "runner_up": runner_up, "spent": {}}
+
+
+def _nearest_to_acceptance(rewrites: Mapping[str, Sequence[Rewrite]]) -> list[RejectedRewrite]:
+    """The rejected rewrites with the fewest failed gates, the most natural first."""
+    distinct = {rewrite.text: rewrite for scored in rewrites.values() for rewrite in scored}
+    nearest = sorted(distinct.values(), key=lambda rewrite: (len(rewrite.failed), -rewrite.alignment))
+    return [
+        {
+            "text": rewrite.text,
+            "failed": rewrite.failed,
+            "alignment": rewrite.alignment,
+            "ids": list(rewrite.ids),
+            "logprobs": [round(value, 4) for value in rewrite.logprobs],
+        }
+        for rewrite in nearest[:KEPT_REJECTED]
+    ]
 
 
 def _own_samples(probe: ProbeRow) -> list[Rewrite]:
