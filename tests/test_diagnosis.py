@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dartune.cli import main
-from dartune.data.records import Demonstration
+from dartune.data.row_store import open_rows
 from dartune.diagnosis.findings import find, percentile
-from dartune.diagnosis.measure import random_rows
+from dartune.diagnosis.measure import random_places
 from dartune.diagnosis.recommend import OPTIONS, recommend
 
 SAMPLES = 4
@@ -100,11 +100,9 @@ def test_a_percentile_is_a_share_and_grows_with_the_alignment(own, alignment):
 
 @given(st.integers(1, 50), st.integers(1, 60))
 def test_rows_are_chosen_once_each_in_the_order_of_the_data(total, count):
-    rows = [Demonstration(str(index), "q", "s") for index in range(total)]
-    chosen = random_rows(rows, count)
-    places = [int(item.id) for item in chosen]
-    assert len(places) == min(total, count) and places == sorted(set(places))
-    assert random_rows(rows, count) == chosen
+    places = random_places(total, count)
+    assert len(places) == min(total, count) and places == sorted(set(places)) and max(places) < total
+    assert random_places(total, count) == places
 
 
 GOOD = {"rows_accepted": 0.9, "gain_of_best": 0.7, "own_finished": 1.0, "gainful": 1.0, "pass_at_k": 0.2}
@@ -191,3 +189,32 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert "has no trained mapper of seed 0 yet" in capsys.readouterr().err
     assert main(["diagnose", "lab", *lab, "--matrix", "{seeds: [[0], [1]]}", "--output", str(tmp_path / "x")]) == 2
     assert "the recipe has a matrix" in capsys.readouterr().err
+
+
+def test_a_run_takes_over_the_rows_of_the_diagnosis_and_they_are_those_it_would_have_measured(tmp_path):
+    from dartune.answers.checker import AnswerChecker
+    from dartune.config.load import load_config
+    from dartune.diagnosis.stage import Diagnose
+    from dartune.run.folder import RunFolder
+    from dartune.stages.prepare import WriteData, start
+    from dartune.stages.probe import ProbeTarget
+
+    logs, rows = {}, {}
+    for name in ("alone", "diagnosed"):
+        sizes = {"data.limit": "80", "data.test": "4", "data.dev": "4"}
+        config = load_config("lab", sizes | {"output": str(tmp_path / name)})
+        logs[name] = []
+        with RunFolder(tmp_path / name, logs[name].append) as folder, AnswerChecker() as checker:
+            context = start(config, folder, checker)
+            context.execute(WriteData(context))
+            if name == "diagnosed":
+                context.execute(Diagnose(context, 8))
+            context.execute(ProbeTarget(context, "dart"))
+            rows[name] = list(open_rows(context.folder("probe") / "probe.jsonl"))
+    assert "probe: 8 rows of the diagnosis are reused" in logs["diagnosed"]
+    assert not any("reused" in line for line in logs["alone"])
+    for one, other in zip(rows["alone"], rows["diagnosed"], strict=True):
+        assert [own["text"] for own in one["own"]] == [own["text"] for own in other["own"]]
+        assert one["source_alignment"] == pytest.approx(other["source_alignment"], abs=1e-3)
+    tokens = {name: sum(row["spent"].get("generated_tokens", 0) for row in rows[name]) for name in rows}
+    assert tokens["alone"] == tokens["diagnosed"]  # the diagnosis's share is counted, too

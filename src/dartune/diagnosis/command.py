@@ -10,6 +10,7 @@ from dartune.config.schema import Config
 from dartune.diagnosis.recommend import OPTIONS, recommend
 from dartune.errors import InputError
 from dartune.run.folder import RunFolder
+from dartune.stages.names import DIAGNOSIS
 from dartune.stages.prepare import WriteData, start
 
 ROWS = 64
@@ -32,18 +33,18 @@ def diagnose(config: Config, rows: int, flags: list[str]) -> str:
         context = start(config, folder, checker)
         # Imported here because they load torch: problems of the data are reported without it.
         from dartune.diagnosis.page import diagnosis_text, write_page
-        from dartune.diagnosis.stage import NAME, Diagnose, load_diagnosis
+        from dartune.diagnosis.stage import Diagnose, load_diagnosis
 
         context.execute(WriteData(context))
         context.execute(Diagnose(context, rows))
         if not distributed.is_main():
             return ""
-        findings, limits, measured = load_diagnosis(context.folder(NAME))
+        findings, limits, measured = load_diagnosis(context.folder(DIAGNOSIS))
         recommendation = recommend(findings)
         others = [flag for flag in flags if not flag.startswith("--arms=")]
         command = [*others, "--arms", ",".join(OPTIONS[recommendation.option].arms)]
         page = write_page(
-            folder.folder / NAME,
+            folder.folder / DIAGNOSIS,
             config.name,
             findings,
             recommendation,

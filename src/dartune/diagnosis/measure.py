@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from dartune import distributed
 from dartune.answers.checker import AnswerChecker
 from dartune.config.schema import Config
 from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
+from dartune.data.row_store import write_rows
 from dartune.data.run_records import ProbeRow
 from dartune.engines.base import Engine, SampleSpec
-from dartune.engines.meter import Meter
+from dartune.engines.meter import Meter, counters
 from dartune.engines.seeds import DIAGNOSIS, sampling_seed
 from dartune.rewards.reward import GatedReward, Rewrite, build_reward
 from dartune.run.cost import Cost
@@ -25,7 +27,7 @@ from dartune.run.progress import Progress
 from dartune.stages.mapper_prompt import mapper_prompt, with_examples, worked_examples
 from dartune.stages.models import RunModels
 from dartune.stages.own_samples import is_verified
-from dartune.stages.probe import load_probe, probe
+from dartune.stages.probe import RAW, finish_probe, first_thresholds, load_probe, raw_rows
 from dartune.stages.probe_references import Calibration
 
 CHUNK = 8
@@ -68,14 +70,14 @@ class MeasuredRow(TypedDict):
     rewrites: list[MeasuredRewrite]
 
 
-def random_rows(rows: Sequence[Demonstration], count: int, seed: int = 0) -> list[Demonstration]:
-    """Return `count` rows (all, if there are fewer), chosen at random, in their order in the data."""
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
-    return [rows[index] for index in chosen]
+def random_places(total: int, count: int) -> list[int]:
+    """Return the places of `count` rows (all, if there are fewer) chosen at random, ascending."""
+    return sorted(random.Random(0).sample(range(total), min(count, total)))
 
 
 def measure(
-    rows: Sequence[Demonstration],
+    data: Sequence[Demonstration],
+    places: Sequence[int],
     config: Config,
     models: RunModels,
     mapper: Engine,
@@ -86,9 +88,10 @@ def measure(
     calibration: Calibration | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[MeasuredRow], GatedReward, Cost]:
-    """Probe `rows` and rewrite them.
+    """Probe some rows of `data` and rewrite them.
 
     Args:
+        places: of the rows in the data.
         samples: rewrites per row, and solutions of the target per row (at least `reward.own_samples`).
         folder: receives the probe's files.
         calibration: of a finished run; None measures it on these rows.
@@ -96,22 +99,25 @@ def measure(
     Returns:
         The rows, the reward that judged them, and what was spent.
     """
+    rows = [data[place] for place in places]
     target, renderer, settings = models.target_engine, models.renderer, config.mapper
     meter = Meter(target, mapper)
-    probe(
+    raw = raw_rows(
         rows,
+        places,
         target,
         renderer,
         checker,
         config.reward,
-        settings.prompt,
+        first_thresholds(config.reward, settings.prompt),
         settings.max_new_tokens,
         0,
-        folder,
-        None,
-        meter.cost,
-        calibration,
     )
+    raw[0]["spent"] = counters(meter.cost())
+    if distributed.is_main():
+        for name in (RAW, "probe.jsonl"):
+            write_rows(folder / name, raw)
+    finish_probe(rows, config.reward, settings.prompt, folder, calibration)
     probed, references, thresholds = load_probe(folder, calibration)
     reward = build_reward(config.reward, target, renderer, checker, thresholds, references)
     prompt = with_examples(settings.prompt, worked_examples(rows, probed, settings.examples))

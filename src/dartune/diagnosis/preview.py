@@ -56,19 +56,20 @@ def preview(config: Config, count: int, mapper: Path | None) -> None:
         config = config.model_copy(update={"mapper": of_run.mapper, "reward": of_run.reward})
     data, models = prepare_run(config)
     # Imported here because they load torch: problems of the data are reported without it.
-    from dartune.diagnosis.measure import measure, random_rows
+    from dartune.diagnosis.measure import measure, random_places
     from dartune.stages.probe import load_calibration
 
-    rows = random_rows(data.train, count)
+    places = random_places(len(data.train), count)
     with (
         tempfile.TemporaryDirectory() as scratch,
         AnswerChecker() as checker,
         _mapper(models, model_folder) as engine,
     ):
         calibration = load_calibration(run_folder / "stages" / probe_stage("dart")) if run_folder else None
-        with Progress(len(rows), "preview") as progress:
+        with Progress(len(places), "preview") as progress:
             measured, reward, _ = measure(
-                rows,
+                data.train,
+                places,
                 models.config,
                 models,
                 engine,

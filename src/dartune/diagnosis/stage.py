@@ -9,13 +9,13 @@ from pathlib import Path
 from dartune import distributed
 from dartune.data.row_store import open_rows, write_rows
 from dartune.diagnosis.findings import Findings, RowFinding, TokenFinding, find
-from dartune.diagnosis.measure import MeasuredRow, measure, random_rows
+from dartune.diagnosis.measure import MeasuredRow, measure, random_places
 from dartune.run.cost import Cost
 from dartune.run.files import atomic_write_json
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
+from dartune.stages.names import DIAGNOSIS
 
-NAME = "diagnosis"
 SAMPLES = 8
 """Rewrites, and solutions of the target, per row."""
 
@@ -24,7 +24,7 @@ class Diagnose(Stage):
     """The measured rows (`rows.jsonl`) and their figures (`findings.json`)."""
 
     def __init__(self, context: StageContext, count: int):
-        super().__init__(context, NAME)
+        super().__init__(context, DIAGNOSIS)
         self.count = count
 
     def inputs(self) -> StageInputs:
@@ -43,10 +43,18 @@ class Diagnose(Stage):
 
     def run(self, folder: Path) -> Cost:
         context, config, models = self.context, self.context.config, self.context.models
-        rows = random_rows(context.data.train, self.count)
-        with context.progress(len(rows), self.name) as progress:
+        places = random_places(len(context.data.train), self.count)
+        with context.progress(len(places), self.name) as progress:
             measured, reward, cost = measure(
-                rows, config, models, models.start_engine, context.checker, SAMPLES, folder, progress=progress
+                context.data.train,
+                places,
+                config,
+                models,
+                models.start_engine,
+                context.checker,
+                SAMPLES,
+                folder,
+                progress=progress,
             )
         findings = find(
             measured, len(context.data.train), SAMPLES, config.mapper.max_new_tokens, models.renderer.decode

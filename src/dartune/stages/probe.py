@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from dartune.data.run_records import OwnSample, ProbeRow, StyleSample
 from dartune.engines.base import Engine, Sample, SampleSpec, TokenStats
 from dartune.engines.meter import Meter, counters
 from dartune.engines.seeds import PROBE, sampling_seed
+from dartune.errors import counted
 from dartune.gates.gate_input import GateThresholds
 from dartune.gates.wording import copied_share, filler_share
 from dartune.rewards.alignment import AlignmentScore, Reference, gain_cap, style_means, typical_alignment
@@ -39,11 +40,13 @@ from dartune.run.files import atomic_write_json
 from dartune.run.progress import Progress
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
-from dartune.stages.names import probe_stage
+from dartune.stages.names import DIAGNOSIS, probe_stage
 from dartune.stages.own_samples import is_verified
 from dartune.stages.probe_references import Calibration, References, median_tokens, recorded_typical_alignment
 from dartune.text.features import known_names
 
+RAW = "raw.jsonl"
+"""File of raw rows that a diagnosis leaves for the probe."""
 CHUNK, BLOCK = 64, 1024
 """Rows that are sampled together, and rows that are scored together and then written. Part of the sampling seeds."""
 RawRow = dict[str, Any]
@@ -64,6 +67,7 @@ def probe(
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
     calibration: Calibration | None = None,
+    measured: Mapping[str, RawRow] | None = None,
 ) -> Cost:
     """Write `probe.jsonl` (one `ProbeRow` per demonstration) and `thresholds.json` into `folder`.
 
@@ -72,14 +76,13 @@ def probe(
     Args:
         spent: returns what the engines have spent so far.
         calibration: of an earlier probe; None: measured on these rows.
+        measured: raw rows by id that `raw_rows` returned before for the same settings; they are not measured again.
 
     Returns:
         What all calls together spent.
     """
-    path, score = folder / "probe.jsonl", alignment_score(config)
-    own = config.own_samples
-    spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids) if own else None
-    thresholds = _first_thresholds(config, prompt)
+    path, measured = folder / "probe.jsonl", measured or {}
+    thresholds = first_thresholds(config, prompt)
     with RowWriter(path if distributed.is_main() else None) as spool:
         if len(spool) < len(demonstrations):
             spool.cut(len(spool) // BLOCK * BLOCK)
@@ -88,31 +91,92 @@ def probe(
             progress.advance_to(done)
         for low in range(done, len(demonstrations), BLOCK):
             block, before = list(demonstrations[low : low + BLOCK]), spent()
-            pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
-            source = source_stats(target, renderer, block, score)
-            prompts = [question for question, _ in pairs]
-            drawn = _drawn(prompts, target, spec, sampling_seed(seed, low, PROBE), progress)
-            references = {
-                row.id: Reference(len(solution), 0.0, None, len(solution))
-                for row, (_, solution) in zip(block, pairs, strict=True)
-            }
-            reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
-            scored = reward(block, drawn)
-            rows = [_raw_row(renderer, *each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
-            rows[0]["spent"] = counters(spent() - before)
+            places = [(low + index, row) for index, row in enumerate(block) if row.id not in measured]
+            new = raw_rows(
+                [row for _, row in places],
+                [place for place, _ in places],
+                target,
+                renderer,
+                checker,
+                config,
+                thresholds,
+                max_new_tokens,
+                seed,
+                progress,
+            )
+            by_id = {row["id"]: row for row in new}
+            rows = [by_id.get(row.id) or measured[row.id] for row in block]
+            earlier = sum((Cost(**row["spent"]) for row in rows), Cost())
+            rows = [row | {"spent": {}} for row in rows]
+            rows[0]["spent"] = counters(spent() - before + earlier)
             for row in rows:
                 spool.add(row)
             spool.keep()
+            if progress and len(new) < len(block):
+                progress.update(len(block) - len(new))
+    finish_probe(demonstrations, config, prompt, folder, calibration)
+    return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
+
+
+def raw_rows(
+    rows: Sequence[Demonstration],
+    places: Sequence[int],
+    target: Engine,
+    renderer: Renderer,
+    checker: AnswerChecker,
+    config: RewardConfig,
+    thresholds: GateThresholds,
+    max_new_tokens: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[RawRow]:
+    """What the target makes of `rows`, before alignments, which need the samples of all rows.
+
+    Args:
+        places: of the rows in the data. They decide the seeds, so the samples of a row do not depend on which other
+            rows are measured with it.
+        thresholds: of the gates that judge the target's own samples.
+    """
+    if not rows:
+        return []
+    score, own = alignment_score(config), config.own_samples
+    pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in rows]
+    source = source_stats(target, renderer, rows, score)
+    seeds = [sampling_seed(seed, place // CHUNK * CHUNK, PROBE) for place in places]
+    drawn: list[list[Sample]] = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = [question for question, _ in pairs[start : start + CHUNK]]
+        spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids)
+        drawn += target.generate(chunk, spec(tuple(seeds[start : start + CHUNK]))) if own else [[] for _ in chunk]
+        if progress:
+            progress.update(len(chunk))
+    references = {
+        row.id: Reference(len(solution), 0.0, None, len(solution))
+        for row, (_, solution) in zip(rows, pairs, strict=True)
+    }
+    reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
+    scored = reward(rows, drawn)
+    return [_raw_row(renderer, *each) for each in zip(rows, pairs, source, drawn, scored, strict=True)]
+
+
+def finish_probe(
+    demonstrations: Sequence[Demonstration],
+    config: RewardConfig,
+    prompt: str,
+    folder: Path,
+    calibration: Calibration | None = None,
+) -> None:
+    """Add alignments to the raw rows in `probe.jsonl`, and write `thresholds.json`; see `probe`."""
+    path = folder / "probe.jsonl"
     if distributed.is_main():
         if not _is_complete(open_rows(path)):
-            write_rows(path, _aligned(open_rows(path), score, calibration))
+            write_rows(path, _aligned(open_rows(path), alignment_score(config), calibration))
         if calibration is None:
             thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
         else:
             thresholds = calibration.thresholds
         atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
     distributed.barrier()
-    return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 
 
 def load_probe(
@@ -134,23 +198,6 @@ def load_calibration(folder: Path) -> Calibration:
     rows, references, thresholds = load_probe(folder)
     lengths = array("q", (sample["tokens"] for row in rows for sample in row["style"]))
     return Calibration(thresholds, references.pooled, median_tokens(lengths), recorded_typical_alignment(rows))
-
-
-def _drawn(
-    prompts: Sequence[list[int]],
-    target: Engine,
-    spec: Callable[[int], SampleSpec] | None,
-    first: int,
-    progress: Progress | None,
-) -> list[list[Sample]]:
-    """The target's own samples, chunk by chunk; `first` is the seed of the first one."""
-    drawn: list[list[Sample]] = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        drawn += target.generate(chunk, spec(first + start)) if spec else [[] for _ in chunk]
-        if progress:
-            progress.update(len(chunk))
-    return drawn
 
 
 def _raw_row(
@@ -273,7 +320,7 @@ def _own_row(sample: RawSample, alignment: float) -> OwnSample:
     }
 
 
-def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
+def first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
     """Thresholds for the own samples, which the measured thresholds come from: these reject none of them."""
     thresholds = gate_thresholds(config, prompt)
     if config.answer_logprob is None:
@@ -329,6 +376,9 @@ class ProbeTarget(Stage):
     def run(self, folder: Path) -> Cost:
         context, target = self.context, self.models.target_engine
         meter = Meter(target)
+        measured = self._diagnosed_rows()
+        if measured:
+            context.log(f"{self.name}: {counted(len(measured), 'row')} of the diagnosis are reused")
         with context.progress(len(context.data.train), self.name) as progress:
             return probe(
                 context.data.train,
@@ -343,4 +393,13 @@ class ProbeTarget(Stage):
                 progress,
                 meter.cost,
                 context.calibration,
+                measured,
             )
+
+    def _diagnosed_rows(self) -> dict[str, RawRow]:
+        """Raw rows by id that a diagnosis in the same run folder measured with the same inputs."""
+        record = self.context.run_folder.noted_inputs(DIAGNOSIS) or {}
+        inputs = json.loads(json.dumps(self.inputs()))
+        if any(record.get(name) != value for name, value in inputs.items()):
+            return {}
+        return {row["id"]: row for row in open_rows(self.context.folder(DIAGNOSIS) / RAW)}
