@@ -312,7 +312,10 @@ def build_parser(keys: str | None = None) -> _Parser:
     check_reward = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     text = "rows with question, solution, rewrite and label (honest, or the name of a hack); default: built-in rows"
     check_reward.add_argument("fixtures", nargs="?", help=text)
-    text = "score every row of a data set: how natural its solution is to the target"
+    text = (
+        "score every row of a data set: alignment of its solution under the target, percentile among the target's own "
+        "samples, length; written to --output beside the row's columns"
+    )
     score = verb("score", _score, text, "[RECIPE.yaml] --output FILE.{parquet,jsonl,csv}")
     score.add_argument("recipe", nargs="?", type=Path, help=recipe)
     verb("demo", _demo, "run the lab recipe with the shipped models; needs no GPU and no network", "")

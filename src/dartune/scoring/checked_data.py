@@ -16,6 +16,7 @@ from dartune.config.schema import Config
 from dartune.data.file_encoding import RawRow
 from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
+from dartune.data.row_filter import RowFilter
 from dartune.data.row_store import select_rows
 from dartune.data.table_writer import FORMATS, column_types, write_problems
 from dartune.errors import InputError
@@ -186,6 +187,7 @@ def _too_long(data: CheckedData) -> list[str]:
 def _raw_rows(config: Config, read: Sequence[Demonstration]) -> Iterator[RawRow]:
     """Every row with its own columns; rows that are generated have those of a demonstration."""
     if run_data.is_file(config.data.path) or config.data.path.startswith("hub:"):
-        return read_rows(config.data.path, "train")
+        rows, where = read_rows(config.data.path, "train"), config.data.where
+        return RowFilter(config.data.path, where).apply(rows) if where else rows
     names = ("id", "question", "solution", "answer")
     return (RawRow(row.place, {name: getattr(row, name) for name in names}) for row in read)
