@@ -137,12 +137,16 @@ def _first_round() -> dict[str, str]:
     return {"target.path": str(dart_model(first, 0)), "mapper.path": str(mapper_model(first, 0))}
 
 
-def _cells_of(study: str) -> list[str]:
+def cells_of(study: str) -> list[str]:
     return list(STUDIES.get(study) or configured("matrix"))
 
 
 def folder_of(study: str, cell: str) -> Path:
-    return RUNS / study / re.sub(r"[^\w.-]+", "-", cell)
+    return RUNS / study / folder_name(cell)
+
+
+def folder_name(cell: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", cell)
 
 
 def prepare(study: str) -> None:
@@ -173,7 +177,7 @@ def _knowing_target(rows: int) -> None:
 def collect() -> None:
     found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     missing = []
-    for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in _cells_of(one)]:
+    for study, name in [(one, cell) for one in ("matrix", *STUDIES) for cell in cells_of(one)]:
         folder, cells = folder_of(study, name), found.setdefault(study, {})
         if (folder / "report" / "results.json").exists():
             new = collected(folder, detailed=study == "matrix")
@@ -183,7 +187,7 @@ def collect() -> None:
     if missing:
         print(f"not run yet, left out: {', '.join(missing)}")
     for study in ("matrix", *STUDIES):  # in the order of their definition, whenever they were run
-        found[study] = {name: found[study][name] for name in _cells_of(study) if name in found[study]}
+        found[study] = {name: found[study][name] for name in cells_of(study) if name in found[study]}
     found["pooled"] = pooled(found["matrix"])
     RESULTS.parent.mkdir(exist_ok=True)
     atomic_write_json(RESULTS, {study: cells for study, cells in found.items() if cells})

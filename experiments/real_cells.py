@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from finished_models import dart_model, mapper_model
+from real_pages import AGAIN
 from real_tasks import SUITE_NAMES
 
 from dartune.config.arms import ARMS
@@ -42,8 +43,8 @@ BATCH = 8
 BBH_QUESTIONS = 60
 CORE_ARMS = ("base", "sft", "dart", "best_of_k", "sft_stm", "sft_on_mapper_start", "sft_low_lr", "sft_matched", "rft",
              "grpo_tokens", "sdft")  # fmt: skip
-AGAIN, AGAIN_ARMS = "-again", ("base", "dart", "sft_on_mapper_start")
-"""The second round: end of its folder's name, and its arms; `base` is the `dart` of the first round."""
+AGAIN_ARMS = ("base", "dart", "sft_on_mapper_start")
+"""Of the second round; `base` is the `dart` of the first round."""
 MEASURES = "measures"
 """Folder of the measures in a run's folder: a file per arm and seed."""
 UNRELATED = (

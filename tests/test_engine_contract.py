@@ -136,6 +136,16 @@ def test_samples_depend_on_the_seed_and_repeated_prompts_are_independent(engine)
     assert engine.generate([], spec()) == [] and engine.score([]) == []
 
 
+def test_a_prompt_with_a_seed_of_its_own_has_the_samples_of_a_call_with_that_seed(engine):
+    repeated = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    [mixed] = [engine.generate(repeated, spec(seed=(5, 6, 6, 5), n=2))]
+    alone = [
+        engine.generate(prompts, spec(seed=seed, n=2)) for prompts, seed in ((repeated[::3], 5), (repeated[1:3], 6))
+    ]
+    ids = [[[sample.ids for sample in group] for group in groups] for groups in (mixed, *alone)]
+    assert [ids[0][0], ids[0][3]] == ids[1] and ids[0][1:3] == ids[2]
+
+
 @pytest.mark.parametrize("text", ["naïve Größe: 3\u202f½", "日本語で 7 個", "👩‍🔬🙂", "a\x00b\u200b", ""])
 def test_any_script_and_empty_text_can_be_scored_and_cut_anywhere(engine, model, renderer, text):
     prompt, response = renderer.prompt_ids(f"Say: {text}"), renderer.response_ids(text)

@@ -27,6 +27,7 @@ ORDER = (
     "train",
     "lab",
     "stages",
+    "trained_mapper",
     "report",
     "red_team",
     "publish",

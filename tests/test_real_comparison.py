@@ -12,7 +12,19 @@ from dartune.answers.equality import final_answers
 from dartune.answers.task_families import TASKS
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("real_cells", "real_tasks", "real_pages", "style_texts", "pages")
+MODULES = (
+    "real_cells",
+    "real_tasks",
+    "real_pages",
+    "style_texts",
+    "pages",
+    "diagnoses",
+    "comparison",
+    "comparison_tables",
+    "comparison_reading",
+    "seed_batches",
+    "finished_models",
+)
 NAMES = ("number0", "number1", "number2")
 
 
@@ -179,4 +191,48 @@ def test_the_recipes_can_be_read_and_have_the_same_arms(tmp_path):
     assert small.seeds == (0, 1) and set(small.evaluate.suites) == set(real_cells.SUITE_NAMES)
     larger = dict(combinations(load_config(ROOT / "experiments" / "real-models-larger.yaml")))
     assert len(larger) == 4 and len({cell.output for cell in larger.values()}) == 4
-    assert {cell.arms for cell in larger.values()} == {small.arms}
+    assert {frozenset(cell.arms) for cell in larger.values()} == {frozenset(small.arms)}
+
+
+def test_the_second_round_starts_from_the_models_of_the_first(tmp_path):
+    import real_cells
+
+    for name in real_cells.SUITE_NAMES:
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks" / f"suite-{name}.jsonl").write_text("{}")
+    (tmp_path / "tasks" / "prefix.jsonl").write_text("{}")
+    first = tmp_path / "cells" / "smollm2-prefix"
+    rates = {"dart": {"3": {"chosen": 3e-5}}}
+    (first / "report").mkdir(parents=True)
+    (first / "report" / "results.json").write_text(json.dumps({"learning_rates": rates}))
+    models = [first / "stages" / name / "model" for name in ("train-dart-s3-lr3e-05", "mapper-s3")]
+    for model in models:
+        model.mkdir(parents=True)
+    again = real_cells.cell_config(tmp_path, "smollm2", "prefix", [3], again=True)
+    assert [again.target.path, again.mapper.path] == list(map(str, models))
+    assert again.arms == real_cells.AGAIN_ARMS and again.output == f"{first}-again"
+
+
+def test_a_recommendation_is_judged_by_the_best_arm_of_its_cell():
+    import diagnoses
+
+    arms = {"base": 0.6, "sft": 0.3, "best_of_k": 0.45, "dart": 0.5}
+    assert diagnoses.regret("mapper", arms) == 0 and diagnoses.regret("leave", arms) == pytest.approx(0.2)
+    assert diagnoses.regret("mask", arms) is None  # not run there
+
+
+def test_thresholds_are_fitted_to_the_cells_that_are_given():
+    import diagnoses
+
+    from dartune.diagnosis.recommend import Thresholds, recommend
+
+    names = diagnoses.Findings.__dataclass_fields__
+    record = {name: 1.0 for name in names if not name.startswith("least_natural")}
+    record |= {"failed_gates": {}, "hacks": {}, "total_rows": 1000, "rewrites_cut": 0.0, "too_long": 0.0}
+    cells = {}
+    for gain, best in ((0.6, "dart"), (0.75, "best_of_k")):  # training pays only where there is much left to gain
+        found = diagnoses.findings_of(record | {"gain_of_best": gain})
+        cells[best] = found, {"dart": 0.2, "best_of_k": 0.2} | {best: 0.5}
+    fitted = diagnoses.fitted(cells)
+    assert 0.6 < fitted.saturated <= 0.75 and fitted.few_rows == Thresholds().few_rows
+    assert [recommend(found, fitted).option for found, _ in cells.values()] == ["mapper", "best_of_k"]

@@ -57,6 +57,17 @@ def test_ticks_are_integer_steps_and_powers_of_ten_for_a_wide_range_of_costs():
     assert ticks and all(tick.startswith("1e") for tick in ticks)
 
 
+def test_a_row_without_an_accepted_rewrite_shows_the_rejected_ones_and_not_its_original_twice(tmp_path):
+    rejected = {"text": "nine", "failed": ["correct_answer", "length"], "alignment": -0.5, "tokens": [["nine", -0.5]]}
+    unchanged = example(provenance="original", solution="3 4", rejected=[rejected])
+    results = full()
+    results["examples"] = [unchanged]
+    page = Page(page_of(results, tmp_path))
+    assert "demonstration, kept, not trained on (original), alignment -2.31" in page.text
+    assert "rewrite, rejected by correct_answer, length, alignment -0.5" in page.text
+    assert "trained on (original)" not in page.text.replace("kept, not trained on (original)", "")
+
+
 def test_tokens_are_shaded_by_surprise(tmp_path):
     spans = re.findall(r'<span(?: class="(s\d)" title="[^"]*")?>([^<]*)</span>', page_of(full(), tmp_path))
     shades = {text: shade for shade, text in spans}

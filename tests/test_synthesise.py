@@ -98,9 +98,16 @@ def test_the_most_natural_accepted_rewrite_is_kept(adapt):
     [row], _ = adapt((WRONG, GOOD, BETTER), ("rewrite", "original"), natural=(BETTER, WRONG), samples=3)
     assert (row["provenance"], row["solution"]) == ("rewrite", BETTER)
     assert row["alignment_after"] > row["alignment_before"] == -1.0
-    assert row["alternatives"] == [GOOD]
+    assert row["alternatives"] == [GOOD] and row["rejected"] == []
     assert row["hacks"] == [] and "wrong_answer" in row["hacks_refused"]
     assert row["messages"][1]["content"] == BETTER
+
+
+def test_a_row_without_an_accepted_rewrite_keeps_the_nearest_to_acceptance(adapt):
+    [row], _ = adapt((WRONG, WRONG, "nonsense", ""), ("rewrite", "original"), natural=(WRONG,), samples=4)
+    assert row["provenance"] == "original" and row["rejected"][0]["text"] == WRONG
+    assert len(row["rejected"]) == 2 and row["rejected"][0]["failed"] == ["correct_answer"]
+    assert len(row["rejected"][0]["ids"]) == len(row["rejected"][0]["logprobs"])
 
 
 @pytest.mark.parametrize("form", sorted(FORMS))

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from dartune.config.schema import Config
 
 SHOWABLE = ("data", "rewrites", "config")
-CONFIGURED = ("run", "check", "check-reward", "score", "show", "demo")
+CONFIGURED = ("run", "check", "diagnose", "preview", "check-reward", "score", "show", "demo")
 """Subcommands that accept a recipe and any key of the config as a flag."""
-SWITCHES = {"check": ("--all",)}
-"""Flags of these subcommands that are not keys and take no value."""
+OWN_FLAGS = {
+    "check": ("--all",),
+    "diagnose": ("--rows",),
+    "preview": ("--rows", "--mapper"),
+    "adapt": ("--data", "--output", "--seed", "--force"),
+}
+"""Flags of these subcommands that are not keys of the config; argparse reads them."""
 FOOTER = """\
 Every key of the config is also a flag, as in --mapper.steps 40 or --arms base,sft. --data and --target
 are short for --data.path and --target.path. `dartune run --help` lists all keys.
@@ -81,13 +86,11 @@ def _dispatch(arguments: list[str]) -> None:
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     overrides: dict[str, str] = {}
     keys = None
-    if verb in CONFIGURED:
-        if "-h" in arguments or "--help" in arguments:
-            keys = _describe_settings(verb)
+    if verb in CONFIGURED and ("-h" in arguments or "--help" in arguments):
+        keys = _describe_settings(verb)
+    if verb in CONFIGURED or verb in OWN_FLAGS:
         # Keys are removed before argparse runs: argparse does not know them, and a key's value may begin with a dash.
-        switches = [argument for argument in arguments if argument in SWITCHES.get(verb, ())]
-        arguments, overrides = split_overrides([argument for argument in arguments if argument not in switches])
-        arguments += switches
+        arguments, overrides = split_overrides(arguments, OWN_FLAGS.get(verb, ()))
     parser = build_parser(keys)
     options = parser.parse_args(arguments)
     if options.verb is None:
@@ -111,8 +114,11 @@ def _describe_settings(verb: str) -> str:
     return f"Keys, with {values}:\n{describe_keys(config)}\n\nArms:\n{arms}"
 
 
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_overrides(arguments: Sequence[str], own_flags: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
     """Separate `--key value` and `--key=value` from the other arguments of a command line.
+
+    Args:
+        own_flags: flags that are not keys; they stay among the other arguments.
 
     Returns:
         The remaining arguments, and the values by key.
@@ -125,7 +131,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]
     problems = []
     iterator = iter(arguments)
     for argument in iterator:
-        if not argument.startswith("--") or argument == "--help":
+        if not argument.startswith("--") or argument == "--help" or argument.partition("=")[0] in own_flags:
             remaining.append(argument)
             continue
         key, equals, value = argument[2:].partition("=")
@@ -155,6 +161,23 @@ def _check(options: argparse.Namespace) -> None:
     from dartune.check import check
 
     print(printable(check(config, every=options.all)))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from dartune.diagnosis.command import diagnose
+
+    flags = [f"--{key}={value}" for key, value in options.overrides.items()]
+    recipe = [] if options.recipe is None else [str(options.recipe)]
+    if text := diagnose(config, options.rows, [*recipe, *flags]):
+        print(printable(text))
+
+
+def _preview(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from dartune.diagnosis.preview import preview
+
+    preview(config, options.rows, options.mapper)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -197,6 +220,14 @@ def _push(options: argparse.Namespace) -> None:
 
     names = ("what", "arm", "seed", "licence", "private", "dry_run")
     print(push(options.run, options.to, **{name: getattr(options, name) for name in names}))
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from dartune.trained_mapper.adapt import adapt
+
+    flags = {"flags": options.overrides, "seed": options.seed, "force": options.force}
+    if summary := adapt(options.run, options.data, options.output, **flags):  # empty on all ranks but 0
+        print(printable(summary))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -277,6 +308,13 @@ def _lab_show(options: argparse.Namespace) -> None:
     print(commands.show(options))
 
 
+def _count(text: str) -> int:
+    """A number of rows on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
 def build_parser(keys: str | None = None) -> _Parser:
     """Return the parser of the command line.
 
@@ -308,6 +346,16 @@ def build_parser(keys: str | None = None) -> _Parser:
     check = verb("check", _check, "check data, models and settings without training", "[RECIPE.yaml] [--all]")
     check.add_argument("recipe", nargs="?", type=Path, help=recipe)
     check.add_argument("--all", action="store_true", help="list all rows of every finding instead of the first five")
+    text = "measure a few rows and recommend what to do with the data, before a run"
+    diagnose = verb("diagnose", _diagnose, text, "[RECIPE.yaml] [--rows N]")
+    diagnose.add_argument("recipe", nargs="?", type=Path, help=recipe)
+    diagnose.add_argument("--rows", type=_count, default=64, metavar="N", help="rows to measure (default: 64)")
+    text = "show a few rewrites of the mapper beside their demonstrations, with gates and alignment of each token"
+    preview = verb("preview", _preview, text, "[RECIPE.yaml] [--rows N] [--mapper RUN]")
+    preview.add_argument("recipe", nargs="?", type=Path, help=recipe)
+    preview.add_argument("--rows", type=_count, default=5, metavar="N", help="rows to rewrite (default: 5)")
+    text = "run folder or model folder of a trained mapper (default: the initial mapper)"
+    preview.add_argument("--mapper", type=Path, metavar="RUN", help=text)
     text = "test the gates on honest and hacked rewrites, and with --target the whole reward"
     check_reward = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     text = "rows with question, solution, rewrite and label (honest, or the name of a hack); default: built-in rows"
@@ -325,6 +373,7 @@ def build_parser(keys: str | None = None) -> _Parser:
     report.add_argument("run", type=Path, help=run_folder)
     own = "a section of your own, module:function (docs/extending.md); may be repeated"
     report.add_argument("--section", action="append", default=[], metavar="MODULE:FUNCTION", help=own)
+    _add_adapt(verb)
     text = "compare finished runs: differences between arms, per run and pooled"
     compare = verb("compare", _compare, text, "RUN RUN ...")
     compare.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder that contains runs")
@@ -337,6 +386,23 @@ def build_parser(keys: str | None = None) -> _Parser:
     _add_push(verb)
     _add_lab(verb("lab", _lab_show, "build or measure the models of the embedded lab", "{build,show} ..."), common)
     return parser
+
+
+def _add_adapt(verb: Callable[..., _Parser]) -> None:
+    text = (
+        "rewrite more data with the trained mapper of a run, or continue; --data.columns, --data.task, --target, "
+        "--mapper.path and the keys of execution may differ from the run"
+    )
+    usage = "RUN --data DATA --output FOLDER [--seed N] [--force] [--KEY VALUE ...]"
+    adapt = verb("adapt", _adapt, text, usage)
+    adapt.add_argument("run", type=Path, help="run folder; its synthesis must be complete")
+    text = "the new rows: file, folder or Hub id, read like data.path"
+    adapt.add_argument("--data", required=True, metavar="DATA", help=text)
+    text = "folder for the adapted rows; the same command continues in it"
+    adapt.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=text)
+    adapt.add_argument("--seed", type=int, metavar="N", help="seed of the mapper (default: first seed of the run)")
+    text = "use the mapper although the target, its chat template or the system prompt changed since the run"
+    adapt.add_argument("--force", action="store_true", help=text)
 
 
 def _add_push(verb: Callable[..., _Parser]) -> None:

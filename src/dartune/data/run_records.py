@@ -25,6 +25,7 @@ class OwnSample(TypedDict):
 class StyleSample(TypedDict):
     """A finished sample of the untouched target, right or wrong: what is kept to describe the target's style."""
 
+    alignment: float
     mean_logprob: float
     tokens: int
     copied: float
@@ -80,10 +81,24 @@ class AdaptedSolution(TypedDict):
     logprobs: list[float]
 
 
+class RejectedRewrite(TypedDict):
+    """A rewrite that did not pass the gates, kept to be read."""
+
+    text: str
+    failed: list[str]
+    alignment: float
+    ids: list[int]
+    logprobs: list[float]
+
+
 class AdaptedRow(AdaptedSolution):
-    """`synthesise/rows.jsonl`: the solution of one demonstration (docs/data-format.md)."""
+    """`synthesise/rows.jsonl`: the solution of one demonstration (docs/data-format.md).
+
+    `rejected` has the rewrites that came nearest to acceptance, of a row for which none was accepted.
+    """
 
     accepted: int
+    rejected: list[RejectedRewrite]
     runner_up: AdaptedSolution | None
     spent: Spent
 

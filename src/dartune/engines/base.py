@@ -24,14 +24,15 @@ class SampleSpec:
         temperature: 0 is greedy decoding; otherwise the untruncated distribution at this temperature. There is no
             top-p and no top-k, because truncation would bias an importance ratio.
         stop_ids: a completion ends at the first of these tokens.
-        seed: the same seed, weights and prompts give the same samples.
+        seed: the same seed, weights and prompts give the same samples. A tuple has a seed for each prompt: the samples
+            of a prompt are those of a call with its seed.
     """
 
     n: int
     max_new_tokens: int
     temperature: float
     stop_ids: tuple[int, ...]
-    seed: int
+    seed: int | tuple[int, ...]
 
     def __post_init__(self) -> None:
         rules = [
@@ -135,17 +136,17 @@ class Engine(Protocol):
         """Frees the engine's resources; the engine cannot be used afterwards."""
 
 
-def prompt_seeds(prompts: Sequence[TokenIds], seed: int) -> list[int]:
-    """Returns a 64-bit seed for each prompt, from `seed`, the prompt's tokens and how often it occurred before.
+def prompt_seeds(prompts: Sequence[TokenIds], seed: int | Sequence[int]) -> list[int]:
+    """Returns a 64-bit seed for each prompt, from its seed, its tokens and how often both occurred before.
 
     A position in the batch would be a simpler source, but then a sample would depend on the other prompts. Repeated
     prompts get different seeds, so their samples are independent.
     """
-    occurrences: Counter[bytes] = Counter()
+    occurrences: Counter[tuple[int, bytes]] = Counter()
     seeds = []
-    for prompt in prompts:
+    for prompt, call in zip(prompts, [seed] * len(prompts) if isinstance(seed, int) else seed, strict=True):
         content = array("q", prompt).tobytes()
-        key = f"{seed}/{occurrences[content]}".encode()
+        key = f"{call}/{occurrences[call, content]}".encode()
         seeds.append(int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "big"))
-        occurrences[content] += 1
+        occurrences[call, content] += 1
     return seeds

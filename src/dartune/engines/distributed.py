@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -42,7 +43,14 @@ class ParallelEngine:
 
     def generate(self, prompts: Sequence[TokenIds], spec: SampleSpec) -> list[list[Sample]]:
         """See `Engine.generate`."""
-        return self._split(prompts, tuple, lambda shard: self.engine.generate(shard, spec))
+        seeds = spec.seed if isinstance(spec.seed, tuple) else (spec.seed,) * len(prompts)
+
+        def generate(shard: list[tuple[TokenIds, int]]) -> list[list[Sample]]:
+            return self.engine.generate(
+                [prompt for prompt, _ in shard], replace(spec, seed=tuple(seed for _, seed in shard))
+            )
+
+        return self._split(list(zip(prompts, seeds, strict=True)), lambda item: tuple(item[0]), generate)
 
     def score(self, pairs: Sequence[Pair], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`."""

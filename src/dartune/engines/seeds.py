@@ -2,7 +2,7 @@
 
 STRIDE = 1_000_003
 """Distance between the seeds of two runs: a prime above the number of steps or rows of one stream."""
-PROBE, SYNTHESIS, OWN_SAMPLES, RENEWAL, DISTILLATION = 0, 500_000, 700_000, 800_000, 900_000
+PROBE, SYNTHESIS, OWN_SAMPLES, RENEWAL, DISTILLATION, DIAGNOSIS = 0, 500_000, 700_000, 800_000, 900_000, 950_000
 """Where the stages' streams of seeds begin. Mapper training shares the probe's stream: another model samples there."""
 
 

@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from itertools import pairwise
-from math import exp, isfinite
 from pathlib import Path
 from typing import Any
 
 from dartune.config.arms import ARMS
-from dartune.data.adapted_dataset import VIEWS
+from dartune.data.adapted_dataset import ADAPTED, VIEWS
 from dartune.report import summary
 from dartune.report.adaptation import first_adaptation, mean_of_known
 from dartune.report.plots import MANY_ARMS, arm_colours, draw_plots, standalone
 from dartune.report.schema import validate_results
+from dartune.report.templates import Side, render, shade_legend
 from dartune.report.verdicts import shortfalls
-from dartune.run import number_format
 from dartune.run.files import atomic_write_text
 
-SURPRISE = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; boundaries between the six shades of a token
 FEW_QUESTIONS = 50  # suites with fewer questions are named in a caution
-SHOWN_EXAMPLES = 12
-SHOWN_TOKENS = 1500
+SHOWN_EXAMPLES = 13
 SHOWN_REASONS = 20
+# Rows with provenance `original` are in the data set, but only the arm dart_keep_original trains on them.
+USE = {"natural": "trained on (natural)", "original": "kept, not trained on (original)", "dropped": "dropped"}
 PHASES = ("before", "during", "after")
 
 
@@ -73,21 +70,10 @@ def write_report(folder: Path, results: Mapping[str, Any], sections: Sequence[Se
 
 def render_page(results: Mapping[str, Any], plots: Mapping[str, str], sections: Sequence[Section] = ()) -> str:
     """Return the page as HTML; `plots` are SVGs from `draw_plots`."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "percent": number_format.percent,
-        "points": number_format.points,
-        "duration": number_format.duration,
-        "title": summary.title,
-        "number": number_format.significant,
-        "flops": number_format.flops,
-        "words": lambda name: str(name).replace("_", " "),
-    }
-    template = environment.from_string(files("dartune.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-    html = template.render(
+    return render(
+        "page.html.j2",
         results=results,
         sections=sections,
         # The only text that the template does not escape. Matplotlib escapes the labels in it.
@@ -108,11 +94,9 @@ def render_page(results: Mapping[str, Any], plots: Mapping[str, str], sections: 
         break_even=summary.break_even(results),
         adapted=[_adapted(seed, adapted) for seed, adapted in first_adaptation(results["adapted"]).items()],
         examples=[_example(example) for example in results["examples"][:SHOWN_EXAMPLES]],
-        legend=_legend(),
+        legend=shade_legend(),
         config=json.dumps(results["config"], indent=2, ensure_ascii=False),
     )
-    # Lone surrogates in the data cannot be encoded in UTF-8.
-    return html.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _cautions(results: Mapping[str, Any]) -> list[str]:
@@ -229,44 +213,16 @@ def _flat(quality: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
-    # Rows with provenance `original` are in the data set, but only the arm dart_keep_original trains on them.
-    after = "kept, not trained on" if example.get("provenance") == "original" else "trained on"
-    sides = (
-        ("demonstration", "source_solution", "tokens_before", "alignment_before"),
-        (after, "solution", "tokens_after", "alignment_after"),
-    )
-    return {
-        **example,
-        "sides": [
-            {
-                "title": title,
-                "text": example[text] or "",
-                "tokens": _tokens(example.get(tokens) or []),
-                "hidden": max(0, len(example.get(tokens) or []) - SHOWN_TOKENS),
-                "alignment": example.get(alignment),
-            }
-            for title, text, tokens, alignment in sides
-        ],
-    }
-
-
-def _tokens(tokens: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """The tokens to show. The end token has no text, but its probability is part of the alignment."""
-    shown = [_token(token) for token in tokens[:SHOWN_TOKENS]]
-    if shown and not shown[-1]["text"]:
-        shown[-1]["text"] = " [end]"
-    return shown
-
-
-def _token(token: Sequence[Any]) -> dict[str, Any]:
-    """Text, shade 0-5 and log-probability of a token; the shade is None if the token was not scored."""
-    text, logprob = (*token, None, None)[:2]
-    if not isinstance(logprob, (int, float)) or not isfinite(logprob):
-        return {"text": str(text), "shade": None, "logprob": None}
-    return {"text": str(text), "shade": sum(-logprob >= bound for bound in SURPRISE), "logprob": logprob}
-
-
-def _legend() -> list[tuple[int, str]]:
-    """The range of probabilities of every shade."""
-    shares = [1.0, *(exp(-bound) for bound in SURPRISE), 0.0]
-    return [(shade, f"{100 * low:.0f}-{100 * high:.0f}%") for shade, (high, low) in enumerate(pairwise(shares))]
+    unchanged = example["provenance"] not in ADAPTED
+    first = f"demonstration, {USE[example['provenance']]}" if unchanged else "demonstration"
+    sides = [
+        Side(first, example["source_solution"], example.get("tokens_before") or [], example.get("alignment_before"))
+    ]
+    if not unchanged:
+        title = f"trained on ({example['provenance']})"
+        tokens = example.get("tokens_after") or []
+        sides.append(Side(title, example["solution"] or "", tokens, example.get("alignment_after")))
+    for rewrite in example.get("rejected", []):
+        title = f"rewrite, rejected by {', '.join(rewrite['failed'])}"
+        sides.append(Side(title, rewrite["text"], rewrite["tokens"], rewrite["alignment"]))
+    return {**example, "sides": sides}

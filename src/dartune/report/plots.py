@@ -20,6 +20,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 TEXT = "#010203"  # placeholder for currentColor, which matplotlib does not know
 WIDTH = 5.6  # inches; narrow, so that text is readable on a phone
 ALWAYS_PASSED = 0.97  # a gate with a higher mean pass rate is listed below the plot instead of drawn
+BINS = 24  # of a histogram
 LINE_HEIGHT = 12.5  # points between the labels of neighbouring curves
 MANY_ARMS = 6  # with more arms, every arm is one row that shows all groups of suites
 MAX_TICK_RATIO = 30  # a larger ratio between costs has ticks at powers of ten only, so that labels do not overlap
@@ -57,6 +58,29 @@ def draw_plots(results: Mapping[str, Any]) -> dict[str, str]:
 def standalone(svg: str) -> str:
     """Return the SVG as a complete file, with text colours for light and dark viewers."""
     return '<?xml version="1.0" encoding="utf-8"?>\n' + re.sub(r"(<svg[^>]*>)", rf"\1{STYLE}", svg, count=1)
+
+
+def draw_distributions(samples: Mapping[str, Sequence[float]], name: str, axis: str, label: str) -> str:
+    """Return overlaid histograms as SVG, each as shares of its own sample.
+
+    Args:
+        samples: legend entry -> values.
+        name: of the plot; prefix of its ids.
+        axis: label of the x-axis.
+        label: description for screen readers.
+    """
+    import numpy as np
+
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in samples.values()]), BINS)
+    drawn, axes = _figure(2.6)
+    for index, (entry, values) in enumerate(samples.items()):
+        weights = np.full(len(values), 100 / max(1, len(values)))
+        colour = COLOURS[1 + index % (len(COLOURS) - 1)]
+        axes.hist(values, edges, weights=weights, color=colour, alpha=0.55, label=_label(entry))
+    axes.set_xlabel(axis, color=TEXT)
+    axes.set_ylabel("% of each", color=TEXT)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, labelcolor=TEXT, frameon=False)
+    return _svg(drawn, name, label)
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from dartune.errors import InputError
 from dartune.run.number_format import decimals
 
 EXAMPLES = 10
+REJECTED_EXAMPLES = 3
+"""Further rows that are shown because none of their rewrites was accepted."""
 
 
 def adapted_quality(
@@ -30,7 +32,7 @@ def adapted_quality(
     }
 
 
-def _tokens_with_logprobs(
+def tokens_with_logprobs(
     decode: Callable[[Sequence[int]], str], ids: Sequence[int], logprobs: Iterable[float]
 ) -> list[list[Any]]:
     """Return [[text, log-probability in nats], ...], one entry per token.
@@ -51,7 +53,9 @@ def examples(
     sources: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
-    """Return the first rows before and after adaptation, with log-probabilities per token under the target.
+    """Return the first rows before and after adaptation, and some whose rewrites were all rejected.
+
+    Tokens have their log-probabilities under the target.
 
     Args:
         rows: adapted rows.
@@ -59,15 +63,23 @@ def examples(
         decode: response ids to text.
     """
     shown = []
-    for row in rows[:EXAMPLES]:
+    rejected = [row for row in rows[EXAMPLES:] if row.get("rejected")]
+    for row in (*rows[:EXAMPLES], *rejected[:REJECTED_EXAMPLES]):
         shown.append(
             {
                 **{key: row[key] for key in ("id", "question", "source_solution", "solution", "provenance")},
                 "alignment_before": row["alignment_before"],
                 "alignment_after": row["alignment_after"],
                 "reason": row["reason"],
-                "tokens_before": _tokens_with_logprobs(decode, *sources[row["id"]]),
-                "tokens_after": _tokens_with_logprobs(decode, row["ids"], row["logprobs"]),
+                "tokens_before": tokens_with_logprobs(decode, *sources[row["id"]]),
+                "tokens_after": tokens_with_logprobs(decode, row["ids"], row["logprobs"]),
+                "rejected": [
+                    {
+                        **{key: rewrite[key] for key in ("text", "failed", "alignment")},
+                        "tokens": tokens_with_logprobs(decode, rewrite["ids"], rewrite["logprobs"]),
+                    }
+                    for rewrite in row.get("rejected", [])
+                ],
             }
         )
     return shown
@@ -85,11 +97,17 @@ def format_rewrites(folder: Path) -> str:
     blocks = []
     for path in paths:
         for row in open_rows(path)[:EXAMPLES]:
-            after = row["alignment_after"]
-            blocks.append(
-                f"[{path.parent.name} {row['id']}] {row['provenance']}: {row['reason']}\n"
-                f"  question  {row['question']}\n"
-                f"  source    {row['source_solution']}   (alignment {decimals(row['alignment_before'], 2)})\n"
-                f"  adapted   {row['solution']}   (alignment {decimals(after, 2)})"
-            )
+            lines = [
+                f"[{path.parent.name} {row['id']}] {row['provenance']}: {row['reason']}",
+                f"  question  {row['question']}",
+                f"  source    {row['source_solution']}   (alignment {decimals(row['alignment_before'], 2)})",
+            ]
+            if row["provenance"] in ADAPTED:
+                lines.append(f"  adapted   {row['solution']}   (alignment {decimals(row['alignment_after'], 2)})")
+            lines += [
+                f"  rejected  {rewrite['text']}   (alignment {decimals(rewrite['alignment'], 2)}; failed "
+                f"{', '.join(rewrite['failed'])})"
+                for rewrite in row.get("rejected", [])
+            ]
+            blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -136,6 +136,7 @@ class Example(_Strict):
     provenance: str
     tokens_before: list[list[Any]] = []
     tokens_after: list[list[Any]] = []
+    rejected: list[dict[str, Any]] = []
     alignment_before: float | None = None
     alignment_after: float | None = None
     reason: str | None = None

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
     from dartune.rewards.reward import Reward
     from dartune.stages.evaluate import StepJudge
     from dartune.stages.models import RunModels
+    from dartune.stages.probe_references import Calibration
+    from dartune.stages.synthesise import OriginalsDecision
 
 
 @dataclass
 class StageContext:
-    """What all stages share. `view` returns the config and the models of an adaptation."""
+    """What all stages share. `view` returns the config and the models of an adaptation.
+
+    Args:
+        calibration, originals: of the run whose rows these rows are judged like; None: measured on these rows.
+    """
 
     config: Config
     run_folder: RunFolder
@@ -37,6 +43,8 @@ class StageContext:
     data: Data
     models: RunModels
     trackers: Tracking = field(default_factory=Tracking)
+    calibration: Calibration | None = None
+    originals: OriginalsDecision | None = None
     _views: dict[str, tuple[Config, RunModels]] = field(default_factory=dict)
 
     def execute(self, stage: Stage) -> Path:
@@ -88,20 +96,24 @@ class StageContext:
         from dartune.stages.probe import load_probe
 
         config, models = self.view(adaptation)
-        rows, references, thresholds = load_probe(self.folder(probe_stage(adaptation)))
+        rows, references, thresholds = load_probe(self.folder(probe_stage(adaptation)), self.calibration)
         target, renderer = models.target_engine, models.renderer
         return rows, build_reward(config.reward, target, renderer, self.checker, thresholds, references)
+
+    def solved_rows(self, adaptation: str) -> tuple[Sequence[Demonstration], Sequence[ProbeRow]]:
+        """The demonstrations that worked examples are chosen from, with the target's own solutions of them."""
+        from dartune.stages.probe import load_probe
+
+        return self.data.train, load_probe(self.folder(probe_stage(adaptation)))[0]
 
     def mapper_config(self, adaptation: str) -> MapperConfig:
         """The config's `mapper` section, its prompt preceded by `mapper.examples` worked examples."""
         from dartune.stages.mapper_prompt import with_examples, worked_examples
-        from dartune.stages.probe import load_probe
 
         mapper = self.view(adaptation)[0].mapper
         if not mapper.examples:
             return mapper
-        rows, _, _ = load_probe(self.folder(probe_stage(adaptation)))
-        shown = worked_examples(self.data.train, rows, mapper.examples)
+        shown = worked_examples(*self.solved_rows(adaptation), mapper.examples)
         if len(shown) < mapper.examples:
             self.log(
                 f"mapper.examples: {len(shown)} of {mapper.examples} worked examples, for the target solved no more "

@@ -146,7 +146,7 @@ class RunModels:
     def mapper(self, folder: Path) -> Iterator[LocalEngine]:
         """The trained mapper in a stage's folder: a full model, or the initial mapper with the adapter attached."""
         if not is_adapter(folder):
-            yield self.trained(folder)
+            yield self.start_engine if str(folder) == self.mapper_path else self.trained(folder)
             return
         model = load_adapter(self.start_engine.model, folder)
         try:

@@ -131,6 +131,7 @@ def renewed(row: AdaptedRow, rewrites: Sequence[Rewrite]) -> AdaptedRow:
         "logprobs": [round(value, 4) for value in best.logprobs],
         "reason": "renewed for the half-trained target",
         "alternatives": [],
+        "rejected": [],
     }
 
 

@@ -9,6 +9,9 @@ from dartune.config.arms import ADAPTATIONS, ARMS, adaptation_stage
 from dartune.config.plugins import plain_name
 from dartune.config.schema import Config
 
+DIAGNOSIS = "diagnosis"
+"""Measures a few rows before a run."""
+
 
 def probe_stage(adaptation: str) -> str:
     return adaptation_stage("probe", adaptation if ADAPTATIONS[adaptation].own_probe else "dart")

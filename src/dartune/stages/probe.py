@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,16 +28,10 @@ from dartune.data.run_records import OwnSample, ProbeRow, StyleSample
 from dartune.engines.base import Engine, Sample, SampleSpec, TokenStats
 from dartune.engines.meter import Meter, counters
 from dartune.engines.seeds import PROBE, sampling_seed
+from dartune.errors import counted
 from dartune.gates.gate_input import GateThresholds
 from dartune.gates.wording import copied_share, filler_share
-from dartune.rewards.alignment import (
-    FEWEST_SAMPLES,
-    AlignmentScore,
-    Reference,
-    gain_cap,
-    style_means,
-    typical_alignment,
-)
+from dartune.rewards.alignment import AlignmentScore, Reference, gain_cap, style_means, typical_alignment
 from dartune.rewards.references import source_answer, source_stats
 from dartune.rewards.reward import GatedReward, Rewrite, alignment_score
 from dartune.rewards.thresholds import gate_thresholds
@@ -46,11 +40,13 @@ from dartune.run.files import atomic_write_json
 from dartune.run.progress import Progress
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
-from dartune.stages.names import probe_stage
+from dartune.stages.names import DIAGNOSIS, probe_stage
 from dartune.stages.own_samples import is_verified
-from dartune.stages.probe_references import References
+from dartune.stages.probe_references import Calibration, References, median_tokens, recorded_typical_alignment
 from dartune.text.features import known_names
 
+RAW = "raw.jsonl"
+"""File of raw rows that a diagnosis leaves for the probe."""
 CHUNK, BLOCK = 64, 1024
 """Rows that are sampled together, and rows that are scored together and then written. Part of the sampling seeds."""
 RawRow = dict[str, Any]
@@ -70,6 +66,8 @@ def probe(
     folder: Path,
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
+    calibration: Calibration | None = None,
+    measured: Mapping[str, RawRow] | None = None,
 ) -> Cost:
     """Write `probe.jsonl` (one `ProbeRow` per demonstration) and `thresholds.json` into `folder`.
 
@@ -77,14 +75,14 @@ def probe(
 
     Args:
         spent: returns what the engines have spent so far.
+        calibration: of an earlier probe; None: measured on these rows.
+        measured: raw rows by id that `raw_rows` returned before for the same settings; they are not measured again.
 
     Returns:
         What all calls together spent.
     """
-    path, score = folder / "probe.jsonl", alignment_score(config)
-    own = config.own_samples
-    spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids) if own else None
-    thresholds = _first_thresholds(config, prompt)
+    path, measured = folder / "probe.jsonl", measured or {}
+    thresholds = first_thresholds(config, prompt)
     with RowWriter(path if distributed.is_main() else None) as spool:
         if len(spool) < len(demonstrations):
             spool.cut(len(spool) // BLOCK * BLOCK)
@@ -93,53 +91,113 @@ def probe(
             progress.advance_to(done)
         for low in range(done, len(demonstrations), BLOCK):
             block, before = list(demonstrations[low : low + BLOCK]), spent()
-            pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
-            source = source_stats(target, renderer, block, score)
-            prompts = [question for question, _ in pairs]
-            drawn = _drawn(prompts, target, spec, sampling_seed(seed, low, PROBE), progress)
-            references = {
-                row.id: Reference(len(solution), 0.0, None, len(solution))
-                for row, (_, solution) in zip(block, pairs, strict=True)
-            }
-            reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
-            scored = reward(block, drawn)
-            rows = [_raw_row(renderer, *each) for each in zip(block, pairs, source, drawn, scored, strict=True)]
-            rows[0]["spent"] = counters(spent() - before)
+            places = [(low + index, row) for index, row in enumerate(block) if row.id not in measured]
+            new = raw_rows(
+                [row for _, row in places],
+                [place for place, _ in places],
+                target,
+                renderer,
+                checker,
+                config,
+                thresholds,
+                max_new_tokens,
+                seed,
+                progress,
+            )
+            by_id = {row["id"]: row for row in new}
+            rows = [by_id.get(row.id) or measured[row.id] for row in block]
+            earlier = sum((Cost(**row["spent"]) for row in rows), Cost())
+            rows = [row | {"spent": {}} for row in rows]
+            rows[0]["spent"] = counters(spent() - before + earlier)
             for row in rows:
                 spool.add(row)
             spool.keep()
-    if distributed.is_main():
-        if not _is_complete(open_rows(path)):
-            write_rows(path, _aligned(open_rows(path), score))
-        thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
-        atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
-    distributed.barrier()
+            if progress and len(new) < len(block):
+                progress.update(len(block) - len(new))
+    finish_probe(demonstrations, config, prompt, folder, calibration)
     return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 
 
-def load_probe(folder: Path) -> tuple[Rows[ProbeRow], References, GateThresholds]:
-    """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds."""
+def raw_rows(
+    rows: Sequence[Demonstration],
+    places: Sequence[int],
+    target: Engine,
+    renderer: Renderer,
+    checker: AnswerChecker,
+    config: RewardConfig,
+    thresholds: GateThresholds,
+    max_new_tokens: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[RawRow]:
+    """What the target makes of `rows`, before alignments, which need the samples of all rows.
+
+    Args:
+        places: of the rows in the data. They decide the seeds, so the samples of a row do not depend on which other
+            rows are measured with it.
+        thresholds: of the gates that judge the target's own samples.
+    """
+    if not rows:
+        return []
+    score, own = alignment_score(config), config.own_samples
+    pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in rows]
+    source = source_stats(target, renderer, rows, score)
+    seeds = [sampling_seed(seed, place // CHUNK * CHUNK, PROBE) for place in places]
+    drawn: list[list[Sample]] = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = [question for question, _ in pairs[start : start + CHUNK]]
+        spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids)
+        drawn += target.generate(chunk, spec(tuple(seeds[start : start + CHUNK]))) if own else [[] for _ in chunk]
+        if progress:
+            progress.update(len(chunk))
+    references = {
+        row.id: Reference(len(solution), 0.0, None, len(solution))
+        for row, (_, solution) in zip(rows, pairs, strict=True)
+    }
+    reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
+    scored = reward(rows, drawn)
+    return [_raw_row(renderer, *each) for each in zip(rows, pairs, source, drawn, scored, strict=True)]
+
+
+def finish_probe(
+    demonstrations: Sequence[Demonstration],
+    config: RewardConfig,
+    prompt: str,
+    folder: Path,
+    calibration: Calibration | None = None,
+) -> None:
+    """Add alignments to the raw rows in `probe.jsonl`, and write `thresholds.json`; see `probe`."""
+    path = folder / "probe.jsonl"
+    if distributed.is_main():
+        if not _is_complete(open_rows(path)):
+            write_rows(path, _aligned(open_rows(path), alignment_score(config), calibration))
+        if calibration is None:
+            thresholds = _final_thresholds(config, prompt, demonstrations, open_rows(path))
+        else:
+            thresholds = calibration.thresholds
+        atomic_write_json(folder / "thresholds.json", asdict(thresholds) | {"names": sorted(thresholds.names)})
+    distributed.barrier()
+
+
+def load_probe(
+    folder: Path, calibration: Calibration | None = None
+) -> tuple[Rows[ProbeRow], References, GateThresholds]:
+    """What `probe` wrote: its rows, a reference per demonstration id, and the thresholds.
+
+    Args:
+        calibration: the one that `probe` was called with.
+    """
     rows = open_rows(folder / "probe.jsonl")
     saved = json.loads((folder / "thresholds.json").read_text())
     saved |= {"leak_phrases": tuple(saved["leak_phrases"]), "names": frozenset(saved["names"])}
-    return rows, References(rows), GateThresholds(**saved)
+    return rows, References(rows, calibration.style if calibration else None), GateThresholds(**saved)
 
 
-def _drawn(
-    prompts: Sequence[list[int]],
-    target: Engine,
-    spec: Callable[[int], SampleSpec] | None,
-    first: int,
-    progress: Progress | None,
-) -> list[list[Sample]]:
-    """The target's own samples, chunk by chunk; `first` is the seed of the first one."""
-    drawn: list[list[Sample]] = []
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        drawn += target.generate(chunk, spec(first + start)) if spec else [[] for _ in chunk]
-        if progress:
-            progress.update(len(chunk))
-    return drawn
+def load_calibration(folder: Path) -> Calibration:
+    """What the probe in `folder` measured over all of its rows."""
+    rows, references, thresholds = load_probe(folder)
+    lengths = array("q", (sample["tokens"] for row in rows for sample in row["style"]))
+    return Calibration(thresholds, references.pooled, median_tokens(lengths), recorded_typical_alignment(rows))
 
 
 def _raw_row(
@@ -194,17 +252,19 @@ def _is_complete(rows: Sequence[RawRow]) -> bool:
     return not len(rows) or "cap" in rows[0]
 
 
-def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow]:
+def _aligned(rows: Sequence[RawRow], score: AlignmentScore, calibration: Calibration | None) -> Iterator[ProbeRow]:
     """The rows with alignments and caps: a score may compare with own samples of all rows, so these are read first."""
     means = [array("d", sorted(mean(s["stats"]["logprobs"]) for s in row["samples"])) for row in rows]
     pooled = array("d", np.sort(np.concatenate(means))) if means else array("d")
-    expected = list(_expected_tokens(rows))
+    pooled = calibration.style if calibration else pooled
+    expected = list(_expected_tokens(rows, calibration))
     measured: list[tuple[float, list[float]]] = []
     for row, own, tokens in zip(rows, means, expected, strict=True):
         reference = Reference(row["length"], 0.0, None, tokens, style_means(own, pooled))
         source = score(_stats(row["source"]), reference)
         measured.append((source, [score(_stats(sample["stats"]), reference) for sample in row["samples"]]))
-    typical = typical_alignment(array("d", (value for _, values in measured for value in values)))
+    own_alignments = array("d", (value for _, values in measured for value in values))
+    typical = calibration.typical_alignment if calibration else typical_alignment(own_alignments)
     for row, tokens, (source, values) in zip(rows, expected, measured, strict=True):
         samples = zip(row["samples"], values, strict=True)
         yield {
@@ -215,7 +275,7 @@ def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow
             "source_logprobs": row["source"]["logprobs"],
             "source_answer": row["source_answer"],
             "cap": gain_cap(source, values, typical),
-            "style": [_style(sample) for sample in row["samples"]],
+            "style": [_style(sample, value) for sample, value in zip(row["samples"], values, strict=True)],
             "own": [_own_row(sample, value) for sample, value in samples if sample["verified"]],
             "drawn": row["drawn"],
             "own_correct": row["own_correct"],
@@ -223,7 +283,7 @@ def _aligned(rows: Sequence[RawRow], score: AlignmentScore) -> Iterator[ProbeRow
         }
 
 
-def _expected_tokens(rows: Sequence[RawRow]) -> Iterator[int]:
+def _expected_tokens(rows: Sequence[RawRow], calibration: Calibration | None = None) -> Iterator[int]:
     """What the length gate compares a row's rewrites with: the longer of the source and the target's own solutions.
 
     A row without finished samples takes the median of all rows: beside a terse demonstration every rewrite in the
@@ -231,15 +291,16 @@ def _expected_tokens(rows: Sequence[RawRow]) -> Iterator[int]:
     """
     lengths = [[len(sample["stats"]["logprobs"]) for sample in row["samples"]] for row in rows]
     every = array("q", (tokens for own in lengths for tokens in own))
-    typical = int(np.median(every)) if len(every) >= FEWEST_SAMPLES else 0
+    typical = calibration.typical_tokens if calibration else median_tokens(every)
     for row, own in zip(rows, lengths, strict=True):
         yield max(row["length"], int(median(own)) if own else typical)
 
 
-def _style(sample: RawSample) -> StyleSample:
+def _style(sample: RawSample, alignment: float) -> StyleSample:
     """What is kept of every finished sample."""
     logprobs = sample["stats"]["logprobs"]
     return {
+        "alignment": alignment,
         "mean_logprob": mean(logprobs),
         "tokens": len(logprobs),
         "copied": sample["copied"],
@@ -259,7 +320,7 @@ def _own_row(sample: RawSample, alignment: float) -> OwnSample:
     }
 
 
-def _first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
+def first_thresholds(config: RewardConfig, prompt: str) -> GateThresholds:
     """Thresholds for the own samples, which the measured thresholds come from: these reject none of them."""
     thresholds = gate_thresholds(config, prompt)
     if config.answer_logprob is None:
@@ -315,6 +376,9 @@ class ProbeTarget(Stage):
     def run(self, folder: Path) -> Cost:
         context, target = self.context, self.models.target_engine
         meter = Meter(target)
+        measured = self._diagnosed_rows()
+        if measured:
+            context.log(f"{self.name}: {counted(len(measured), 'row')} of the diagnosis are reused")
         with context.progress(len(context.data.train), self.name) as progress:
             return probe(
                 context.data.train,
@@ -328,4 +392,14 @@ class ProbeTarget(Stage):
                 folder,
                 progress,
                 meter.cost,
+                context.calibration,
+                measured,
             )
+
+    def _diagnosed_rows(self) -> dict[str, RawRow]:
+        """Raw rows by id that a diagnosis in the same run folder measured with the same inputs."""
+        record = self.context.run_folder.noted_inputs(DIAGNOSIS) or {}
+        inputs = json.loads(json.dumps(self.inputs()))
+        if any(record.get(name) != value for name, value in inputs.items()):
+            return {}
+        return {row["id"]: row for row in open_rows(self.context.folder(DIAGNOSIS) / RAW)}

@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import numpy as np
 
 from dartune import distributed
 from dartune.config.arms import ADAPTATIONS
-from dartune.config.schema import Config, SynthesiseConfig
+from dartune.config.schema import SynthesiseConfig
 from dartune.data.adapted_dataset import accounting, write_adapted
 from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
 from dartune.data.row_store import Rows, RowWriter, open_rows, write_rows
-from dartune.data.run_records import AdaptedRow, AdaptedSolution, ProbeRow
+from dartune.data.run_records import AdaptedRow, AdaptedSolution, ProbeRow, RejectedRewrite
 from dartune.engines.base import Engine, SampleSpec
 from dartune.engines.meter import Meter, counters
 from dartune.engines.seeds import SYNTHESIS, sampling_seed
@@ -38,8 +39,23 @@ from dartune.text.features import same_text
 
 CHUNK = 32
 """Rows that are sampled and scored together. Part of the sampling seeds, so changing it changes the rewrites."""
+KEPT_REJECTED = 2
+"""Rejected rewrites that are kept of a row without an accepted one."""
 LOWEST_ALIGNMENT_PERCENTILE = 5
 """A solution below this percentile of the demonstrations' alignment is too unnatural to train on."""
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalsDecision:
+    """What becomes of rows without a solution that is worth more than the original; see `settled`.
+
+    Args:
+        natural: originals suit the target and are trained on.
+        lowest_alignment: an accepted solution below it does not replace an original that is not trained on.
+    """
+
+    natural: bool
+    lowest_alignment: float
 
 
 def synthesise(
@@ -57,11 +73,13 @@ def synthesise(
     path: Path,
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
+    decision: OriginalsDecision | None = None,
 ) -> Rows[AdaptedRow]:
     """Append one adapted row per demonstration to `path`; rows already there are kept, not redone, and not read.
 
     A chunk's samples depend on its position and the seed alone, so a resumed synthesis ends with the rows of an
     uninterrupted one. `spent` returns what the engines have spent so far; a chunk's first row records the chunk's cost.
+    `decision` is that of an earlier data set; without it, it is made for these rows.
     """
     done = distributed.broadcast(_kept(path, demonstrations) if distributed.is_main() else 0)
     if progress and done:
@@ -93,7 +111,7 @@ def synthesise(
             spool.keep()
             if progress:
                 progress.update(low + len(chunk) - max(low, done), rewritten=rewritten / written)
-    write_rows(path, settled(open_rows(path)) if distributed.is_main() else ())
+    write_rows(path, settled(open_rows(path), decision) if distributed.is_main() else ())
     distributed.barrier()
     return open_rows(path)
 
@@ -113,7 +131,19 @@ def synthesis_cost(rows: Iterable[AdaptedRow]) -> Cost:
     return sum((Cost(**row["spent"]) for row in rows), Cost())
 
 
-def settled(rows: Sequence[AdaptedRow]) -> Iterator[AdaptedRow]:
+def decide_on_originals(rows: Iterable[AdaptedRow]) -> OriginalsDecision:
+    """The decision for a data set, from rows before or after `settled`: only what it does not change is read."""
+    with_accepted = without_gain = 0
+    alignment_before = array("d")
+    for row in rows:
+        alignment_before.append(row["alignment_before"])
+        with_accepted += bool(row["accepted"])
+        without_gain += row["runner_up"] is not None
+    floor = float(np.percentile(alignment_before, LOWEST_ALIGNMENT_PERCENTILE))
+    return OriginalsDecision(2 * without_gain > with_accepted, floor)
+
+
+def settled(rows: Sequence[AdaptedRow], decision: OriginalsDecision | None = None) -> Iterator[AdaptedRow]:
     """The rows with the final decision on originals, which depends on the whole data set.
 
     The demonstrations suit the target if most rows with an accepted solution have none with more reward than the
@@ -121,27 +151,22 @@ def settled(rows: Sequence[AdaptedRow]) -> Iterator[AdaptedRow]:
     solutions in an unnatural style teach the target that style for the questions they belong to, usually the hardest
     ones. In that case the best accepted solution replaces the original even if its alignment is lower, because the
     alternative is no row at all; but not if it is less natural than all but 5% of the demonstrations.
+
+    Args:
+        decision: that of an earlier data set; None: that of these rows.
     """
-    unchanged = ("natural", "original", "dropped")
-    with_accepted, unchanged_with_accepted, alignment_before = 0, 0, array("d")
-    for row in rows:
-        alignment_before.append(row["alignment_before"])
-        with_accepted += bool(row["accepted"])
-        unchanged_with_accepted += bool(row["accepted"]) and row["provenance"] in unchanged
-    if 2 * unchanged_with_accepted > with_accepted:
-        for row in rows:
-            yield {**row, "provenance": "natural"} if row["provenance"] == "original" else row
-        return
-    floor = np.percentile(alignment_before, LOWEST_ALIGNMENT_PERCENTILE)
+    decision = decision or decide_on_originals(rows)
 
     def final(row: AdaptedRow) -> AdaptedRow:
+        if decision.natural:
+            return {**row, "provenance": "natural"} if row["provenance"] == "original" else row
         runner_up = row["runner_up"]
-        if runner_up is None or row["provenance"] not in unchanged:
+        if runner_up is None or row["provenance"] not in ("natural", "original", "dropped"):
             return row
         alignment = runner_up["alignment_after"]
-        return {**row, **runner_up} if alignment is not None and alignment >= floor else row
+        return {**row, **runner_up} if alignment is not None and alignment >= decision.lowest_alignment else row
 
-    yield from map(final, rows)
+    return map(final, rows)
 
 
 def adapted_row(
@@ -175,13 +200,30 @@ def adapted_row(
             row = _row(demonstration, probe, fallback, best, "; ".join(reasons), rewrites)
             texts = dict.fromkeys(c.text for c in candidates if c.surplus > 0 and c.text != best.text)
             row["alternatives"] = list(texts)
-            return {**row, "accepted": len(accepted), "runner_up": None, "spent": {}}
+            return {**row, "accepted": len(accepted), "rejected": [], "runner_up": None, "spent": {}}
         reasons.append(f"{fallback}: {_failure(fallback, candidates, demonstration.solution, rewrites)}")
     reason = "; ".join(reasons)
     most_natural = max(accepted, key=lambda pair: pair[1].alignment, default=None)
     runner_up = _row(demonstration, probe, *most_natural, reason, rewrites) if most_natural else None
     row = _row(demonstration, probe, *result, reason, rewrites)
-    return {**row, "accepted": len(accepted), "runner_up": runner_up, "spent": {}}
+    rejected = [] if accepted else _nearest_to_acceptance(rewrites)
+    return {**row, "accepted": len(accepted), "rejected": rejected, "runner_up": runner_up, "spent": {}}
+
+
+def _nearest_to_acceptance(rewrites: Mapping[str, Sequence[Rewrite]]) -> list[RejectedRewrite]:
+    """The rejected rewrites with the fewest failed gates, the most natural first."""
+    distinct = {rewrite.text: rewrite for scored in rewrites.values() for rewrite in scored}
+    nearest = sorted(distinct.values(), key=lambda rewrite: (len(rewrite.failed), -rewrite.alignment))
+    return [
+        {
+            "text": rewrite.text,
+            "failed": rewrite.failed,
+            "alignment": rewrite.alignment,
+            "ids": list(rewrite.ids),
+            "logprobs": [round(value, 4) for value in rewrite.logprobs],
+        }
+        for rewrite in nearest[:KEPT_REJECTED]
+    ]
 
 
 def _own_samples(probe: ProbeRow) -> list[Rewrite]:
@@ -303,20 +345,25 @@ class Synthesise(Stage):
                     folder / "rows.jsonl",
                     progress,
                     meter.cost,
+                    context.originals,
                 )
         accounting(rows, len(context.data.train))
         write_adapted(
             folder / "adapted",
             rows,
-            provenance_note=_provenance_note(config, self.seed),
+            provenance_note=self.provenance_note(),
             chat=models.renderer.template is not None,
             system_prompt=models.renderer.system_prompt,
         )
         return synthesis_cost(rows)
 
+    def provenance_note(self) -> dict[str, Any]:
+        """What the data set was made from, for a card that may be published: without paths of this machine."""
+        config = self.config
+        paths = {"target": config.target.path, "mapper": config.mapper.path or config.target.path}
+        return {"run": config.name, "data": data_name(config.data.path), **public_names(paths), "seed": self.seed}
 
-def _provenance_note(config: Config, seed: int) -> dict[str, Any]:
-    """What an adapted data set was made from, for a card that may be published: without paths of this machine."""
-    paths = {"target": config.target.path, "mapper": config.mapper.path or config.target.path}
-    models = {what: model_name(path, is_folder=Path(path).expanduser().is_dir()) for what, path in paths.items()}
-    return {"run": config.name, "data": data_name(config.data.path), **models, "seed": seed}
+
+def public_names(paths: Mapping[str, str]) -> dict[str, str]:
+    """Names of models for publication, from their addresses."""
+    return {what: model_name(path, is_folder=Path(path).expanduser().is_dir()) for what, path in paths.items()}
