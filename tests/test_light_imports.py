@@ -101,6 +101,7 @@ def broken(tmp_path) -> dict[str, str]:
         ("check --data EMPTY-FILE --target lab:backward", 2),
         ("check --data NO-USABLE-ROW --target lab:backward", 2),
         ("run UNKNOWN-KEY", 2),
+        ("score --data BROKEN-ROW --target lab:backward --output NOTHING.parquet", 2),
         ("run --data BROKEN-ROW --target lab:backward --output NOTHING", 2),
         ("status NOTHING", 2),
         ("compare NOTHING NOTHING", 2),

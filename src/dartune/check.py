@@ -32,7 +32,7 @@ def check(config: Config, *, every: bool = False) -> str:
     if config.matrix:
         return _check_matrix(config, every=every)
     examination = examine(config, every=every)
-    lines = list(examination.data.notes) if examination.data else []
+    lines = list(examination.data.notes) if examination.data else examination.sources.selections
     lines += [line for read in examination.sources.reads for line in read.facts]
     lines += [f"warning: {line}" for line in examination.sources.warnings(every=every, repeats=False)]
     try:

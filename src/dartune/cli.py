@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dartune.config.schema import Config
 
 SHOWABLE = ("data", "rewrites", "config")
-CONFIGURED = ("run", "check", "diagnose", "preview", "check-reward", "show", "demo")
+CONFIGURED = ("run", "check", "diagnose", "preview", "check-reward", "score", "show", "demo")
 """Subcommands that accept a recipe and any key of the config as a flag."""
 OWN_FLAGS = {
     "check": ("--all",),
@@ -285,6 +285,17 @@ def _check_reward(options: argparse.Namespace) -> None:
     print(check_reward(config, options.fixtures, with_target=with_target))
 
 
+def _score(options: argparse.Namespace) -> None:
+    output = options.overrides.pop("output", None)
+    if output is None:
+        raise InputError("score writes a file: add --output scored.parquet (or .jsonl, .csv)")
+    config = _config(options)
+    from dartune.scoring.data_set import score_data
+
+    if summary := score_data(config, Path(output)):  # empty on all ranks but 0
+        print(printable(summary))
+
+
 def _lab_build(options: argparse.Namespace) -> None:
     from dartune.lab import commands
 
@@ -349,6 +360,12 @@ def build_parser(keys: str | None = None) -> _Parser:
     check_reward = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     text = "rows with question, solution, rewrite and label (honest, or the name of a hack); default: built-in rows"
     check_reward.add_argument("fixtures", nargs="?", help=text)
+    text = (
+        "score every row of a data set: alignment of its solution under the target, percentile among the target's own "
+        "samples, length; written to --output beside the row's columns"
+    )
+    score = verb("score", _score, text, "[RECIPE.yaml] --output FILE.{parquet,jsonl,csv}")
+    score.add_argument("recipe", nargs="?", type=Path, help=recipe)
     verb("demo", _demo, "run the lab recipe with the shipped models; needs no GPU and no network", "")
     status = verb("status", _status, "show the state of a run and its stages", "RUN")
     status.add_argument("run", type=Path, help=run_folder)

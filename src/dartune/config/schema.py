@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticKnownError
 
 from dartune.config.arms import ARMS
+from dartune.config.condition import Condition
 from dartune.config.plugins import USER_DEFINED
 from dartune.config.recipe import dump, run_name, sft_warmup_steps
 from dartune.config.rewrite_prompts import DEFAULT_PROMPTS, task_family
@@ -40,6 +41,11 @@ def _named(*names: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _check_condition(text: str) -> str:
+    Condition(text)
+    return text
 
 
 ArmName = Annotated[str, _named(*ARMS)]
@@ -90,6 +96,12 @@ class DataConfig(Section):
         default_factory=dict,
         description="dartune's field -> your column, or a template of several columns: "
         '{question: "{Body} {Question}", answer: Result}. Set it if the layout is not recognised.',
+    )
+    where: Annotated[Text, AfterValidator(_check_condition)] | None = Field(
+        None,
+        description="Condition on the columns of the data; other rows are left out before splitting: "
+        "'alignment_percentile > 0.1 and source in [\"web\"]' (docs/data-format.md). null: all rows. Suites are not "
+        "filtered.",
     )
     limit: Positive | None = Field(
         None, description="Maximum number of training rows, sampled at random. null: all. Set it for a short trial run."

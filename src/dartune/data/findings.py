@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from dartune.data.records import Demonstration
 from dartune.errors import KEPT_PROBLEMS, counted
@@ -174,10 +174,13 @@ class NameCounts:
         counts = self._counts.setdefault(kind, Counter())
         counts[name if name in counts or len(counts) < MAX_NAMES else "(others)"] += 1
 
-    def line(self, heading: str) -> str | None:
-        """Returns one line with all names after the heading, or None if there are none."""
+    def line(self, heading: str, omitted: Collection[str] = ()) -> str | None:
+        """Returns one line with all names but the omitted ones after the heading, or None if there are none."""
         parts = []
-        for kind, counts in self._counts.items():
+        for kind, all_counts in self._counts.items():
+            counts = {name: count for name, count in all_counts.items() if name not in omitted}
+            if not counts:
+                continue
             unit = "message" if kind.startswith("message") else "row"
             names = ", ".join(f"{name!r} ({counted(count, unit)})" for name, count in counts.items())
             parts.append(f"{kind if len(counts) == 1 else kind + 's'} {names}")

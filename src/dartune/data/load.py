@@ -18,6 +18,7 @@ from dartune.data.findings import FindingCounts, RowProblems
 from dartune.data.public_datasets import PublicLayout, detect_public_layout
 from dartune.data.readers import read_rows
 from dartune.data.records import Demonstration
+from dartune.data.row_filter import RowFilter
 from dartune.data.row_parser import RowSchema, parse_row
 from dartune.data.row_store import Rows, RowWriter, demonstration_from_dict
 from dartune.errors import InputError, counted
@@ -42,6 +43,7 @@ class LoadedData:
         notes: input that was not read, one line each.
         repeats: rows that repeat an earlier row, and rows whose id belongs to an earlier row.
         facts: how rows were read, where this is not obvious from the data.
+        selection: how many rows `where` keeps; empty without it.
     """
 
     path: str | Path
@@ -50,6 +52,7 @@ class LoadedData:
     notes: list[str] = field(default_factory=list)
     repeats: FindingCounts = field(default_factory=FindingCounts)
     facts: list[str] = field(default_factory=list)
+    selection: str = ""
 
     def error(self, *, every: bool = False) -> InputError | None:
         """Returns all problems of rows as one error, or None if there are none.
@@ -95,6 +98,7 @@ def load_demonstrations(
     limit: int | None = None,
     thinking: bool = False,
     task: str = "math",
+    where: str | None = None,
 ) -> Rows[Demonstration]:
     """Reads and checks a data set.
 
@@ -107,15 +111,18 @@ def load_demonstrations(
             `hub:<owner>/<name>[:<config>][@<revision>][#<split>]`, the only form that uses the network.
         split: the split of a folder or of a Hub data set whose address names none.
         columns: maps fields of `columns.FIELDS` to a column of the data or a template of columns.
-        limit: number of rows to read, starting with the first.
+        limit: number of rows to read, starting with the first; of those that `where` keeps.
         thinking: reasoning in a separate key or column becomes a `<think>` block. False: such rows are refused.
         task: the task family. An answer given as an option's number becomes its label (`choice`) or its text (others).
+        where: condition on the columns of a row (docs/data-format.md); other rows are left out.
 
     Raises:
         InputError: with one line in `.problems` per bad row, or per problem that many rows share. No row is skipped
             silently.
     """
-    read = read_demonstrations(path, split=split, columns=columns, limit=limit, thinking=thinking, task=task)
+    read = read_demonstrations(
+        path, split=split, columns=columns, limit=limit, thinking=thinking, task=task, where=where
+    )
     for line in read.warnings():
         logger.warning("%s", printable(line))
     if error := read.error():
@@ -132,6 +139,7 @@ def read_demonstrations(
     thinking: bool = False,
     task: str = "math",
     tested: bool = False,
+    where: str | None = None,
 ) -> LoadedData:
     """Like `load_demonstrations`, but returns the problems of rows together with the valid rows.
 
@@ -144,6 +152,9 @@ def read_demonstrations(
     notes: list[str] = []
     rows = read_rows(path, split, notes)
     path = shown(path)
+    selected = RowFilter(path, where) if where else None
+    if selected:
+        rows = selected.apply(rows)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} holds no rows; expected one demonstration per row, see docs/data-format.md")
@@ -168,7 +179,9 @@ def read_demonstrations(
         fields = _fields(fields, column_names(samples[0]))
         schema = replace(schema, layout=layout, fields=fields)
     read = _collect(rows, schema, limit, path)
-    unused, joined = schema.unused.line("not used"), schema.joined.line("joined with question and solution")
+    read.selection = selected.line if selected else ""
+    unused = schema.unused.line("not used", selected.columns if selected else ())
+    joined = schema.joined.line("joined with question and solution")
     read.notes += [*notes, *([f"{path}: {unused}"] if unused else [])]
     read.facts += [f"{path}: {joined}"] if joined else []
     return read

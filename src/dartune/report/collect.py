@@ -9,7 +9,7 @@ from typing import Any
 from dartune.config.arms import ADAPTATIONS, ARMS, adaptations, by_group, with_dependencies
 from dartune.data.row_store import open_rows
 from dartune.errors import InputError
-from dartune.report.rewrite_examples import EXAMPLES, adapted_quality, examples
+from dartune.report.rewrite_examples import adapted_quality, example_indices, examples
 from dartune.run.files import read_json, read_jsonl
 from dartune.run.folder import FINISH_HINT
 from dartune.stages.arm_training import chosen_learning_rate
@@ -198,14 +198,17 @@ def _stops(mappers: dict[str, dict[int, Rows]]) -> list[str]:
 def _examples(
     context: StageContext, adapted: Mapping[str, Mapping[int, Sequence[dict[str, Any]]]]
 ) -> list[dict[str, Any]]:
-    """The first rows of the first adapted data set, before and after adaptation."""
+    """Some rows of the first adapted data set, before and after adaptation."""
     if not adapted:
         return []
     name, by_seed = next(iter(adapted.items()))
     _, models = context.view(name)
     probe_rows = _on_disk(context, probe_stage(name), "probe")
+    adapted_rows = by_seed[context.config.seeds[0]]
+    indices = example_indices(adapted_rows)
     sources = {
-        row.id: (models.renderer.response_ids(row.solution), probe_row["source_logprobs"])
-        for row, probe_row in zip(context.data.train[:EXAMPLES], probe_rows[:EXAMPLES], strict=True)
+        row.id: (models.renderer.response_ids(row.solution), probe_rows[index]["source_logprobs"])
+        for index in indices
+        for row in [context.data.train[index]]
     }
-    return examples(by_seed[context.config.seeds[0]], sources, models.renderer.decode)
+    return examples([adapted_rows[index] for index in indices], sources, models.renderer.decode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +49,26 @@ def tokens_with_logprobs(
     return tokens
 
 
+def example_indices(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of the rows that the report shows: the first ones, and some whose rewrites were all rejected."""
+    rejected = (index for index, row in enumerate(rows) if index >= EXAMPLES and row.get("rejected"))
+    return [*range(min(EXAMPLES, len(rows))), *islice(rejected, REJECTED_EXAMPLES)]
+
+
 def examples(
     rows: Sequence[Mapping[str, Any]],
     sources: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
-    """Return the first rows before and after adaptation, and some whose rewrites were all rejected.
-
-    Tokens have their log-probabilities under the target.
+    """Return rows before and after adaptation. Tokens have their log-probabilities under the target.
 
     Args:
-        rows: adapted rows.
+        rows: the adapted rows at `example_indices`.
         sources: per row id, the source solution's response ids and their log-probabilities.
         decode: response ids to text.
     """
     shown = []
-    rejected = [row for row in rows[EXAMPLES:] if row.get("rejected")]
-    for row in (*rows[:EXAMPLES], *rejected[:REJECTED_EXAMPLES]):
+    for row in rows:
         shown.append(
             {
                 **{key: row[key] for key in ("id", "question", "source_solution", "solution", "provenance")},

@@ -112,6 +112,11 @@ class Sources:
     parts: Split | None = None
     """The split, if the data define one (the lab); None if the rows are still to be split."""
 
+    @property
+    def selections(self) -> list[str]:
+        """How many rows `data.where` keeps, if it is set."""
+        return [read.selection for read in self.reads if read.selection]
+
     def problems(self, *, every: bool = False) -> list[str]:
         """Everything that prevents the data from being used, one line each."""
         errors = [failure.error(every=every) for failure in self.failures]
@@ -149,7 +154,7 @@ def divided(config: Config, sources: Sources) -> Data:
         InputError: there are too few rows.
     """
     parts = sources.parts or split_rows(config.data, sources.rows, sources.suites)
-    return Data(parts.train, parts.dev, parts.suites, parts.notes)
+    return Data(parts.train, parts.dev, parts.suites, [*sources.selections, *parts.notes])
 
 
 def read(config: Config) -> Sources:
@@ -159,6 +164,8 @@ def read(config: Config) -> Sources:
         InputError: the lab has no such data, or no questions to test.
     """
     sources = Sources()
+    if config.data.where and not config.data.path.startswith("hub:") and not is_file(config.data.path):
+        raise InputError(f"data.where selects rows of files and Hub data sets; {config.data.path} generates its rows")
     if lab.is_lab(config.data.path):
         if not config.data.test:
             raise InputError("data.test is 0, but it is the number of questions per suite in the lab; set at least 1")
@@ -178,6 +185,7 @@ def _read(path: str, config: Config, part: int, sources: Sources) -> Sequence[De
         if path.startswith(GYM):
             return reasoning_gym.rows(path, part, to_learn=part == 0)
         settings = {"thinking": config.target.thinking, "task": config.data.task, "tested": part > 0}
+        settings |= {"where": data.where} if part == 0 else {}
         read_result = read_demonstrations(path, columns=data.columns, **settings)
     except InputError as error:
         sources.failures.append(Refused(error))

@@ -44,11 +44,11 @@ def too_long(
         target, mapper: context lengths in tokens.
         every: name all rows, not only the first ones.
     """
-    problems = [_over(use, renderer, target, every) for use in _of_target(config, data)]
+    problems = [over(use, renderer, target, every=every) for use in _of_target(config, data)]
     if adaptations(config.arms):
         limit, prompt = config.mapper.max_new_tokens, partial(mapper_prompt, config.mapper.prompt)
         use = Use("the mapper's prompt", "mapper.max_new_tokens", data.train, prompt, limit)
-        problems.append(_over(use, renderer, min(target, mapper), every))
+        problems.append(over(use, renderer, min(target, mapper), every=every))
     return [line for line in problems if line]
 
 
@@ -71,7 +71,8 @@ def _of_target(config: Config, data: Data) -> list[Use]:
     return uses
 
 
-def _over(use: Use, renderer: Renderer, context: int, every: bool) -> str | None:
+def over(use: Use, renderer: Renderer, context: int, *, every: bool = False) -> str | None:
+    """The line about the rows of one use that are too long for a `context` in tokens; None if all fit."""
     if context == sys.maxsize:
         return None
     frame = len(renderer.prompt_ids("")) + len(renderer.response_ids(""))

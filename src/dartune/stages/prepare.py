@@ -158,7 +158,7 @@ def prepare_run(config: Config) -> tuple[run_data.Data, RunModels]:
     for line in examination.sources.warnings() if distributed.is_main() else ():
         logger.warning("%s", printable(line))
     if examination.problems or examination.data is None or examination.models is None:
-        raise examination.error()
+        raise examination.error(examination.sources.selections)
     return examination.data, examination.models
 
 
@@ -170,6 +170,8 @@ def start(config: Config, folder: RunFolder, checker: AnswerChecker) -> StageCon
     """
     data, models = prepare_run(config)
     folder.note_config(config.resolved_yaml())
+    if config.data.where:
+        folder.log(data.notes[0])  # the first note is the number of rows that are kept
     return StageContext(models.config, folder, checker, data, models)
 
 

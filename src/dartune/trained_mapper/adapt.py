@@ -74,7 +74,7 @@ class TrainedMapper:
             path = rows_as_data(rows, Path(folder))
             if not path.stat().st_size:
                 return []
-            data = self.run.config.data.model_copy(update={"path": str(path), "columns": {}})
+            data = self.run.config.data.model_copy(update={"path": str(path), "columns": {}, "where": None})
             config = self.run.config.model_copy(update={"data": data})
             sources = read_new_rows(config)
             for line in sources.warnings():

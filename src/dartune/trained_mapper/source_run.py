@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ADAPTATION = "dart"
 DATA_STAGE = "data"
-CHANGEABLE = ("data.path", "data.columns", "data.task", "target.path", "mapper.path")
+CHANGEABLE = ("data.path", "data.columns", "data.where", "data.task", "target.path", "mapper.path")
 """Keys that may differ from the run, besides those of `execution`: how the new rows are read, and where the run's own
 models are now. All others belong to the mapper as it was trained."""
 
@@ -137,7 +137,8 @@ def open_source_run(folder: Path, flags: Mapping[str, str], seed: int | None = N
     # The run's suites need not exist any more, and arms other than dart need nothing here.
     fixed = {"evaluate.suites": "{}", "arms": ADAPTATION} | ({"mapper.path": str(own)} if own else {})
     try:
-        config = load_config(folder / RECORD, {**flags, **fixed})
+        # A condition on the run's rows is none on the new rows, which may not have its columns.
+        config = load_config(folder / RECORD, {"data.where": "null", **flags, **fixed})
     except InputError as error:
         raise InputError(f"the mapper of {folder} cannot be applied", [*error.problems, *problems]) from error
     problems += [*_stale_stages(folder, stages, records), *_changed_settings(folder, stages, records, config)]
@@ -152,7 +153,7 @@ def open_source_run(folder: Path, flags: Mapping[str, str], seed: int | None = N
 
 
 def _flag_problems(flags: Mapping[str, str]) -> list[str]:
-    allowed = "--data.columns, --data.task, --target, --mapper.path and the keys of execution"
+    allowed = "--data.columns, --data.where, --data.task, --target, --mapper.path and the keys of execution"
     return [
         f"--{flag} cannot be changed: the run's settings apply, with which the mapper was trained. Flags: {allowed}"
         for flag in flags
