@@ -105,9 +105,9 @@ def test_the_estimate_has_the_stages_and_the_tokens_of_a_real_run(finished_run):
         assert planned[name].generated == pytest.approx(done[name]["generated_tokens"], rel=0.25)
     assert planned["mapper-s0"].trained == pytest.approx(done["mapper-s0"]["trained_tokens"], rel=0.25)
     assert planned["mapper-s0"].scored == pytest.approx(done["mapper-s0"]["scored_tokens"], rel=0.25)
-    for arm in ("sft", "dart"):
-        (name,) = [stage for stage in done if stage.startswith(f"train-{arm}-")]
-        assert planned[name].trained == pytest.approx(done[name]["trained_tokens"], rel=0.5)
+    for name in done:
+        if name.startswith("train-sft-"):
+            assert planned[name].trained == pytest.approx(done[name]["trained_tokens"], rel=0.25)
 
 
 def test_run_says_what_it_will_cost_and_nothing_once_it_is_finished(finished_run, capsys):
