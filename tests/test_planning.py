@@ -111,7 +111,7 @@ def test_the_estimate_has_the_stages_and_the_tokens_of_a_real_run(finished_run):
 
 
 def test_run_says_what_it_will_cost_and_nothing_once_it_is_finished(finished_run, capsys):
-    log = (finished_run / "logs").read_text("utf-8")
+    log = (finished_run / "logs/run.log").read_text("utf-8")
     assert "Estimated cost of what is left" in log.split("probe: starts")[0]
     assert "mapper training" in log and "total" in log
     assert main(["run", str(finished_run / "config.resolved.yaml")]) == 0

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dartune.stages.context import StageContext
     from dartune.stages.models import RunModels
 
-SCORED_ROWS, SAMPLED_TOKENS = (8, 16, 64, 128), (4, 8, 32)
+SCORED_ROWS, SAMPLED_TOKENS = (8, 64), (4, 16)
 """Sizes of the calls that the speed is measured with; only as many as take `LONG_ENOUGH`."""
-LONG_ENOUGH = 0.5
+LONG_ENOUGH = 0.2
 """Seconds of a call that is long enough to be measured."""
 SAMPLED_ROWS = 64
 """Rows whose lengths stand for those of all."""
