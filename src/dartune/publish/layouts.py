@@ -80,7 +80,7 @@ def dataset_name(folder: Path) -> str:
 
 
 def _dataset_info(folder: Path, chat: bool) -> str:
-    """`dataset_info.json` of LLaMA-Factory: the file and its columns, all of which the tool's defaults differ from."""
+    """`dataset_info.json` of LLaMA-Factory: the file, its columns and the names of its roles."""
     entry: dict[str, Any] = {"file_name": TRAIN_FILE}
     if chat:
         tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -91,7 +91,8 @@ def _dataset_info(folder: Path, chat: bool) -> str:
         }
     else:
         entry |= {"formatting": "alpaca", "columns": {"prompt": "instruction", "response": "output"}}
-    return json.dumps({dataset_name(folder): entry}, indent=2, ensure_ascii=False) + "\n"
+    # ASCII, because LLaMA-Factory opens the file in the encoding of the system.
+    return json.dumps({dataset_name(folder): entry}, indent=2) + "\n"
 
 
 def _axolotl_config(folder: Path, chat: bool) -> str:
