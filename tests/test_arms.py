@@ -11,6 +11,7 @@ from dartune.config.arm_config import adapted_config, learning_rates, problems, 
 from dartune.config.arms import ADAPTATIONS, ARMS, Arm, adaptations, with_dependencies
 from dartune.config.load import load_config
 from dartune.config.schema import Config
+from dartune.planning.work import Lengths, Sizes, WorkOfStages
 from dartune.stages.finetune import select_by_gain
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "lab.yaml"
@@ -137,6 +138,10 @@ def test_all_arms_run_on_the_same_questions_and_bear_their_costs(tmp_path):
     costs = results["costs"]["arms"]
     assert costs["sft"]["prepare"]["seconds"] == 0 < costs["dart"]["prepare"]["seconds"]
     assert costs["dart"]["total"]["flops"] > costs["prompt_rewriter"]["total"]["flops"] > costs["sft"]["total"]["flops"]
+    # Before a run, its stages are known.
+    sizes, lengths = Sizes(24, 4, 32), Lengths(30, 50, 12, 40, 40)
+    planned = WorkOfStages(load_config(tmp_path / "run/config.resolved.yaml"), sizes, lengths, lambda work: 1.0)()
+    assert set(planned) == set(results["costs"]["stages"]) - {"data"}
     # Direct RL goes on until it has generated what dart had, to the step.
     budget = sum(
         results["costs"]["stages"][stage]["generated_tokens"]

@@ -29,6 +29,8 @@ ORDER = (
     "stages",
     "trained_mapper",
     "report",
+    "planning",
+    "diagnosis",
     "red_team",
     "publish",
     "scoring",

@@ -21,6 +21,7 @@ from dartune.report.compare_runs import compare
 from dartune.run.folder import RunFolder
 from dartune.stages.base import Stage
 from dartune.stages.context import StageContext
+from dartune.stages.names import evaluation_stage
 from dartune.stages.prepare import WriteData, examine, start
 from dartune.train.trackers import tracking
 
@@ -42,8 +43,23 @@ def run(config: Config) -> str:
         with tracking(
             config.trackers, config.name, config.model_dump(mode="json"), folder.folder, folder.log
         ) as context.trackers:
+            log_estimate(context)
             execute(context)
             return write_run_report(context) if distributed.is_main() else ""
+
+
+def log_estimate(context: StageContext) -> None:
+    """Log what the stages that have not finished will cost."""
+    from dartune.planning.estimate import Planner  # loads torch
+
+    for line in Planner(context).log_lines() if unfinished(context) else ():
+        context.log(line)
+
+
+def unfinished(context: StageContext) -> bool:
+    """Whether an evaluation is left; with all of them there is nothing to estimate."""
+    names = {evaluation_stage(arm, seed) for arm in context.config.arms for seed in context.config.seeds}
+    return not names <= set(context.run_folder.finished_stages())
 
 
 def execute(context: StageContext) -> None:

@@ -34,12 +34,15 @@ def diagnose(config: Config, rows: int, flags: list[str]) -> str:
         # Imported here because they load torch: problems of the data are reported without it.
         from dartune.diagnosis.page import diagnosis_text, write_page
         from dartune.diagnosis.stage import Diagnose, load_diagnosis
+        from dartune.planning.estimate import Planner
 
         context.execute(WriteData(context))
         context.execute(Diagnose(context, rows))
+        planner = Planner(context)
         if not distributed.is_main():
             return ""
         findings, limits, measured = load_diagnosis(context.folder(DIAGNOSIS))
+        costs = {name: planner.estimate(option.arms) for name, option in OPTIONS.items() if option.arms}
         recommendation = recommend(findings)
         others = [flag for flag in flags if not flag.startswith("--arms=")]
         command = [*others, "--arms", ",".join(OPTIONS[recommendation.option].arms)]
@@ -49,8 +52,9 @@ def diagnose(config: Config, rows: int, flags: list[str]) -> str:
             findings,
             recommendation,
             limits,
+            costs,
             measured,
             command,
             context.models.renderer.decode,
         )
-        return diagnosis_text(findings, recommendation, limits, command, page)
+        return diagnosis_text(findings, recommendation, limits, costs, command, page)

@@ -66,6 +66,7 @@ class Findings:
         distinct: share of different texts among the accepted rewrites of a row.
         masked: share of the demonstrations' tokens with a perplexity above 2.5, which `sft_stm` masks.
         solution_tokens, own_tokens, rewrite_tokens: median lengths in tokens.
+        mean_own_tokens, mean_rewrite_tokens: mean lengths, those that are cut included.
         own_finished: share of the target's solutions that end without a loop.
         rewrites_cut: share of the rewrites that did not end within `mapper.max_new_tokens`.
         too_long: share of the demonstrations that are longer than `mapper.max_new_tokens`.
@@ -94,6 +95,8 @@ class Findings:
     solution_tokens: int
     own_tokens: int | None
     rewrite_tokens: int
+    mean_own_tokens: float
+    mean_rewrite_tokens: float
     own_finished: float
     rewrites_cut: float
     too_long: float
@@ -145,6 +148,8 @@ def find(
         solution_tokens=round(median(row["length"] for row in rows)),
         own_tokens=round(median(own_lengths)) if own_lengths else None,
         rewrite_tokens=round(median(len(item["ids"]) for item in rewrites)),
+        mean_own_tokens=_mean_own_tokens(rows, max_new_tokens),
+        mean_rewrite_tokens=mean(len(item["ids"]) for item in rewrites),
         own_finished=_share_of(len(own), sum(row["drawn"] for row in rows)),
         rewrites_cut=mean(item["finish"] == "length" for item in rewrites),
         too_long=mean(row["length"] > max_new_tokens for row in rows),
@@ -153,6 +158,13 @@ def find(
         least_natural_tokens=_least_natural_tokens(rows, decode),
         least_natural_rows=_least_natural_rows(rows, own),
     )
+
+
+def _mean_own_tokens(rows: Sequence[MeasuredRow], max_new_tokens: int) -> float:
+    """Mean length of the target's solutions; those that do not end count with the maximum."""
+    finished = [length for row in rows for length in row["own_lengths"]]
+    drawn = sum(row["drawn"] for row in rows)
+    return _share_of(sum(finished) + (drawn - len(finished)) * max_new_tokens, drawn)
 
 
 def percentile(alignment: float, own: Sequence[float]) -> float:

@@ -12,11 +12,21 @@ from typing import Any
 from dartune.diagnosis.findings import Findings
 from dartune.diagnosis.measure import MeasuredRow
 from dartune.diagnosis.recommend import OPTIONS, Recommendation
+from dartune.planning.estimate import Estimate
 from dartune.report.plots import draw_distributions
 from dartune.report.rewrite_examples import tokens_with_logprobs
 from dartune.report.templates import Side, render, shade_legend
 from dartune.run.files import atomic_write_text
-from dartune.run.number_format import decimals, percent, rounded_percent, significant, thousands
+from dartune.run.number_format import (
+    MISSING,
+    decimals,
+    estimated_duration,
+    gigabytes,
+    percent,
+    rounded_percent,
+    significant,
+    thousands,
+)
 
 SHOWN_ROWS = 10
 """Rows that the page shows with a rewrite."""
@@ -55,13 +65,34 @@ def figures(findings: Findings) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+def cost_rows(costs: Mapping[str, Estimate]) -> list[tuple[str, ...]]:
+    """Return a row per option: title, arms, time, tokens generated and trained on, memory."""
+    return [
+        (
+            OPTIONS[name].title,
+            ", ".join(OPTIONS[name].arms),
+            estimated_duration(cost.total["seconds"]),
+            thousands(cost.total["generated"]),
+            thousands(cost.total["trained"]),
+            gigabytes(cost.memory) if cost.memory else MISSING,
+        )
+        for name, cost in costs.items()
+    ]
+
+
 def diagnosis_text(
-    findings: Findings, recommendation: Recommendation, limits: Sequence[str], command: Sequence[str], page: Path
+    findings: Findings,
+    recommendation: Recommendation,
+    limits: Sequence[str],
+    costs: Mapping[str, Estimate],
+    command: Sequence[str],
+    page: Path,
 ) -> str:
     """Return the diagnosis for the terminal.
 
     Args:
         limits: warnings about the reward with this target and data.
+        costs: option -> what a run of its arms costs.
         command: arguments of the `dartune run` that follows the recommendation.
     """
     lines = [
@@ -74,6 +105,11 @@ def diagnosis_text(
     if OPTIONS[recommendation.option].arms:
         lines += ["  To run and compare it:", f"  dartune run {shlex.join(command)}"]
     lines += ["", *(f"warning: {limit}" for limit in limits)]
+    lines += ["Estimated cost of each option, on this machine"]
+    lines += [
+        f"  {title:<42} {time:>12}, {generated} tokens generated, {trained} trained on, {memory}"
+        for title, _, time, generated, trained, memory in cost_rows(costs)
+    ]
     for heading, pairs in figures(findings).items():
         lines += [heading, *(f"  {name:<58} {value:>8}" for name, value in pairs)]
     for heading, shares in (("Failed gates", findings.failed_gates), ("Hacks", findings.hacks)):
@@ -94,6 +130,7 @@ def write_page(
     findings: Findings,
     recommendation: Recommendation,
     limits: Sequence[str],
+    costs: Mapping[str, Estimate],
     rows: Sequence[MeasuredRow],
     command: Sequence[str],
     decode: Callable[[Sequence[int]], str],
@@ -116,6 +153,7 @@ def write_page(
         option=option,
         recommendation=recommendation,
         limits=limits,
+        costs=cost_rows(costs),
         command=f"dartune run {shlex.join(command)}" if option.arms else "",
         plot=Markup(plot),
         examples=[_example(row, decode) for row in rows[:SHOWN_ROWS]],
@@ -124,6 +162,7 @@ def write_page(
     record: dict[str, Any] = asdict(findings) | {
         "recommendation": {"title": option.title, "arms": option.arms} | asdict(recommendation),
         "limits": list(limits),
+        "costs": {name: cost.total | {"memory": cost.memory} for name, cost in costs.items()},
     }
     atomic_write_text(folder / "diagnosis.json", json.dumps(record, indent=1) + "\n")
     atomic_write_text(folder / "index.html", html)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -186,13 +186,14 @@ class RunModels:
             path, dtype=dtype or target.dtype, device=self.config.execution.device, trust_remote_code=code
         )
 
-    def footprints(self) -> dict[str, Footprint]:
-        """Estimated memory of each kind of training in the config, by section name."""
+    def footprints(self, arms: Sequence[str] | None = None) -> dict[str, Footprint]:
+        """Estimated memory of each kind of training that `arms` (None: the config's) need, by section name."""
         config, target, start = self.config, self.target_engine.model, self.start_engine.model
-        trained_arms = [ARMS[arm] for arm in config.arms if ARMS[arm].trained]
+        arms = config.arms if arms is None else arms
+        trained_arms = [ARMS[arm] for arm in arms if ARMS[arm].trained]
         frozen = weight_bytes(target)
         footprint_by_section = {}
-        if config.mapper.steps and any(ADAPTATIONS[name].trained for name in adaptations(config.arms)):
+        if config.mapper.steps and any(ADAPTATIONS[name].trained for name in adaptations(arms)):
             footprint_by_section["mapper"] = footprint(
                 start, config.mapper, frozen + (0 if start is target else weight_bytes(start)), config.execution
             )

@@ -208,4 +208,4 @@ def _output_problems(output: Path) -> list[str]:
 
 def _without_path(line: str, path: Path) -> str:
     """A message about rows in memory: `row 3` instead of a line of the temporary file."""
-    return line.replace(f"{path} line ", "row ").replace(str(path), "rows")
+    return line.replace(str(path), "the rows").replace(f"{path.name} line ", "row ")
