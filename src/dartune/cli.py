@@ -395,8 +395,8 @@ def build_parser(keys: str | None = None) -> _Parser:
 
 def _add_adapt(verb: Callable[..., _Parser]) -> None:
     text = (
-        "rewrite more data with the trained mapper of a run, or continue; --data.columns, --data.task, --target, "
-        "--mapper.path and the keys of execution may differ from the run"
+        "rewrite more data with the trained mapper of a run, or continue; --data.columns, --data.where, --data.task, "
+        "--target, --mapper.path and the keys of execution may differ from the run"
     )
     usage = "RUN --data DATA --output FOLDER [--seed N] [--force] [--KEY VALUE ...]"
     adapt = verb("adapt", _adapt, text, usage)
