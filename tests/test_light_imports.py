@@ -106,6 +106,7 @@ def broken(tmp_path) -> dict[str, str]:
         ("status NOTHING", 2),
         ("compare NOTHING NOTHING", 2),
         ("push NOTHING --to owner/name --dry-run", 2),
+        ("export NOTHING --layout trl --output OUT", 2),
     ],
 )
 def test_what_needs_no_model_loads_no_heavy_library(words, code, broken):

@@ -222,6 +222,13 @@ def _push(options: argparse.Namespace) -> None:
     print(push(options.run, options.to, **{name: getattr(options, name) for name in names}))
 
 
+def _export(options: argparse.Namespace) -> None:
+    from dartune.publish.export import export
+
+    names = ("view", "arm", "seed")
+    print(export(options.run, options.layout, options.output, **{name: getattr(options, name) for name in names}))
+
+
 def _adapt(options: argparse.Namespace) -> None:
     from dartune.trained_mapper.adapt import adapt
 
@@ -360,10 +367,7 @@ def build_parser(keys: str | None = None) -> _Parser:
     check_reward = verb("check-reward", _check_reward, text, "[FIXTURES.jsonl | lab:EXPERT]")
     text = "rows with question, solution, rewrite and label (honest, or the name of a hack); default: built-in rows"
     check_reward.add_argument("fixtures", nargs="?", help=text)
-    text = (
-        "score every row of a data set: alignment of its solution under the target, percentile among the target's own "
-        "samples, length; written to --output beside the row's columns"
-    )
+    text = "score every row of a data set: alignment under the target, percentile among its own samples, length"
     score = verb("score", _score, text, "[RECIPE.yaml] --output FILE.{parquet,jsonl,csv}")
     score.add_argument("recipe", nargs="?", type=Path, help=recipe)
     verb("demo", _demo, "run the lab recipe with the shipped models; needs no GPU and no network", "")
@@ -384,14 +388,15 @@ def build_parser(keys: str | None = None) -> _Parser:
     show.add_argument("what", choices=SHOWABLE, metavar="WHAT", help=f"one of {', '.join(SHOWABLE)}")
     show.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN", help="recipe, or run folder")
     _add_push(verb)
+    _add_export(verb)
     _add_lab(verb("lab", _lab_show, "build or measure the models of the embedded lab", "{build,show} ..."), common)
     return parser
 
 
 def _add_adapt(verb: Callable[..., _Parser]) -> None:
     text = (
-        "rewrite more data with the trained mapper of a run, or continue; --data.columns, --data.task, --target, "
-        "--mapper.path and the keys of execution may differ from the run"
+        "rewrite more data with the trained mapper of a run, or continue; --data.columns, --data.where, --data.task, "
+        "--target, --mapper.path and the keys of execution may differ from the run"
     )
     usage = "RUN --data DATA --output FOLDER [--seed N] [--force] [--KEY VALUE ...]"
     adapt = verb("adapt", _adapt, text, usage)
@@ -417,6 +422,21 @@ def _add_push(verb: Callable[..., _Parser]) -> None:
     push.add_argument("--license", dest="licence", metavar="ID", help="license for the card, such as apache-2.0")
     push.add_argument("--private", action="store_true", help="create a private repository; refuse to use a public one")
     push.add_argument("--dry-run", action="store_true", help="show the files and the card without uploading")
+
+
+def _add_export(verb: Callable[..., _Parser]) -> None:
+    text = "write the adapted rows in the layout of another training tool (docs/sharing.md)"
+    layouts = ("trl", "llama-factory", "axolotl", "openai")
+    export = verb("export", _export, text, f"RUN --layout {{{','.join(layouts)}}} --output FOLDER ...")
+    text = "run folder, output folder of dartune adapt, or a folder adapted/"
+    export.add_argument("run", type=Path, help=text)
+    text = "tool that reads the files"
+    export.add_argument("--layout", required=True, choices=layouts, help=text)
+    export.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for the files")
+    text = "success_only: rows with an adapted or natural solution (default); keep_original: also unchanged ones"
+    export.add_argument("--view", choices=("success_only", "keep_original"), default="success_only", help=text)
+    export.add_argument("--arm", metavar="ARM", help="arm (default: dart)")
+    export.add_argument("--seed", type=int, metavar="N", help="seed (default: first seed of the run)")
 
 
 def _add_benchmark(benchmark: _Parser) -> None:
