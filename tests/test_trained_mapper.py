@@ -164,7 +164,7 @@ def test_an_interrupted_call_continues_and_other_data_redo_the_stages(
     monkeypatch.setattr(synthesise_module, "CHUNK", 4)
     monkeypatch.setattr(probe_module, "BLOCK", 4)
     assert call(finished_run, more, tmp_path / "whole") == 0
-    for stage, function in (("probe", "_drawn"), ("synthesise-s0", "adapted_row")):
+    for stage, function in (("probe", "raw_rows"), ("synthesise-s0", "adapted_row")):
         module = probe_module if stage == "probe" else synthesise_module
         original, calls = getattr(module, function), []
 
