@@ -224,7 +224,7 @@ def test_a_recommendation_is_judged_by_the_best_arm_of_its_cell():
 def test_thresholds_are_fitted_to_the_cells_that_are_given():
     import diagnoses
 
-    from dartune.diagnosis.recommend import Thresholds, recommend
+    from dartune.diagnosis.recommend import recommend
 
     names = diagnoses.Findings.__dataclass_fields__
     record = {name: 1.0 for name in names if not name.startswith("least_natural")}
@@ -234,5 +234,10 @@ def test_thresholds_are_fitted_to_the_cells_that_are_given():
         found = diagnoses.findings_of(record | {"gain_of_best": gain})
         cells[best] = found, {"dart": 0.2, "best_of_k": 0.2} | {best: 0.5}
     fitted = diagnoses.fitted(cells)
-    assert 0.6 < fitted.saturated <= 0.75 and fitted.few_rows == Thresholds().few_rows
-    assert [recommend(found, fitted).option for found, _ in cells.values()] == ["mapper", "best_of_k"]
+    assert {thresholds.saturated for thresholds in fitted} == {0.7}
+    assert {thresholds.few_rows for thresholds in fitted} == {50, 200, 500}  # nothing in these cells tells
+    for thresholds in fitted:
+        assert [recommend(found, thresholds).option for found, _ in cells.values()] == ["mapper", "best_of_k"]
+    # Without the second cell any value above 0.6 fits, and most of these recommend a mapper for it.
+    right = diagnoses._share_right(diagnoses.left_out("best_of_k", cells))
+    assert right == pytest.approx(1 / 4)
