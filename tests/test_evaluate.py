@@ -26,6 +26,9 @@ class Solver:
         samples = [Sample(tuple(RENDERER.response_ids(text)), (), "stop") for text in texts]
         return [samples for _ in prompts]
 
+    def prompts_at_once(self, prompts, max_new_tokens):
+        return len(prompts)
+
 
 def test_sampled_solutions_are_counted_beside_the_greedy_one(checker):
     records = evaluate({"all": [SIX, FOUR, OPEN]}, Solver(), RENDERER, checker, 16, samples=4)

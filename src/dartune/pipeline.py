@@ -45,7 +45,10 @@ def run(config: Config) -> str:
         ) as context.trackers:
             log_estimate(context)
             execute(context)
-            return write_run_report(context) if distributed.is_main() else ""
+            if not distributed.is_main():
+                return ""
+            with folder.progress(None, "report"):
+                return write_run_report(context)
 
 
 def log_estimate(context: StageContext) -> None:

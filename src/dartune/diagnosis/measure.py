@@ -70,6 +70,12 @@ class MeasuredRow(TypedDict):
     rewrites: list[MeasuredRewrite]
 
 
+def completions(config: Config, samples: int) -> tuple[int, int, int]:
+    """Return how many completions a row takes: own solutions of the probe, further ones, rewrites."""
+    own = config.reward.own_samples
+    return own, max(0, samples - own), samples
+
+
 def random_places(total: int, count: int) -> list[int]:
     """Return the places of `count` rows (all, if there are fewer) chosen at random, ascending."""
     return sorted(random.Random(0).sample(range(total), min(count, total)))
@@ -94,6 +100,7 @@ def measure(
         places: of the rows in the data.
         samples: rewrites per row, and solutions of the target per row (at least `reward.own_samples`).
         folder: receives the probe's files.
+        progress: counts completions, of which a row takes the sum of `completions`.
         calibration: of a finished run; None measures it on these rows.
 
     Returns:
@@ -101,7 +108,7 @@ def measure(
     """
     rows = [data[place] for place in places]
     target, renderer, settings = models.target_engine, models.renderer, config.mapper
-    meter = Meter(target, mapper)
+    meter, (own, further, rewrites) = Meter(target, mapper), completions(config, samples)
     raw = raw_rows(
         rows,
         places,
@@ -112,6 +119,8 @@ def measure(
         first_thresholds(config.reward, settings.prompt),
         settings.max_new_tokens,
         0,
+        progress,
+        own,
     )
     raw[0]["spent"] = counters(meter.cost())
     if distributed.is_main():
@@ -124,8 +133,10 @@ def measure(
     measured: list[MeasuredRow] = []
     for low in range(0, len(rows), CHUNK):
         chunk = list(rows[low : low + CHUNK])
+        if progress:
+            progress.begin(len(chunk) * (further + rewrites), calls=2 if further else 1)
         seed = sampling_seed(0, low, DIAGNOSIS)
-        more = _own_samples(chunk, config, models, reward, samples - config.reward.own_samples, seed)
+        more = _own_samples(chunk, config, models, reward, further, seed)
         spec = SampleSpec(samples, settings.max_new_tokens, settings.temperature, renderer.stop_ids, seed)
         groups = mapper.generate([renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk], spec)
         finishes = [[sample.finish for sample in group] for group in groups]
@@ -133,7 +144,8 @@ def measure(
             measured.append(_row(row, probed[low + index], more[index], scored, finishes[index], models.renderer))
         if progress:
             done = [item for row in measured for item in row["rewrites"]]
-            progress.update(len(chunk), accepted=sum(item["accepted"] for item in done) / max(1, len(done)))
+            accepted = sum(item["accepted"] for item in done) / max(1, len(done))
+            progress.update(len(chunk) * (further + rewrites), accepted=accepted)
     return measured, reward, meter.cost()
 
 

@@ -54,9 +54,10 @@ def preview(config: Config, count: int, mapper: Path | None) -> None:
         # A trained mapper answers the request that it was trained with, and its rewrites pass the gates of its run.
         of_run = load_config(run_folder / RECORD)
         config = config.model_copy(update={"mapper": of_run.mapper, "reward": of_run.reward})
-    data, models = prepare_run(config)
+    with Progress(None, "data and models"):
+        data, models = prepare_run(config)
     # Imported here because they load torch: problems of the data are reported without it.
-    from dartune.diagnosis.measure import measure, random_places
+    from dartune.diagnosis.measure import completions, measure, random_places
     from dartune.stages.probe import load_calibration
 
     places = random_places(len(data.train), count)
@@ -66,7 +67,7 @@ def preview(config: Config, count: int, mapper: Path | None) -> None:
         _mapper(models, model_folder) as engine,
     ):
         calibration = load_calibration(run_folder / "stages" / probe_stage("dart")) if run_folder else None
-        with Progress(len(places), "preview") as progress:
+        with Progress(len(places) * sum(completions(config, SAMPLES)), "preview") as progress:
             measured, reward, _ = measure(
                 data.train,
                 places,

@@ -9,7 +9,7 @@ from pathlib import Path
 from dartune import distributed
 from dartune.data.row_store import open_rows, write_rows
 from dartune.diagnosis.findings import Findings, RowFinding, TokenFinding, find
-from dartune.diagnosis.measure import MeasuredRow, measure, random_places
+from dartune.diagnosis.measure import MeasuredRow, completions, measure, random_places
 from dartune.run.cost import Cost
 from dartune.run.files import atomic_write_json
 from dartune.stages.base import Stage, StageInputs
@@ -44,7 +44,7 @@ class Diagnose(Stage):
     def run(self, folder: Path) -> Cost:
         context, config, models = self.context, self.context.config, self.context.models
         places = random_places(len(context.data.train), self.count)
-        with context.progress(len(places), self.name) as progress:
+        with context.progress(len(places) * sum(completions(config, SAMPLES)), self.name) as progress:
             measured, reward, cost = measure(
                 context.data.train,
                 places,

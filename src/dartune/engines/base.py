@@ -109,6 +109,13 @@ class Engine(Protocol):
         """
         ...
 
+    def prompts_at_once(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> int:
+        """Returns how many of these prompts, the longest first, are sampled together.
+
+        A call with as many prompts takes no longer per prompt than a larger one, and its result is available earlier.
+        """
+        ...
+
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
         """Returns log p(token | prompt, earlier tokens) in nats of each completion token, in the order of `pairs`.
 

@@ -52,6 +52,10 @@ class ParallelEngine:
 
         return self._split(list(zip(prompts, seeds, strict=True)), lambda item: tuple(item[0]), generate)
 
+    def prompts_at_once(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> int:
+        """See `Engine.prompts_at_once`; the same in all processes, although their free memory differs."""
+        return distributed.world_size() * distributed.broadcast(self.engine.prompts_at_once(prompts, max_new_tokens))
+
     def score(self, pairs: Sequence[Pair], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`."""
         return self._split(pairs, lambda pair: tuple(pair[0]), partial(self.engine.score, temperature=temperature))

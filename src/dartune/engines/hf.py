@@ -29,6 +29,7 @@ from dartune.models.language_model import LanguageModel
 from dartune.models.loading import context_length
 from dartune.models.lora import without_adapter
 from dartune.models.precision import cached_casts
+from dartune.run.progress import Call, call
 
 # Tokens whose keys and values are held at a time. On a CPU, larger batches are not faster (measured). On a GPU this is
 # the minimum: the batch grows to what fits into half of the free memory.
@@ -56,7 +57,6 @@ class HFEngine:
         adapter: if False, the model is used without its LoRA adapter, also one that is added later.
         max_batch_tokens: most tokens (rows x longest row) whose keys and values are held at a time; None derives it
             from the memory of the device. It is halved whenever memory runs out.
-        progress: called with (rows done, rows in this call) after every batch.
     """
 
     def __init__(
@@ -65,11 +65,9 @@ class HFEngine:
         *,
         adapter: bool = True,
         max_batch_tokens: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.adapter = model, adapter
         self.max_batch_tokens = max_batch_tokens or _default_batch_tokens(model)
-        self.progress = progress or (lambda done, total: None)
         self.generated_tokens = 0
         self.scored_tokens = 0
         self.flops = 0.0
@@ -91,24 +89,32 @@ class HFEngine:
         # Longest first: a batch that does not fit in memory fails at once, not after an hour.
         order = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
         rows = [(p, j) for p in order for j in range(spec.n)]
-        rows_done = 0
-        with self._inference():
+        rows_done = tokens_done = 0  # of finished batches
+        with self._inference(), call("sampling", len(rows)) as running:
+
+            def report(batch_rows: float, batch_tokens: int, batch_ended: int) -> None:
+                running.at(rows_done + batch_rows, tokens_done + batch_tokens, rows_done + batch_ended)
 
             def sample(batch: list[tuple[int, int]]) -> None:
                 p, j = torch.tensor(batch).T
-                ids[p, j], logprobs[p, j] = self._sample(batch, prompts, spec, uniform[p, j])
+                ids[p, j], logprobs[p, j] = self._sample(batch, prompts, spec, uniform[p, j], report)
 
             def batch_share(p: int, _: int) -> float:
-                return (len(prompts[p]) + spec.max_new_tokens) / self.max_batch_tokens
+                return self._batch_share(prompts[p], spec.max_new_tokens)
 
             for batch in self._run_batches(rows, batch_share, sample):
-                rows_done += len(batch)
-                self.progress(rows_done, len(rows))
-        samples = _to_samples(ids, logprobs, spec)
-        generated = sum(len(sample.ids) for group in samples for sample in group)
+                rows_done, tokens_done = rows_done + len(batch), running.tokens
+            samples = _to_samples(ids, logprobs, spec)
+            generated = sum(len(sample.ids) for group in samples for sample in group)
+            running.at(len(rows), generated)
         self.generated_tokens += generated
         self.flops += self._flops_per_token * (generated + sum(map(len, prompts)))
         return samples
+
+    def prompts_at_once(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> int:
+        """See `Engine.prompts_at_once`: the first batch of a call with one sample per prompt."""
+        longest = max(prompts, key=len)
+        return _even_batch(len(prompts), self._batch_share(longest, max_new_tokens))
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`; pairs are grouped by prompt, and equal pairs are scored once."""
@@ -119,16 +125,15 @@ class HFEngine:
             groups.setdefault(prompt, {})[completion] = []
         # Longest first, as in `generate`.
         groups = dict(sorted(groups.items(), key=lambda group: -len(group[0])))
-        total, rows_done = sum(map(len, groups.values())), 0
-        with self._inference():
-            score = partial(self._score, temperature=temperature)
+        with self._inference(), call("scoring", sum(map(len, groups.values()))) as running:
+            score = partial(self._score, temperature=temperature, running=running)
             batches = self._run_batches(
                 list(groups.items()), lambda prompt, _: len(prompt) / self.forward_tokens, score
             )
-            for batch in batches:
-                rows_done += sum(len(group) for _, group in batch)
-                self.progress(rows_done, total)
-        scored = sum(len(completion) for group in groups.values() for completion in group)
+            for _ in batches:
+                pass
+            scored = sum(len(completion) for group in groups.values() for completion in group)
+            running.at(running.total, scored)
         self.scored_tokens += scored
         self.flops += self._flops_per_token * (scored + sum(map(len, groups)))
         return [groups[prompt][completion] for prompt, completion in keys]
@@ -136,8 +141,8 @@ class HFEngine:
     def token_stats(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
         """See `Engine.token_stats`."""
         self._check(pairs)
-        with self._inference():
-            stats = token_stats(self.model, pairs)
+        with self._inference(), call("scoring", len(pairs)) as running:
+            stats = token_stats(self.model, pairs, running.add)
         scored = sum(len(completion) for _, completion in pairs)
         self.scored_tokens += scored
         self.flops += self._flops_per_token * (scored + sum(len(prompt) for prompt, _ in pairs))
@@ -176,9 +181,7 @@ class HFEngine:
         """
         start = 0
         while start < len(rows):
-            # Batches of equal size instead of full ones and a small rest: a batch of few rows takes nearly as long.
-            remaining, max_rows = len(rows) - start, max(1, int(1 / batch_share(*rows[start])))
-            batch = rows[start : start + math.ceil(remaining / math.ceil(remaining / max_rows))]
+            batch = rows[start : start + _even_batch(len(rows) - start, batch_share(*rows[start]))]
             try:
                 run(batch)
                 start += len(batch)
@@ -194,6 +197,10 @@ class HFEngine:
             else:
                 yield batch
 
+    def _batch_share(self, prompt: TokenIds, max_new_tokens: int) -> float:
+        """Returns the share of a full batch that a sample takes."""
+        return (len(prompt) + max_new_tokens) / self.max_batch_tokens
+
     @contextmanager
     def _inference(self) -> Iterator[None]:
         """Prepares the model: no gradients, no dropout, unsharded, with or without its adapter."""
@@ -207,7 +214,9 @@ class HFEngine:
         ):
             yield
 
-    def _score(self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]], temperature: float) -> None:
+    def _score(
+        self, groups: list[tuple[TokenIds, dict[TokenIds, list[float]]]], temperature: float, running: Call
+    ) -> None:
         """Fills in the scores of (prompt, {completion: scores}) groups."""
         prefix = read_prompts(self.model, [prompt for prompt, _ in groups])
         width = prefix.valid.shape[1]
@@ -225,9 +234,15 @@ class HFEngine:
             logprobs, _, _ = read_completions(self.model, prefix, owner, completions, temperature=temperature)
             for p, completion, row in zip(owner, completions, logprobs.tolist(), strict=True):
                 groups[p][1][completion] = row[: len(completion)]
+            running.add(len(batch), sum(map(len, completions)))
 
     def _sample(
-        self, batch: list[tuple[int, int]], prompts: Sequence[TokenIds], spec: SampleSpec, uniform: torch.Tensor
+        self,
+        batch: list[tuple[int, int]],
+        prompts: Sequence[TokenIds],
+        spec: SampleSpec,
+        uniform: torch.Tensor,
+        report: Callable[[float, int, int], None],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Samples a batch of B rows.
 
@@ -236,6 +251,8 @@ class HFEngine:
             prompts: the prompts of the call.
             spec: the sampling parameters.
             uniform: uniform random numbers, (B, max_new_tokens).
+            report: called with the rows of the batch that are done, with the share of unfinished ones, its tokens, and
+                the rows that have ended.
 
         Returns:
             Token ids and log-probabilities, (B, max_new_tokens) each; the values after a stop token are undefined.
@@ -252,6 +269,7 @@ class HFEngine:
         finished = torch.zeros(len(batch), dtype=torch.bool, device=device)  # of these, (A,)
         logits = prefix.logits[torch.tensor(owner, device=device)]  # (A, V)
         decoder = Decoder(self.model, prefix, owner, spec.max_new_tokens)
+        generated = 0
         for t in range(spec.max_new_tokens):
             tokens, chosen = sample_tokens(logits, spec.temperature, uniform[active, t])
             ids[active, t], logprobs[active, t] = tokens, chosen
@@ -260,6 +278,10 @@ class HFEngine:
             finished |= torch.isin(tokens, stops)
             if t % self.check_every == 0:
                 alive = finished.logical_not().nonzero()[:, 0]
+                # The tokens of rows that ended since the last check are not counted; `generate` has the exact number.
+                generated += len(alive) * (self.check_every if t else 1)
+                ended = len(batch) - len(alive)
+                report(ended + len(alive) * (t + 1) / spec.max_new_tokens, generated, ended)
                 if len(alive) == 0:
                     break
                 # Dropping rows copies the cache, so it is done only when enough rows have finished.
@@ -267,6 +289,7 @@ class HFEngine:
                     active, finished, tokens = active[alive], finished[alive], tokens[alive]
                     decoder.keep(alive.tolist())
             logits = decoder.step(tokens)
+        report(len(batch), generated, len(batch))
         return ids.cpu(), logprobs.cpu()
 
     def _check(self, pairs: Sequence[tuple[TokenIds, TokenIds]], new_tokens: int = 0) -> None:
@@ -282,6 +305,14 @@ class HFEngine:
                 problems.append(f"row {i} takes {length} tokens, and the context length is {self.context}")
         if problems:
             raise InputError("the model cannot read these prompts; shorten or drop them", problems)
+
+
+def _even_batch(rows: int, share: float) -> int:
+    """Returns the size of the next batch of `rows` rows, each of which takes at most `share` of a full batch.
+
+    Batches have equal sizes instead of full ones and a small rest: a batch of few rows takes nearly as long.
+    """
+    return math.ceil(rows / math.ceil(rows / max(1, int(1 / share))))
 
 
 def _cpu_forward_tokens(model: LanguageModel) -> int:

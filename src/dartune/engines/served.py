@@ -47,6 +47,10 @@ class ServedEngine:
             self._hand_over(self.handover)
         return self.server.generate(prompts, spec)
 
+    def prompts_at_once(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> int:
+        """See `VLLMEngine.prompts_at_once`."""
+        return self.server.prompts_at_once(prompts, max_new_tokens)
+
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`."""
         return self.engine.score(pairs, temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -15,22 +15,34 @@ from dartune.engines.sliced_head import max_positions
 TOKENS_PER_FORWARD = 2**12
 
 
-def token_stats(model: nn.Module, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[TokenStats]:
+def token_stats(
+    model: nn.Module,
+    pairs: Sequence[tuple[TokenIds, TokenIds]],
+    report: Callable[[int, int], None] = lambda rows, tokens: None,
+) -> list[TokenStats]:
     """Returns the statistics of each (prompt, completion) pair, in order.
 
     Each row is read in full (no shared prompts), and the log-softmax is taken in float32.
+
+    Args:
+        report: called with the rows and the completion tokens of every forward.
     """
+
+    def fill(batch: Sequence[int]) -> None:
+        _fill_batch(stats, model, pairs, batch)
+        report(len(batch), sum(len(pairs[i][1]) for i in batch))
+
     lengths = [sum(map(len, pair)) for pair in pairs]
     stats: list[TokenStats] = [TokenStats(())] * len(pairs)
     batch: list[int] = []
     # Longest first, so that a batch that does not fit in memory fails at once.
     for i in sorted(range(len(pairs)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS_PER_FORWARD:
-            _fill_batch(stats, model, pairs, batch)
+            fill(batch)
             batch = []
         batch.append(i)
     if batch:
-        _fill_batch(stats, model, pairs, batch)
+        fill(batch)
     return stats
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from dartune.engines.base import Sample, SampleSpec, TokenIds, TokenStats, prompt_seeds
 from dartune.errors import InputError, MachineError
+from dartune.run.progress import call
 
 # Overrides what the model's generation config would set.
 UNTRUNCATED = {
@@ -112,14 +113,19 @@ class VLLMEngine:
         requests = [
             parameters | {"prompt": list(prompt), "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        groups = [
-            _parse_samples(answer, spec, samples_per_request) * (spec.n // samples_per_request)
-            for answer in self._pool.map(self._complete, requests)
-        ]
+        groups: list[list[Sample]] = []
+        with call("sampling", len(prompts) * spec.n) as running:
+            for answer in self._pool.map(self._complete, requests):
+                groups.append(_parse_samples(answer, spec, samples_per_request) * (spec.n // samples_per_request))
+                running.add(spec.n, sum(len(sample.ids) for sample in groups[-1]))
         generated = sum(len(sample.ids) for group in groups for sample in group)
         self.generated_tokens += generated
         self.flops += self._flops_per_token * (generated + sum(map(len, prompts)))
         return groups
+
+    def prompts_at_once(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> int:
+        """See `Engine.prompts_at_once`: enough for the server to be busy most of the time."""
+        return 8 * MAX_CONCURRENT_REQUESTS
 
     def score(self, pairs: Sequence[tuple[TokenIds, TokenIds]], temperature: float = 1.0) -> list[list[float]]:
         """See `Engine.score`; equal pairs are scored once.
@@ -135,8 +141,11 @@ class VLLMEngine:
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         scored_pairs = [pair for pair in unique if pair[1]]  # an empty completion has no scores
         requests = [parameters | {"prompt": [*prompt, *completion]} for prompt, completion in scored_pairs]
-        answers = self._pool.map(self._complete, requests)
-        scores = {pair: _parse_scores(answer, *pair) for pair, answer in zip(scored_pairs, answers, strict=True)}
+        scores: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
+        with call("scoring", len(scored_pairs)) as running:
+            for pair, answer in zip(scored_pairs, self._pool.map(self._complete, requests), strict=True):
+                scores[pair] = _parse_scores(answer, *pair)
+                running.add(1, len(pair[1]))
         self.scored_tokens += sum(len(completion) for _, completion in scored_pairs)
         self.flops += self._flops_per_token * sum(len(prompt) + len(completion) for prompt, completion in scored_pairs)
         return [scores.get((tuple(prompt), tuple(completion)), []) for prompt, completion in pairs]

@@ -61,4 +61,5 @@ def show(options: argparse.Namespace) -> str:
     """Measure the lab models and return the tables as Markdown."""
     from dartune.lab.measure import report
 
-    return report(options.questions, options.folder or CHECKPOINTS)
+    with Progress(None, "lab show"):
+        return report(options.questions, options.folder or CHECKPOINTS)

@@ -193,7 +193,8 @@ class Planner:
         if own is not None and rewrite is not None:
             rewrite = max(own, rewrite)  # the trained mapper writes as the target does
         self.lengths = lengths_of(data.train, config, models.renderer, own, rewrite)
-        self.speed = measure_speed(models, data.train)
+        with context.progress(None, "speed of the models"):
+            self.speed = measure_speed(models, data.train)
 
     def estimate(self, arms: Sequence[str], finished: Sequence[str] = ()) -> Estimate:
         """Estimate a run of `arms` without the stages that have finished."""

@@ -23,7 +23,7 @@ from dartune.lab.world import sample_problems
 from dartune.red_team.fixtures import HONEST, SHIPPED, Fixture, apply_hacks, format_table, load_fixtures, score_fixtures
 from dartune.rewards.alignment import Reference
 from dartune.rewards.references import references_from, source_answer, source_stats
-from dartune.rewards.reward import alignment_score, build_reward
+from dartune.rewards.reward import Rewrite, alignment_score, build_reward
 from dartune.rewards.thresholds import gate_thresholds
 from dartune.run.progress import Progress
 from dartune.text.features import known_names
@@ -95,7 +95,8 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
     rows = _lab_fixtures(fixtures, config.target.path) if fixtures and lab.is_lab(fixtures) else None
     rows = rows or load_fixtures(Path(fixtures) if fixtures else SHIPPED)
     rows = [*rows, *apply_hacks(rows)]
-    references, answers = _references(config, rows, target, renderer, with_target)
+    with Progress(None, "check-reward, demonstrations"):
+        references, answers = _references(config, rows, target, renderer, with_target)
     # Names and instruction of the hacks are added, since the fixtures' own data does not have them.
     names = known_names((fixture.demonstration.question, fixture.demonstration.solution) for fixture in rows)
     instruction = f"{config.mapper.prompt} {INSTRUCTION}"
@@ -105,7 +106,15 @@ def check_reward(config: Config, fixtures: str | None, *, with_target: bool) -> 
         if not with_target:
             return format_table(rows, score_fixtures(rows, reward, renderer, context))
         with Progress(len(rows), "check-reward, rewrites") as progress:
-            scored = score_fixtures(rows, reward, renderer, context, progress.update)
+            passed = 0
+
+            def report(rewrites: Sequence[Rewrite]) -> None:
+                nonlocal passed
+                passed += sum(rewrite.accepted for rewrite in rewrites)
+                done = progress.done + len(rewrites)
+                progress.update(len(rewrites), gate_pass=passed / done)
+
+            scored = score_fixtures(rows, reward, renderer, context, report)
         return "\n".join([format_table(rows, scored), *reward.limits()])
 
 

@@ -121,7 +121,7 @@ def score_fixtures(
     reward: Reward,
     renderer,
     context: int | None = None,
-    scored: Callable[[int], None] = lambda n: None,
+    scored: Callable[[Sequence[Rewrite]], None] = lambda rewrites: None,
 ) -> list[Rewrite]:
     """Return the reward of every fixture, in order.
 
@@ -129,7 +129,7 @@ def score_fixtures(
 
     Args:
         context: the target's context length in tokens. Longer text is cut there, as in sampling. None: no limit.
-        scored: called with the number of fixtures that have just been scored.
+        scored: called with the rewrites that have just been scored.
     """
     order = sorted(range(len(fixtures)), key=lambda i: fixtures[i].label)
     results: dict[int, Rewrite] = {}
@@ -138,7 +138,7 @@ def score_fixtures(
         samples = [[_sample(fixtures[i], renderer, context)] for i in indices]  # one sample per demonstration
         for i, (result,) in zip(indices, reward([fixtures[i].demonstration for i in indices], samples), strict=True):
             results[i] = result
-        scored(len(indices))
+        scored([results[i] for i in indices])
     return [results[i] for i in range(len(fixtures))]
 
 

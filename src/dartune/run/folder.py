@@ -37,6 +37,9 @@ from dartune.run.files import (
     writing,
 )
 from dartune.run.number_format import seconds_text
+from dartune.run.progress import Progress
+from dartune.run.progress_state import FILE as PROGRESS_FILE
+from dartune.run.progress_state import remove_state
 from dartune.run.redaction import redacted
 
 DONE, STARTED = "DONE", "STARTED"
@@ -134,6 +137,7 @@ class RunFolder:
         self._lock: int | None = lock.take(self.folder) if distributed.is_main() else None
         self._warning_handler = _WarningHandler(self.log)
         logging.getLogger("dartune").addHandler(self._warning_handler)
+        remove_state(self.folder / PROGRESS_FILE)  # of a process that was killed
         try:
             self._note_environment()
         except BaseException:
@@ -169,6 +173,10 @@ class RunFolder:
         if distributed.is_main():
             self._print(redacted(message))
         append_log(self.log_path, message)
+
+    def progress(self, total: int | None, label: str) -> Progress:
+        """Return a progress whose lines go to the log too, and whose state `dartune status` shows."""
+        return Progress(total, label, self.log_path, self.folder / PROGRESS_FILE)
 
     def stage_folder(self, name: str) -> Path:
         """Return `stages/<name>`, whether or not it exists."""
@@ -280,7 +288,8 @@ class RunFolder:
         start = time.monotonic()
         reset_peak_memory()
         try:
-            cost = fn(folder) or Cost()
+            with self.progress(None, name):  # reports what the stage's own progress does not cover
+                cost = fn(folder) or Cost()
         except BaseException as error:
             attempt["seconds"] = round(time.monotonic() - start, 3)
             with suppress(OSError, MachineError):

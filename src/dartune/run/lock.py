@@ -67,6 +67,11 @@ def holder(folder: Path) -> str:
     return f"process {process['pid']} on {process['host']}, since {process['started']}"
 
 
+def is_left_behind(folder: Path) -> bool:
+    """Return whether the process that locked the folder last was killed: it did not release the lock itself."""
+    return (folder / HOLDER).exists() and not is_held(folder)
+
+
 def is_held(folder: Path) -> bool:
     """Return whether a process currently holds the lock."""
     if folder.resolve() in _held:

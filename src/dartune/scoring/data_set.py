@@ -140,13 +140,14 @@ def _draw(data: CheckedData, score: AlignmentScore) -> OwnSamples:
         gated = GatedReward(target, renderer, checker, GateThresholds(), references, score=score, at_temperature=False)
         for low in range(0, len(rows), CHUNK):
             chunk = rows[low : low + CHUNK]
+            progress.begin(len(chunk))
             seed = sampling_seed(0, low, PROBE)
             spec = SampleSpec(reward.own_samples, longest, reward.own_temperature, renderer.stop_ids, seed)
             drawn = target.generate(prompts[low : low + CHUNK], spec)
             for row, group in zip(chunk, gated(chunk, drawn), strict=True):
                 finished = (item for item in group if item.gates["finished"] and item.gates["no_loop"])
                 style += [(references[row.id].length, item.stats) for item in finished]
-            progress.update(len(chunk))
+            progress.update(len(chunk), complete=len(style) / ((low + len(chunk)) * reward.own_samples))
     means = sorted(mean(stats.logprobs) for _, stats in style)
     # A score may compare with the samples of all rows, so it is computed when all of them are known.
     alignments = sorted(score(stats, Reference(length, 0.0, None, length, means)) for length, stats in style)
@@ -162,16 +163,18 @@ def _score_rows(data: CheckedData, own: OwnSamples, spool: RowWriter) -> None:
     """Append the scores of all rows that have none yet."""
     score, models, rows = alignment_score(data.config.reward), data.models, data.rows
     alignments = own["alignments"] if len(own["alignments"]) >= FEWEST_SAMPLES else []
-    done = distributed.broadcast(len(spool) - 1)
+    done, total = distributed.broadcast(len(spool) - 1), 0.0
     with Progress(len(rows), "scoring") as progress:
         if done:
             progress.advance_to(done)
         for low in range(done, len(rows), BLOCK):
             block = list(rows[low : low + BLOCK])
+            progress.begin(len(block), kinds=["scoring"])
             for stats in source_stats(models.target_engine, models.renderer, block, score):
                 length = len(stats.logprobs)
                 reference = Reference(length, 0.0, None, length, own["mean_logprobs"])
                 alignment = score(stats, reference)
+                total += alignment
                 row: RowScore = {
                     "alignment": alignment,
                     "mean_logprob": mean_logprob(stats, reference),
@@ -182,7 +185,7 @@ def _score_rows(data: CheckedData, own: OwnSamples, spool: RowWriter) -> None:
                 }
                 spool.add(row)
             spool.keep()
-            progress.update(len(block))
+            progress.update(len(block), mean_alignment=total / (low + len(block) - done))
 
 
 def _write(data: CheckedData, scores: Sequence[RowScore], output: Path) -> None:

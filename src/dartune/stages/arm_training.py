@@ -34,7 +34,9 @@ def keep_model(context: StageContext, model: Any, folder: Path) -> Cost:
     engine = context.models.engine(model)
     meter = Meter(engine)
     limit = context.config.evaluate.max_new_tokens
-    dev = evaluate({"dev": context.data.dev}, engine, context.models.renderer, context.checker, limit)
+    with context.progress(len(context.data.dev), f"{folder.name}, dev questions") as progress:
+        renderer, checker = context.models.renderer, context.checker
+        dev = evaluate({"dev": context.data.dev}, engine, renderer, checker, limit, progress=progress)
     write_jsonl(folder / "dev.jsonl", dev)
     atomic_write_json(folder / "dev.json", {"accuracy": accuracy(dev), "n": len(dev)})
     context.models.keep(model, folder)

@@ -64,7 +64,7 @@ class StageContext:
         self.run_folder.log(message)
 
     def progress(self, total: int, label: str) -> Progress:
-        return Progress(total, label, log_path=self.run_folder.log_path)
+        return self.run_folder.progress(total, label)
 
     @property
     def in_lab(self) -> bool:

@@ -187,11 +187,12 @@ class DirectRL(Stage):
         context, models, config = self.context, self.context.models, direct_rl_settings(self.context.config)
         start, _ = start_of(context, self.arm, self.seed)
         budget = Budget(generated_tokens=self.limit) if self.by_tokens else Budget(seconds=self.limit)
+        unit = "generated_tokens" if self.by_tokens else "seconds"
         spent = "spent_tokens" if self.by_tokens else "spent_seconds"
         with context.progress(round(self.limit), self.name) as progress:
 
             def on_step(step: int, row: StepMetrics) -> None:
-                progress.advance_to(round(row[spent]), reward=row["reward"])
+                progress.advance_to(round(row[spent]), last=max(1, round(row[unit])), reward=row["reward"])
 
             model, cost = train_directly(
                 models.to_train(start, config),

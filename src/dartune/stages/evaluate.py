@@ -19,7 +19,7 @@ from dartune.config.arms import ARMS
 from dartune.data.chat_template import Renderer
 from dartune.data.records import Demonstration
 from dartune.data.run_records import EvaluationRecord
-from dartune.engines.base import Engine, SampleSpec
+from dartune.engines.base import Engine, Sample, SampleSpec, TokenIds
 from dartune.engines.meter import Meter
 from dartune.run.cost import Cost
 from dartune.run.files import write_jsonl
@@ -53,18 +53,20 @@ def evaluate(
 
     Args:
         judge: decides about steps and names; without one `steps_correct` and `names_correct` are None.
+        progress: counts solutions (`solution_count`).
     """
     greedy = SampleSpec(1, max_new_tokens, 0.0, renderer.stop_ids, 0)
     sampling = replace(greedy, n=samples, temperature=SAMPLING_TEMPERATURE) if samples else None
     records: list[EvaluationRecord] = []
+    greedy_solver = _GreedySolver(engine, renderer, checker, greedy, progress)
     for suite, rows in suites.items():
         prompts = [renderer.prompt_ids(row.question) for row in rows]
-        greedy_samples = engine.generate(prompts, greedy)
+        solutions = greedy_solver.solve(rows, prompts)
+        if progress and sampling:
+            progress.begin(len(rows) * samples)
         extra_samples = engine.generate(prompts, sampling) if sampling else [[] for _ in rows]
-        greedy_verdicts = grade_samples(rows, greedy_samples, renderer, checker)
         extra_verdicts = grade_samples(rows, extra_samples, renderer, checker)
-        results = zip(rows, greedy_samples, greedy_verdicts, extra_verdicts, strict=True)
-        for row, [sample], [(text, correct)], extra in results:
+        for row, (sample, text, correct), extra in zip(rows, solutions, extra_verdicts, strict=True):
             step_verdicts = judge(row.question, text) if judge else {}
             checked = [right for _, right in extra if right is not None]
             records.append(
@@ -82,9 +84,55 @@ def evaluate(
                     "text": text,
                 }
             )
-        if progress:
-            progress.update(len(rows))
+        if progress and sampling:
+            progress.update(len(rows) * samples)
     return records
+
+
+class _GreedySolver:
+    """Solves and checks questions in batches, so that the accuracy so far can be shown.
+
+    The batches are those that the engine would make of all questions, so the solutions are the same.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        checker: AnswerChecker,
+        spec: SampleSpec,
+        progress: Progress | None,
+    ) -> None:
+        self.engine, self.renderer, self.checker, self.spec, self.progress = engine, renderer, checker, spec, progress
+        self._correct = self._checked = 0
+
+    def solve(
+        self, rows: Sequence[Demonstration], prompts: Sequence[TokenIds]
+    ) -> list[tuple[Sample, str, bool | None]]:
+        """Returns the solution of each question, its text, and whether it is correct."""
+        solutions: dict[int, tuple[Sample, str, bool | None]] = {}
+        places = sorted(range(len(rows)), key=lambda place: -len(prompts[place]))
+        while places:
+            remaining = [prompts[place] for place in places]
+            count = self.engine.prompts_at_once(remaining, self.spec.max_new_tokens)
+            batch, places = places[:count], places[count:]
+            if self.progress:
+                self.progress.begin(len(batch))
+            groups = self.engine.generate([prompts[place] for place in batch], self.spec)
+            verdicts = grade_samples([rows[place] for place in batch], groups, self.renderer, self.checker)
+            for place, [sample], [(text, correct)] in zip(batch, groups, verdicts, strict=True):
+                solutions[place] = (sample, text, correct)
+                self._checked += correct is not None
+                self._correct += correct is True
+            if self.progress:
+                figures = {"accuracy": self._correct / self._checked} if self._checked else {}
+                self.progress.update(len(batch), **figures)
+        return [solutions[place] for place in range(len(rows))]
+
+
+def solution_count(suites: Mapping[str, Sequence[Demonstration]], samples: int = 0) -> int:
+    """Returns how many solutions `evaluate` samples, which is what its progress counts."""
+    return sum(map(len, suites.values())) * (1 + samples)
 
 
 def accuracy(records: Sequence[EvaluationRecord]) -> float:
@@ -116,7 +164,7 @@ class Evaluate(Stage):
         context, models, settings = self.context, self.context.models, self.context.config.evaluate
         engine = models.trained(context.folder(self.trained) / "model") if self.trained else models.target_engine
         meter = Meter(engine)
-        with context.progress(sum(map(len, context.data.suites.values())), self.name) as progress:
+        with context.progress(solution_count(context.data.suites, settings.samples), self.name) as progress:
             records = evaluate(
                 context.data.suites,
                 engine,

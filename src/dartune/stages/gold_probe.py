@@ -20,6 +20,7 @@ from dartune.engines.distributed import engine_on
 from dartune.engines.meter import Meter
 from dartune.rewards.reward import Reward
 from dartune.run.cost import Cost
+from dartune.run.progress import note
 from dartune.stages.evaluate import evaluate
 from dartune.stages.mapper_prompt import mapper_prompt
 from dartune.train.sft import fine_tune
@@ -59,7 +60,7 @@ class GoldProbe:
         execution = self.config.execution.model_copy(update={"checkpoint_every": steps})
         rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
         sampling = Meter(mapper, self.reward.target)
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        with note("gold probe"), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
             rows = self._rewrites(mapper)
             model, trained = fine_tune(
                 self.target_copy(), rows, self.renderer, settings, rate, 0, Path(folder), execution=execution

@@ -16,6 +16,7 @@ from dartune.engines.distributed import engine_on
 from dartune.engines.meter import Meter, counters
 from dartune.run.cost import Cost
 from dartune.run.files import append_jsonl, read_json, read_jsonl
+from dartune.run.progress import note
 from dartune.stages.arm_training import chosen_learning_rate, keep_model, start_of
 from dartune.stages.base import StageInputs
 from dartune.stages.evaluate import accuracy, evaluate
@@ -86,7 +87,8 @@ class FineTuneMatched(FineTune):
         context, engine = self.context, engine_on(model)
         model.eval()
         meter, limit = Meter(engine), context.config.evaluate.max_new_tokens
-        records = evaluate({"dev": context.data.dev}, engine, context.models.renderer, context.checker, limit)
+        with note("dev questions"):
+            records = evaluate({"dev": context.data.dev}, engine, context.models.renderer, context.checker, limit)
         share = distributed.broadcast(accuracy(records))
         if distributed.is_main():
             append_jsonl(path, {"step": step, "accuracy": share, "spent": counters(meter.cost())})

@@ -51,13 +51,14 @@ class RewriteGreedily(Stage):
         rows: list[dict[str, Any]] = []
         with context.progress(len(context.data.train), self.name) as progress:
             for chunk in _chunks(context.data.train):
+                progress.begin(len(chunk))
                 spec = SampleSpec(1, settings.max_new_tokens, 0.0, models.renderer.stop_ids, 0)
                 groups = _rewrites(mapper, chunk, settings.prompt, spec, context)
                 for row, [sample] in zip(chunk, groups, strict=True):
                     text = models.renderer.decode(sample.ids)
                     kept = [text] if sample.finish == "stop" and text.strip() else []
                     rows.append({"id": row.id, "question": row.question, "solutions": kept})
-                progress.update(len(chunk))
+                progress.update(len(chunk), complete=sum(bool(row["solutions"]) for row in rows) / len(rows))
         cut = sum(not row["solutions"] for row in rows)
         if cut:
             context.log(f"{self.name}: {cut} of {len(rows)} rewrites were cut or empty, and are left out")
@@ -97,6 +98,7 @@ class RenewRewrites(Stage):
         with trained as mapper, context.progress(len(context.data.train), self.name) as progress:
             meter = Meter(mapper, start)
             for chunk in _chunks(context.data.train):
+                progress.begin(len(chunk))
                 spec = SampleSpec(
                     config.synthesise.samples,
                     config.mapper.max_new_tokens,
@@ -106,7 +108,7 @@ class RenewRewrites(Stage):
                 )
                 groups = reward(chunk, _rewrites(mapper, chunk, prompt, spec, context))
                 rows += [renewed(earlier[len(rows) + index], group) for index, group in enumerate(groups)]
-                progress.update(len(chunk))
+                progress.update(len(chunk), rewritten=sum(row["provenance"] == "rewrite" for row in rows) / len(rows))
             cost = meter.cost()
         write_rows(folder / "rows.jsonl", rows)
         distributed.barrier()

@@ -65,8 +65,11 @@ def sample_own(
         done = distributed.broadcast(len(spool))
         if progress and done:
             progress.advance_to(done)
+        solved = 0
         for low in range(done, len(demonstrations), CHUNK):
             chunk, before = list(demonstrations[low : low + CHUNK]), spent()
+            if progress:
+                progress.begin(len(chunk))
             sampling = sampling_seed(seed, low, OWN_SAMPLES)
             spec = SampleSpec(samples, max_new_tokens, temperature, renderer.stop_ids, sampling)
             groups = target.generate([renderer.prompt_ids(row.question) for row in chunk], spec)
@@ -96,9 +99,10 @@ def sample_own(
                     "spent": cost if row is chunk[0] else {},
                 }
                 spool.add(solutions)
+                solved += bool(right)
             spool.keep()
             if progress:
-                progress.update(len(chunk))
+                progress.update(len(chunk), solved=solved / (low + len(chunk) - done))
     distributed.barrier()
     return sum((Cost(**row["spent"]) for row in open_rows(path)), Cost())
 

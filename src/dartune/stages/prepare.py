@@ -168,7 +168,8 @@ def start(config: Config, folder: RunFolder, checker: AnswerChecker) -> StageCon
     Raises:
         InputError: all problems that prevent the run from starting.
     """
-    data, models = prepare_run(config)
+    with folder.progress(None, "data and models"):
+        data, models = prepare_run(config)
     folder.note_config(config.resolved_yaml())
     if config.data.where:
         folder.log(data.notes[0])  # the first note is the number of rows that are kept

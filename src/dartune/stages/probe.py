@@ -129,6 +129,7 @@ def raw_rows(
     max_new_tokens: int,
     seed: int,
     progress: Progress | None = None,
+    weight: int = 1,
 ) -> list[RawRow]:
     """What the target makes of `rows`, before alignments, which need the samples of all rows.
 
@@ -136,6 +137,7 @@ def raw_rows(
         places: of the rows in the data. They decide the seeds, so the samples of a row do not depend on which other
             rows are measured with it.
         thresholds: of the gates that judge the target's own samples.
+        weight: what a row counts in `progress`.
     """
     if not rows:
         return []
@@ -143,20 +145,29 @@ def raw_rows(
     pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in rows]
     source = source_stats(target, renderer, rows, score)
     seeds = [sampling_seed(seed, place // CHUNK * CHUNK, PROBE) for place in places]
-    drawn: list[list[Sample]] = []
-    for start in range(0, len(rows), CHUNK):
-        chunk = [question for question, _ in pairs[start : start + CHUNK]]
-        spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids)
-        drawn += target.generate(chunk, spec(tuple(seeds[start : start + CHUNK]))) if own else [[] for _ in chunk]
-        if progress:
-            progress.update(len(chunk))
     references = {
         row.id: Reference(len(solution), 0.0, None, len(solution))
         for row, (_, solution) in zip(rows, pairs, strict=True)
     }
     reward = GatedReward(target, renderer, checker, thresholds, references, score=score, at_temperature=False)
-    scored = reward(rows, drawn)
-    return [_raw_row(renderer, *each) for each in zip(rows, pairs, source, drawn, scored, strict=True)]
+    raw: list[RawRow] = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        prompts = [question for question, _ in pairs[chunk]]
+        if progress:
+            progress.begin(len(prompts) * weight)
+        spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids)
+        samples = target.generate(prompts, spec(tuple(seeds[chunk]))) if own else [[] for _ in prompts]
+        scored = reward(rows[chunk], samples)
+        raw += [
+            _raw_row(renderer, *each)
+            for each in zip(rows[chunk], pairs[chunk], source[chunk], samples, scored, strict=True)
+        ]
+        if progress:
+            drawn = sum(row["drawn"] for row in raw)
+            figures = {"own_correct": sum(row["own_correct"] for row in raw) / drawn} if drawn else {}
+            progress.update(len(prompts) * weight, **figures)
+    return raw
 
 
 def finish_probe(

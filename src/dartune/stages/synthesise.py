@@ -99,6 +99,8 @@ def synthesise(
             )
             prompts = [renderer.prompt_ids(mapper_prompt(prompt, row)) for row in chunk]
             before = spent()
+            if progress:
+                progress.begin(low + len(chunk) - max(low, done), calls=2 if "guided" in config.ladder else 1)
             scored = {"rewrite": reward(chunk, mapper.generate(prompts, spec))}
             if "guided" in config.ladder:
                 scored["guided"] = reward(chunk, target.generate(prompts, spec))

@@ -22,6 +22,7 @@ from dartune.engines.meter import Meter
 from dartune.rewards.reward import Reward
 from dartune.run.cost import Cost
 from dartune.run.files import atomic_write_json, read_json
+from dartune.run.progress import Progress, follow
 from dartune.stages.base import Stage, StageInputs
 from dartune.stages.context import StageContext
 from dartune.stages.mapper_prompt import mapper_prompt
@@ -40,11 +41,13 @@ def examples(
     reward: Reward,
     renderer: Renderer,
     config: MapperConfig,
+    progress: Progress | None = None,
 ) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """(prompt, solution) pairs that show the format, and how many there are of each kind.
 
     Args:
         probe_rows: with the target's own verified solutions.
+        progress: shows the share of the mapper's rewrites that passed.
     """
     rows = demonstrations[:TRIED_ROWS]
     prompts = [mapper_prompt(config.prompt, row) for row in rows]
@@ -61,6 +64,8 @@ def examples(
     accepted = list(dict.fromkeys([*own, *passed]))
     copies = [(prompt, row.solution) for prompt, row in zip(prompts, rows, strict=True)] if not accepted else []
     tried = len(rows) * config.group_size
+    if progress:
+        progress.update(0, gate_pass=len(passed) / max(1, tried))
     return [*accepted, *copies], {"own": len(own), "passed": len(passed), "tried": tried, "demonstrations": len(copies)}
 
 
@@ -85,16 +90,18 @@ def warm_up(
     sft: SFTConfig,
     folder: Path,
     execution: ExecutionConfig = DEFAULT_EXECUTION,
+    progress: Progress | None = None,
 ) -> tuple[Any, Cost]:
     """Fine-tune `model`, a copy of the initial mapper, for `mapper.format_steps`; writes `examples.json`.
 
     The other settings are those of fine-tuning the target, with the middle one of its learning rates.
     """
-    pairs, kinds = examples(demonstrations, probe_rows, start, reward, renderer, mapper)
+    pairs, kinds = examples(demonstrations, probe_rows, start, reward, renderer, mapper, progress)
     atomic_write_json(folder / "examples.json", kinds)
     rate = sorted(sft.learning_rates)[len(sft.learning_rates) // 2]
     settings = sft.model_copy(update={"steps": mapper.format_steps})
-    return fine_tune(model, pairs, renderer, settings, rate, 0, folder, execution=execution)
+    on_step = follow(progress, "loss") if progress else None
+    return fine_tune(model, pairs, renderer, settings, rate, 0, folder, execution=execution, on_step=on_step)
 
 
 class WarmUp(Stage):
@@ -119,18 +126,20 @@ class WarmUp(Stage):
         context, models = self.context, self.models
         probed, reward = context.probe_and_reward(self.adaptation)
         meter = Meter(models.start_engine, models.target_engine)
-        model, cost = warm_up(
-            models.to_train(models.mapper_path, self.config.sft),
-            context.data.train,
-            probed,
-            models.start_engine,
-            reward,
-            models.renderer,
-            context.mapper_config(self.adaptation),
-            self.config.sft,
-            folder,
-            self.config.execution,
-        )
+        with context.progress(self.config.mapper.format_steps, self.name) as progress:
+            model, cost = warm_up(
+                models.to_train(models.mapper_path, self.config.sft),
+                context.data.train,
+                probed,
+                models.start_engine,
+                reward,
+                models.renderer,
+                context.mapper_config(self.adaptation),
+                self.config.sft,
+                folder,
+                self.config.execution,
+                progress,
+            )
         models.keep(model, folder)
         context.log(f"{self.name}: {describe_warmup(read_json(folder / 'examples.json') or {})}")
         return cost + meter.cost()

@@ -27,6 +27,7 @@ from dartune.models.language_model import LanguageModel
 from dartune.models.lora import add_lora
 from dartune.run import sigterm
 from dartune.run.files import append_jsonl, atomic_write_json, read_jsonl, write_jsonl
+from dartune.run.progress import call, count_tokens
 from dartune.train import checkpoint
 from dartune.train.gradient_sync import GradientSync
 
@@ -292,15 +293,17 @@ def _run_step(
             f"a step has fewer rows than there are processes ({distributed.world_size()}): raise batch_size or "
             "questions_per_step, or start fewer processes"
         )
-    for number in range(passes):
-        idle = number >= len(microbatches)
-        with updates.accumulating(last=number + 1 == passes):
-            loss = objective.loss(updates.model, microbatches[0 if idle else number]) * (0 if idle else 1)
-            losses.append(loss.detach())
-            updates.backward(loss)
-    values = [loss.item() for loss in losses]
-    total = distributed.all_reduce({"loss": sum(values)})["loss"]
-    norm = updates.step(config.learning_rate_at(step)) if passes else 0.0
+    with call("training", passes, shared=False) as running:
+        for number in range(passes):
+            idle = number >= len(microbatches)
+            with updates.accumulating(last=number + 1 == passes):
+                loss = objective.loss(updates.model, microbatches[0 if idle else number]) * (0 if idle else 1)
+                losses.append(loss.detach())
+                updates.backward(loss)
+            running.add(1, 0)
+        values = [loss.item() for loss in losses]
+        total = distributed.all_reduce({"loss": sum(values)})["loss"]
+        norm = updates.step(config.learning_rate_at(step)) if passes else 0.0
     if not math.isfinite(total) or not math.isfinite(norm):
         path = folder / NOT_FINITE
         _write_batch(path, objective, microbatches, values)
@@ -308,7 +311,9 @@ def _run_step(
             f"step {step + 1}: the loss is {total} and the gradient norm {norm}; the batch is in {path}: "
             "check its rows, or lower the learning rate"
         )
-    return {"loss": total, "grad_norm": norm, **objective.end(step)}
+    metrics = objective.end(step)
+    count_tokens("training", metrics.get("trained_tokens", 0))
+    return {"loss": total, "grad_norm": norm, **metrics}
 
 
 def _write_batch(path: Path, objective: Objective, microbatches: Sequence[Any], losses: Sequence[float]) -> None:
