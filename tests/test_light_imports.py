@@ -24,8 +24,8 @@ PYTHON_API = """
 import sys, dartune
 from dartune import load_config
 loaded = list(sys.modules)
-from dartune import pipeline, score
-assert callable(pipeline.run) and callable(score)
+from dartune import load_mapper, pipeline, score
+assert callable(pipeline.run) and callable(score) and callable(load_mapper)
 print("ended", 0, *loaded)
 """
 
@@ -105,6 +105,7 @@ def broken(tmp_path) -> dict[str, str]:
         ("status NOTHING", 2),
         ("compare NOTHING NOTHING", 2),
         ("push NOTHING --to owner/name --dry-run", 2),
+        ("adapt NOTHING --data BROKEN-ROW --output NOTHING", 2),
     ],
 )
 def test_what_needs_no_model_loads_no_heavy_library(words, code, broken):

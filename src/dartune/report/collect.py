@@ -113,7 +113,8 @@ def _untrained_arms(context: StageContext, arms: list[str]) -> list[str]:
 def _rows(context: StageContext, stage: str, name: str) -> Rows:
     """Rows of a stage's JSON Lines file, in memory."""
     _check_finished(context, stage)
-    return read_jsonl(context.folder(stage) / f"{name}.jsonl")
+    path = context.folder(stage) / f"{name}.jsonl"
+    return read_jsonl(path) if path.exists() else []  # a mapper without training steps has no metrics
 
 
 def _check_finished(context: StageContext, stage: str) -> None:
