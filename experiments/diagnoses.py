@@ -157,8 +157,8 @@ def parts(records: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mappi
     steady = max(always, key=always.__getitem__)
     right = sum(value is not None and value <= TOLERANCE for value in own)
     summary = (
-        f"Right (at most {100 * TOLERANCE:.0f} points below the best arm of the cell): {right} of {len(own)} cells with "
-        "the thresholds of the program, which were set with most of these cells in view; "
+        f"Right (at most {100 * TOLERANCE:.0f} points below the best arm of the cell): {right} of {len(own)} cells "
+        "with the thresholds of the program, which were set with most of these cells in view; "
         f"{sum(others):.1f} with thresholds fitted to the other cells, on average over all that fit these equally "
         f"well. Always recommending `{steady}` would be right in {always[steady]}. In {own.count(None)} cells the "
         "recommended arm was not run, which counts as wrong."
