@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import pytest
 import yaml
 
 from dartune import __version__
-from dartune.cli import main, split_overrides
+from dartune.cli import CONFIGURED, main, split_overrides
+from dartune.command_line.key_help import config_fields
+from dartune.config.load import load_config
 from dartune.config.recipe import SHIPPED
 from dartune.errors import SHOWN_PROBLEMS, InputError, MachineError
 from dartune.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 LAB = ["--data", "lab:values", "--target", "lab:equations"]
+SHORT = ("--data", "--target", "--output", "--arms")
 
 
 @pytest.fixture
@@ -197,10 +201,32 @@ def test_help_lists_verbs_keys_and_exit_codes(capsys):
     shown = capsys.readouterr().out
     for word in ("run", "check", "demo", "status", "report", "show", "lab", "--mapper.steps", "Exit codes"):
         assert word in shown
+    assert shown_help(["run", "--help-all"], capsys).count("--sft.learning_rates [[1e-06, 1e-05]]") == 1
+
+
+def shown_help(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["run", "--help"])
+        main(arguments)
     assert stopped.value.code == 0
-    assert "--sft.learning_rates [[1e-06, 1e-05]]" in capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", CONFIGURED)
+def test_help_shows_the_ten_most_important_keys_with_examples_that_are_valid(verb, capsys, tmp_path, monkeypatch):
+    shown = shown_help([verb, "--help"], capsys)
+    examples = [line.strip() for line in shown.splitlines() if line.startswith("  --") and "show this help" not in line]
+    flags = [example for example in examples if "." in example.split()[0] or example.split()[0] in SHORT]
+    assert len(flags) == 10 and len(shown.splitlines()) < 70
+    arguments = [word for flag in flags for word in shlex.split(flag)]
+    overrides = split_overrides(arguments)[1]
+    assert len(overrides) == 10
+    monkeypatch.chdir(tmp_path)
+    Path("my.jsonl").touch()
+    load_config(None, {"data": "lab:values"} | overrides)  # all values are valid
+    lines = shown.partition("Examples:\n")[2].splitlines()
+    assert lines and all(line.startswith(f"  dartune {verb}") for line in lines)
+    everything = shown_help([verb, "--help-all"], capsys)
+    assert all(f"--{key} [" in everything for key in config_fields()) and "grpo_tokens" in everything
 
 
 def command(code, **options):

@@ -279,6 +279,9 @@ def test_every_key_has_a_description_and_is_listed_in_the_help():
 def test_the_demo_s_help_shows_the_demo_s_values(capsys):
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
+    assert "Default: lab:values." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["demo", "--help-all"])
     shown = capsys.readouterr().out
     assert '--data.path ["lab:values"]' in shown and "--data.limit [1000]" in shown and "[required]" not in shown
 

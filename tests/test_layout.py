@@ -36,6 +36,7 @@ ORDER = (
     "scoring",
     "check",
     "pipeline",
+    "command_line",
     "cli",
     "__main__",
 )

@@ -92,6 +92,8 @@ def broken(tmp_path) -> dict[str, str]:
         ("", 0),
         ("--help", 0),
         ("run --help", 0),
+        ("run --help-all", 0),
+        ("completion bash", 0),
         ("show config --data lab:values --target lab:equations", 0),
         ("check NOT-YAML", 2),
         ("check UNKNOWN-KEY", 2),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dartune import __version__
+from dartune.command_line import completion
 from dartune.errors import DartuneError, InputError, machine_error
 from dartune.run import sigterm
 from dartune.run.redaction import printable, redacted
@@ -32,14 +33,18 @@ OWN_FLAGS = {
     "adapt": ("--data", "--output", "--seed", "--force"),
 }
 """Flags of these subcommands that are not keys of the config; argparse reads them."""
+HELP = ("--help", "--help-all")
 FOOTER = """\
 Every key of the config is also a flag, as in --mapper.steps 40 or --arms base,sft. --data and --target
-are short for --data.path and --target.path. `dartune run --help` lists all keys.
+are short for --data.path and --target.path. `dartune run --help` shows the most important keys, --help-all all of them.
+`dartune completion --help`: completion of commands, keys and file names with Tab.
 Exit codes: 0 success, 1 bug, 2 invalid input, 3 problem with this machine, 130 Ctrl-C, 143 SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if completion.VARIABLE in os.environ:
+        completion.complete(build_parser(), CONFIGURED)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with sigterm.raise_on_sigterm():
@@ -86,8 +91,10 @@ def _dispatch(arguments: list[str]) -> None:
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     overrides: dict[str, str] = {}
     keys = None
-    if verb in CONFIGURED and ("-h" in arguments or "--help" in arguments):
-        keys = _describe_settings(verb)
+    if verb in CONFIGURED and not {"-h", "--help", "--help-all"}.isdisjoint(arguments):
+        from dartune.command_line.key_help import all_keys, important_keys
+
+        keys = all_keys(verb) if "--help-all" in arguments else important_keys(verb)
     if verb in CONFIGURED or verb in OWN_FLAGS:
         # Keys are removed before argparse runs: argparse does not know them, and a key's value may begin with a dash.
         arguments, overrides = split_overrides(arguments, OWN_FLAGS.get(verb, ()))
@@ -98,20 +105,6 @@ def _dispatch(arguments: list[str]) -> None:
         return
     options.overrides = overrides
     options.work(options)
-
-
-def _describe_settings(verb: str) -> str:
-    """Return the list of keys and arms below the help of a subcommand."""
-    from dartune.config.arms import ARMS, GROUPS
-    from dartune.config.load import describe_keys
-
-    groups = [[(name, arm) for name, arm in ARMS.items() if arm.group == group] for group in GROUPS]
-    arms = "\n".join(
-        f"  {group}\n" + "\n".join(f"    {name:20}{arm.description}" for name, arm in members)
-        for group, members in zip(GROUPS, groups, strict=True)
-    )
-    config, values = (_lab_config({}), "the values of the demo") if verb == "demo" else (None, "their defaults")
-    return f"Keys, with {values}:\n{describe_keys(config)}\n\nArms:\n{arms}"
 
 
 def split_overrides(arguments: Sequence[str], own_flags: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
@@ -131,7 +124,7 @@ def split_overrides(arguments: Sequence[str], own_flags: Sequence[str] = ()) -> 
     problems = []
     iterator = iter(arguments)
     for argument in iterator:
-        if not argument.startswith("--") or argument == "--help" or argument.partition("=")[0] in own_flags:
+        if not argument.startswith("--") or argument in HELP or argument.partition("=")[0] in own_flags:
             remaining.append(argument)
             continue
         key, equals, value = argument[2:].partition("=")
@@ -303,6 +296,10 @@ def _score(options: argparse.Namespace) -> None:
         print(printable(summary))
 
 
+def _completion(options: argparse.Namespace) -> None:
+    print(completion.shell_code(options.shell))
+
+
 def _lab_build(options: argparse.Namespace) -> None:
     from dartune.lab import commands
 
@@ -343,6 +340,8 @@ def build_parser(keys: str | None = None) -> _Parser:
         usage = " ".join(filter(None, ("dartune", name, usage, flags)))
         subparser = verbs.add_parser(name, help=text, description=text, usage=usage, epilog=epilog, **common)
         subparser.set_defaults(work=work)
+        if name in CONFIGURED:
+            subparser.add_argument("--help-all", action="help", help="show this help with all keys and arms, and exit")
         return subparser
 
     recipe = "recipe file, or name of a shipped recipe such as gsm8k-qwen3-0.6b; without it, give --data and --target"
@@ -350,6 +349,33 @@ def build_parser(keys: str | None = None) -> _Parser:
     text = "run or continue the whole pipeline: train the mapper, rewrite, train every arm, evaluate, report"
     run = verb("run", _run, text, "[RECIPE.yaml]")
     run.add_argument("recipe", nargs="?", type=Path, help=recipe)
+    _add_measuring(verb, recipe)
+    verb("demo", _demo, "run the lab recipe with the shipped models; needs no GPU and no network", "")
+    status = verb("status", _status, "show the state of a run, its stages and the progress", "RUN")
+    status.add_argument("run", type=Path, help=run_folder)
+    report = verb("report", _report, "rebuild the report of a run", "RUN")
+    report.add_argument("run", type=Path, help=run_folder)
+    own = "a section of your own, module:function (docs/extending.md); may be repeated"
+    report.add_argument("--section", action="append", default=[], metavar="MODULE:FUNCTION", help=own)
+    _add_adapt(verb)
+    text = "compare finished runs: differences between arms, per run and pooled"
+    compare = verb("compare", _compare, text, "RUN RUN ...")
+    compare.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder that contains runs")
+    text = "evaluate the models of a run on standard benchmarks with lm-evaluation-harness"
+    _add_benchmark(verb("benchmark", _benchmark, text, "RUN --tasks TASK,..."))
+    text = "show rendered training rows, rewrites, or the resolved config"
+    show = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
+    show.add_argument("what", choices=SHOWABLE, metavar="WHAT", help=f"one of {', '.join(SHOWABLE)}")
+    show.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN", help="recipe, or run folder")
+    _add_push(verb)
+    _add_export(verb)
+    _add_completion(verb)
+    _add_lab(verb("lab", _lab_show, "build or measure the models of the embedded lab", "{build,show} ..."), common)
+    return parser
+
+
+def _add_measuring(verb: Callable[..., _Parser], recipe: str) -> None:
+    """Add the commands that measure data, models or a reward and train nothing."""
     check = verb("check", _check, "check data, models and settings without training", "[RECIPE.yaml] [--all]")
     check.add_argument("recipe", nargs="?", type=Path, help=recipe)
     check.add_argument("--all", action="store_true", help="list all rows of every finding instead of the first five")
@@ -370,27 +396,6 @@ def build_parser(keys: str | None = None) -> _Parser:
     text = "score every row of a data set: alignment under the target, percentile among its own samples, length"
     score = verb("score", _score, text, "[RECIPE.yaml] --output FILE.{parquet,jsonl,csv}")
     score.add_argument("recipe", nargs="?", type=Path, help=recipe)
-    verb("demo", _demo, "run the lab recipe with the shipped models; needs no GPU and no network", "")
-    status = verb("status", _status, "show the state of a run and its stages", "RUN")
-    status.add_argument("run", type=Path, help=run_folder)
-    report = verb("report", _report, "rebuild the report of a run", "RUN")
-    report.add_argument("run", type=Path, help=run_folder)
-    own = "a section of your own, module:function (docs/extending.md); may be repeated"
-    report.add_argument("--section", action="append", default=[], metavar="MODULE:FUNCTION", help=own)
-    _add_adapt(verb)
-    text = "compare finished runs: differences between arms, per run and pooled"
-    compare = verb("compare", _compare, text, "RUN RUN ...")
-    compare.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder that contains runs")
-    text = "evaluate the models of a run on standard benchmarks with lm-evaluation-harness"
-    _add_benchmark(verb("benchmark", _benchmark, text, "RUN --tasks TASK,..."))
-    text = "show rendered training rows, rewrites, or the resolved config"
-    show = verb("show", _show, text, f"{{{','.join(SHOWABLE)}}} [RECIPE.yaml | RUN]")
-    show.add_argument("what", choices=SHOWABLE, metavar="WHAT", help=f"one of {', '.join(SHOWABLE)}")
-    show.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE|RUN", help="recipe, or run folder")
-    _add_push(verb)
-    _add_export(verb)
-    _add_lab(verb("lab", _lab_show, "build or measure the models of the embedded lab", "{build,show} ..."), common)
-    return parser
 
 
 def _add_adapt(verb: Callable[..., _Parser]) -> None:
@@ -449,6 +454,18 @@ def _add_benchmark(benchmark: _Parser) -> None:
     benchmark.add_argument("--limit", type=int, metavar="N", help="maximum questions per task, for a trial run")
     text = "folder with your own task definitions, in the format of the harness"
     benchmark.add_argument("--include", type=Path, metavar="FOLDER", help=text)
+
+
+def _add_completion(verb: Callable[..., _Parser]) -> None:
+    shells = "|".join(completion.SHELLS)
+    text = "print the shell code that completes commands, keys, their values and file names with Tab"
+    subparser = verb("completion", _completion, text, f"{{{shells}}}")
+    subparser.description = (
+        f'{text}. bash: add the line `eval "$(dartune completion bash)"` to ~/.bashrc. zsh: add `eval "$(dartune '
+        'completion zsh)"` to ~/.zshrc, below compinit. fish: `dartune completion fish > '
+        "~/.config/fish/completions/dartune.fish`"
+    )
+    subparser.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help=f"one of {shells}")
 
 
 def _add_lab(lab: _Parser, common: dict) -> None:

@@ -40,6 +40,7 @@ def _named(*names: str) -> AfterValidator:
             raise PydanticKnownError("literal_error", {"expected": f"{', '.join(map(repr, names))} or module:name"})
         return value
 
+    check.names = names  # read by the shell completion
     return AfterValidator(check)
 
 

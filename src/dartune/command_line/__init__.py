@@ -1,0 +1,1 @@
+"""Parts of the command line: the help on keys of the config, and shell completion."""
