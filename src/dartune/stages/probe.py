@@ -45,7 +45,8 @@ from dartune.stages.probe_references import Calibration, References, median_toke
 from dartune.text.features import known_names
 
 CHUNK, BLOCK = 64, 1024
-"""Rows that are sampled together, and rows that are scored together and then written. Part of the sampling seeds."""
+"""Rows that are sampled together, and rows that are scored together and then written. `CHUNK` is part of the sampling
+seeds; an interrupted probe loses at most a block."""
 RawRow = dict[str, Any]
 RawSample = dict[str, Any]
 """Rows as they are written first: with all token statistics, which alignments need the samples of all rows for."""
@@ -64,6 +65,7 @@ def probe(
     progress: Progress | None = None,
     spent: Callable[[], Cost] = Cost,
     calibration: Calibration | None = None,
+    block_rows: int | None = None,
 ) -> Cost:
     """Write `probe.jsonl` (one `ProbeRow` per demonstration) and `thresholds.json` into `folder`.
 
@@ -72,22 +74,23 @@ def probe(
     Args:
         spent: returns what the engines have spent so far.
         calibration: of an earlier probe; None: measured on these rows.
+        block_rows: a multiple of `CHUNK` to use in the place of `BLOCK`; samples do not depend on it.
 
     Returns:
         What all calls together spent.
     """
     path, score = folder / "probe.jsonl", alignment_score(config)
-    own = config.own_samples
+    own, block_rows = config.own_samples, block_rows or BLOCK
     spec = partial(SampleSpec, own, max_new_tokens, config.own_temperature, renderer.stop_ids) if own else None
     thresholds = _first_thresholds(config, prompt)
     with RowWriter(path if distributed.is_main() else None) as spool:
         if len(spool) < len(demonstrations):
-            spool.cut(len(spool) // BLOCK * BLOCK)
+            spool.cut(len(spool) // block_rows * block_rows)
         done = distributed.broadcast(len(spool))
         if progress and done:
             progress.advance_to(done)
-        for low in range(done, len(demonstrations), BLOCK):
-            block, before = list(demonstrations[low : low + BLOCK]), spent()
+        for low in range(done, len(demonstrations), block_rows):
+            block, before = list(demonstrations[low : low + block_rows]), spent()
             pairs = [(renderer.prompt_ids(row.question), renderer.response_ids(row.solution)) for row in block]
             source = source_stats(target, renderer, block, score)
             prompts = [question for question, _ in pairs]
@@ -312,6 +315,8 @@ def _final_thresholds(
 class ProbeTarget(Stage):
     """What the untouched target makes of the demonstrations: references, thresholds, own samples."""
 
+    block_rows: int | None = None
+
     def __init__(self, context: StageContext, adaptation: str):
         super().__init__(context, probe_stage(adaptation))
         self.config, self.models = context.view(adaptation)
@@ -342,4 +347,5 @@ class ProbeTarget(Stage):
                 progress,
                 meter.cost,
                 context.calibration,
+                self.block_rows,
             )

@@ -167,13 +167,11 @@ def adapt(
     from dartune.trained_mapper.summary import summary
 
     with distributed.process_group():
-        problems = _output_problems(output)
-        run = None
         try:
             run = open_source_run(folder, {"data": data, **(flags or {})}, seed)
         except InputError as error:
-            problems = [*error.lines, *problems]
-        if problems or run is None:
+            raise InputError(error.message, [*error.problems, *_output_problems(output)]) from error
+        if problems := _output_problems(output):
             raise InputError("these rows cannot be rewritten", problems)
         with RunFolder(output) as run_folder:
             sources = _read(run)
