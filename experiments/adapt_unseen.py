@@ -6,8 +6,7 @@ python experiments/adapt_unseen.py collect   results/adapt-unseen.json, from the
 python experiments/adapt_unseen.py write     the measured part of docs/sharing.md, from results/adapt-unseen.json
 
 Run from the repository root. Each expert takes about five minutes on one CPU core. Prediction before the first run: no
-measure differs by more than its interval, for the mapper was trained with 12 questions a step and so saw each of the
-run's rows about once in two.
+interval of a difference leaves out 0, because the mapper was trained on 480 questions only, and on each of them once.
 """
 
 from __future__ import annotations

@@ -63,9 +63,7 @@ def outcome(rows: Iterable[AdaptedRow], probed: Iterable[ProbeRow], samples: int
     return Outcome(counts, sampled, passed, mean_before, mean_after)
 
 
-def sampled_and_passed(
-    row: AdaptedRow, probe: ProbeRow, samples: int, fallbacks: Sequence[str]
-) -> tuple[int, int]:
+def sampled_and_passed(row: AdaptedRow, probe: ProbeRow, samples: int, fallbacks: Sequence[str]) -> tuple[int, int]:
     """How many rewrites of a row were sampled, and how many of them passed the gates; own samples are left out."""
     tried = _tried(row, fallbacks)
     sampled = samples * sum(name in SAMPLED for name in tried)
