@@ -27,6 +27,7 @@ def experiments(monkeypatch):
         "large_lab",
         "large_lab_models",
         "large_data",
+        "adapt_unseen",
         "pages",
     ):
         sys.modules.pop(name, None)
@@ -43,6 +44,14 @@ def test_the_page_on_rewards_is_made_from_its_results(experiments):
 def test_the_page_on_large_data_is_made_from_its_results(experiments, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from large_data import PAGE, RESULTS, parts
+    from pages import filled
+
+    text = PAGE.read_text("utf-8")
+    assert "<!-- measured: " in text and filled(text, parts(json.loads(RESULTS.read_text("utf-8")))) == text
+
+
+def test_the_figures_of_adapted_unseen_rows_are_made_from_their_results(experiments):
+    from adapt_unseen import PAGE, RESULTS, parts
     from pages import filled
 
     text = PAGE.read_text("utf-8")

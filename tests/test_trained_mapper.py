@@ -1,7 +1,11 @@
 """The trained mapper of a run on new rows: judged like the run's rows, resumable, refused where it does not fit."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +21,7 @@ from dartune.errors import InputError
 from dartune.lab import source as lab
 from dartune.lab.suites import demonstration_problems, write_demonstrations
 from dartune.models.loading import load_model
+from dartune.models.lora import add_lora, unfit_layers
 from dartune.report.rewrite_examples import adapted_quality
 from dartune.run.files import read_jsonl
 from dartune.stages import probe as probe_module
@@ -25,8 +30,9 @@ from dartune.stages.probe import load_calibration, load_probe, probe
 from dartune.stages.synthesise import OriginalsDecision, decide_on_originals, settled
 from dartune.trained_mapper.new_rows import overlap
 from dartune.trained_mapper.source_run import open_source_run
+from dartune.trained_mapper.stages import ProbeNewRows
 from dartune.trained_mapper.summary import outcome, stage_outcome
-from fixtures_models import save_tiny
+from fixtures_models import ARCHITECTURES, save_tiny
 from fixtures_vllm import Stub, serving
 from test_pipeline import word_problems
 from test_processes import launch
@@ -162,7 +168,7 @@ def test_an_interrupted_call_continues_and_other_data_redo_the_stages(
     finished_run, more, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(synthesise_module, "CHUNK", 4)
-    monkeypatch.setattr(probe_module, "BLOCK", 4)
+    monkeypatch.setattr(ProbeNewRows, "block_rows", 4)
     assert call(finished_run, more, tmp_path / "whole") == 0
     for stage, function in (("probe", "raw_rows"), ("synthesise-s0", "adapted_row")):
         module = probe_module if stage == "probe" else synthesise_module
@@ -188,6 +194,30 @@ def test_an_interrupted_call_continues_and_other_data_redo_the_stages(
     assert call(finished_run, fewer, tmp_path / "out") == 0
     assert "probe: run again, data" in capsys.readouterr().err
     assert len(rows_in(tmp_path / "out")) == 5
+
+
+def test_files_folders_and_data_sets_of_the_hub_are_read_alike(finished_run, more, tmp_path, monkeypatch, capsys):
+    import datasets
+
+    data_set = datasets.Dataset.from_list([json.loads(line) for line in more.read_text().splitlines()])
+    data_set.save_to_disk(str(tmp_path / "saved"))
+    data_set.to_parquet(tmp_path / "more.parquet")
+    hub_calls = []
+
+    def load_dataset(*words, **options):
+        hub_calls.append((words, options))
+        return data_set
+
+    assert call(finished_run, more, tmp_path / "out") == 0
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for data in (tmp_path / "saved", tmp_path / "more.parquet", "hub:owner/name:main#train"):
+        capsys.readouterr()
+        assert call(finished_run, data, tmp_path / "out") == 0
+        # The rows are the same, their ids among them, so every stage is valid.
+        assert capsys.readouterr().err.count("nothing changed, skipped") == 3
+    assert hub_calls == [(("owner/name", "main"), {"revision": None, "split": "train"})]
+    assert call(finished_run, "owner/name", tmp_path / "out") == 2
+    assert "a data set of the Hub is written hub:owner/name" in capsys.readouterr().err
 
 
 def test_rewrite_returns_a_typed_row_per_row_as_the_command_does(finished_run, more, tmp_path):
@@ -254,6 +284,8 @@ def with_other_kl(run):
         ),
         (lambda run: None, ["--seed", "3"], "--seed 3: the run has 0"),
         (lambda run: None, ["--mapper.steps", "3"], "--mapper.steps cannot be changed"),
+        (lambda run: None, ["--sede", "0"], "did you mean --seed?"),
+        (lambda run: None, ["--seed", "3", "--arms", "sft"], "--arms cannot be changed"),
         (lambda run: None, ["--execution.device", "abacus"], "abacus"),
         (lambda run: None, ["--execution.sharding", "x", "--data.task", "y"], "--data.task"),
         (lambda run: (run / "config.resolved.yaml").unlink(), [], "is not the folder of a run"),
@@ -291,6 +323,25 @@ def test_another_template_is_refused_unless_forced(run, finished_run, more, tmp_
     assert call(run, more, tmp_path / "out", "--target", str(target), "--force") == 0
     captured = capsys.readouterr()
     assert "changed since the run: the tokenizer, the chat template" in captured.err and "12 rows = " in captured.out
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_adapter_fits_its_own_model_and_no_other_one(architecture, tmp_path):
+    model = load_model(save_tiny(tmp_path / "model", architecture))
+    add_lora(model, 2).save_pretrained(tmp_path / "adapter")
+    model = load_model(tmp_path / "model")
+    assert unfit_layers(model, tmp_path / "adapter") == []
+    other = load_model(save_tiny(tmp_path / "other", "gpt2" if architecture != "gpt2" else "llama"))
+    layers = unfit_layers(other, tmp_path / "adapter")
+    assert layers and set(layers) <= set(dict(model.named_modules()))
+
+
+def test_a_target_that_the_adapter_does_not_fit_is_refused_even_if_forced(finished_run, more, tmp_path, capsys):
+    for flags in ([], ["--force"]):
+        assert call(finished_run, more, tmp_path / "out", "--target", "lab:backward", *flags) == 2
+    stderr = capsys.readouterr().err
+    assert "not even with --force" in stderr and "has in another size: model.layers.0.mlp.down_proj" in stderr
+    assert not (tmp_path / "out" / "stages").exists()
 
 
 def test_the_data_and_the_suites_of_the_run_need_not_exist_any_more(run, more, tmp_path):
@@ -332,6 +383,44 @@ def test_every_kind_of_mapper_gives_the_rows_of_the_run_again(flags, tmp_path, c
     assert ("this is the initial mapper, without training" in capsys.readouterr().out) == ("--mapper.steps=0" in flags)
 
 
+KILLED = """
+import os, signal, sys
+from dartune.cli import main
+from dartune.stages import probe, synthesise
+module, name, last = {"probe": probe, "synthesise": synthesise}[sys.argv[1]], sys.argv[2], int(sys.argv[3])
+original, calls = getattr(module, name), []
+
+def killed(*words):
+    calls.append(words)
+    if len(calls) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*words)
+
+setattr(module, name, killed)
+main(sys.argv[4:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_twice_it_keeps_the_rows_it_wrote_and_ends_with_those_of_an_uninterrupted_call(finished_run, tmp_path):
+    data = word_problems(tmp_path / "many.jsonl", 80)
+    assert call(finished_run, data, tmp_path / "whole") == 0
+    command = ["adapt", str(finished_run), "--data", str(data), "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Killed in the second chunk of the probe, and at the eighth row of the second chunk of synthesis.
+    for stage, function, last, file, rows in (
+        ("probe", "_raw_row", 70, "probe/probe.jsonl", 64),
+        ("synthesise", "adapted_row", 40, "synthesise-s0/rows.jsonl", 32),
+    ):
+        words = [sys.executable, "-c", KILLED, stage, function, str(last), *command]
+        assert subprocess.run(words, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+        assert len(open_rows(tmp_path / "out" / "stages" / file)) == rows
+    assert call(finished_run, data, tmp_path / "out") == 0
+    log = (tmp_path / "out" / "logs" / "run.log").read_text()
+    assert "probe: continues, attempt 2" in log and "synthesise-s0: continues, attempt 2" in log
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(finished_run, more, tmp_path):
     assert call(finished_run, more, tmp_path / "one") == 0
@@ -371,7 +460,7 @@ def test_unseen_rows_of_the_same_expert_are_rewritten_as_well_as_those_of_the_ru
     data.write_text("".join(json.dumps({key: getattr(row, key) for key in keys}) + "\n" for row in unseen))
     capsys.readouterr()
     assert call(tmp_path / "run", data, tmp_path / "out") == 0
-    print(capsys.readouterr().out)
+    assert "new row asks" not in (printed := capsys.readouterr().out) and "new rows ask" not in printed
     run = open_source_run(tmp_path / "run", {"data.path": str(data)})
     folders = (tmp_path / "out", tmp_path / "run")
     new, old = (stage_outcome(run, folder) for folder in folders)
@@ -381,7 +470,6 @@ def test_unseen_rows_of_the_same_expert_are_rewritten_as_well_as_those_of_the_ru
     quality = [
         adapted_quality(open_rows(folder / "stages" / "synthesise-s0" / "rows.jsonl"), lab.judge) for folder in folders
     ]
-    print(quality)
     assert quality[0]["step_correct"] == pytest.approx(quality[1]["step_correct"], abs=0.1)
     # The run's own rows, at the positions that they had in the run, become what they became there.
     again = load_mapper(tmp_path / "run").rewrite(

@@ -83,8 +83,14 @@ def _missing_paths(values: Mapping[str, Any], recipe: Recipe, rejected: Collecti
         if key in models and HUB_ID.fullmatch(text):
             continue
         kind = "model folder" if key in models else "file or folder"
-        problems.append(f"{recipe.place(key)}: there is no {kind} {text!r} (looked for from {Path.cwd()})")
+        hub = f"; a data set of the Hub is written hub:{text}" if key not in models and _is_like_hub_id(text) else ""
+        problems.append(f"{recipe.place(key)}: there is no {kind} {text!r} (looked for from {Path.cwd()}){hub}")
     return problems
+
+
+def _is_like_hub_id(text: str) -> bool:
+    """Whether a missing path is probably meant as `owner/name`: it has no suffix and no folder of the owner's name."""
+    return "/" in text and bool(HUB_ID.fullmatch(text)) and not Path(text).suffix and not Path(text).parent.exists()
 
 
 def recorded_yaml(folder: Path) -> str:

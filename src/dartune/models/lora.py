@@ -6,17 +6,22 @@ both.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 
 from dartune.errors import InputError
 from dartune.models.language_model import LanguageModel
 from dartune.models.precision import compute_in
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_WEIGHT = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 
 
 def add_lora(model: LanguageModel, rank: int) -> nn.Module:
@@ -52,6 +57,32 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `add_lora`
         return PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
+
+
+def unfit_layers(model: nn.Module, folder: Path) -> list[str]:
+    """Returns the layers of the adapter in `folder` that a plain model does not have, or has in another size.
+
+    PEFT raises for some of them and leaves out others, so the adapter would be applied in part.
+    """
+    layers = dict(model.named_modules())
+    unfit: dict[str, None] = {}
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 - not a dict
+            match = _WEIGHT.fullmatch(name)
+            layer = layers.get(match["layer"]) if match else None
+            # lora_A: (rank, inputs), lora_B: (outputs, rank)
+            size = weights.get_slice(name).get_shape()[-1 if match and match["side"] == "A" else 0]
+            if match is None or layer is None or size != _size(layer, match["side"]):
+                unfit[match["layer"] if match else name] = None
+    return list(unfit)
+
+
+def _size(layer: nn.Module, side: str) -> int | None:
+    """The number of inputs (`A`) or outputs (`B`) of a linear layer; None for a layer without a matrix."""
+    if (weight := getattr(layer, "weight", None)) is None or weight.dim() != 2:
+        return None
+    # The layers of GPT-2 hold (inputs, outputs), those of torch (outputs, inputs).
+    return weight.shape[1 if (side == "A") == isinstance(layer, nn.Linear) else 0]
 
 
 def has_adapter(model: nn.Module) -> bool:

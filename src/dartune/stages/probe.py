@@ -48,7 +48,8 @@ from dartune.text.features import known_names
 RAW = "raw.jsonl"
 """File of raw rows that a diagnosis leaves for the probe."""
 CHUNK, BLOCK = 64, 1024
-"""Rows that are sampled together, and rows that are scored together and then written. Part of the sampling seeds."""
+"""Rows that are sampled together, and rows that are scored together and then written. `CHUNK` is part of the sampling
+seeds; an interrupted probe loses at most a block."""
 RawRow = dict[str, Any]
 RawSample = dict[str, Any]
 """Rows as they are written first: with all token statistics, which alignments need the samples of all rows for."""
@@ -68,6 +69,7 @@ def probe(
     spent: Callable[[], Cost] = Cost,
     calibration: Calibration | None = None,
     measured: Mapping[str, RawRow] | None = None,
+    block_rows: int | None = None,
 ) -> Cost:
     """Write `probe.jsonl` (one `ProbeRow` per demonstration) and `thresholds.json` into `folder`.
 
@@ -77,20 +79,21 @@ def probe(
         spent: returns what the engines have spent so far.
         calibration: of an earlier probe; None: measured on these rows.
         measured: raw rows by id that `raw_rows` returned before for the same settings; they are not measured again.
+        block_rows: a multiple of `CHUNK` to use in the place of `BLOCK`; samples do not depend on it.
 
     Returns:
         What all calls together spent.
     """
-    path, measured = folder / "probe.jsonl", measured or {}
+    path, measured, block_rows = folder / "probe.jsonl", measured or {}, block_rows or BLOCK
     thresholds = first_thresholds(config, prompt)
     with RowWriter(path if distributed.is_main() else None) as spool:
         if len(spool) < len(demonstrations):
-            spool.cut(len(spool) // BLOCK * BLOCK)
+            spool.cut(len(spool) // block_rows * block_rows)
         done = distributed.broadcast(len(spool))
         if progress and done:
             progress.advance_to(done)
-        for low in range(done, len(demonstrations), BLOCK):
-            block, before = list(demonstrations[low : low + BLOCK]), spent()
+        for low in range(done, len(demonstrations), block_rows):
+            block, before = list(demonstrations[low : low + block_rows]), spent()
             places = [(low + index, row) for index, row in enumerate(block) if row.id not in measured]
             new = raw_rows(
                 [row for _, row in places],
@@ -371,6 +374,8 @@ def _final_thresholds(
 class ProbeTarget(Stage):
     """What the untouched target makes of the demonstrations: references, thresholds, own samples."""
 
+    block_rows: int | None = None
+
     def __init__(self, context: StageContext, adaptation: str):
         super().__init__(context, probe_stage(adaptation))
         self.config, self.models = context.view(adaptation)
@@ -405,6 +410,7 @@ class ProbeTarget(Stage):
                 meter.cost,
                 context.calibration,
                 measured,
+                self.block_rows,
             )
 
     def _diagnosed_rows(self) -> dict[str, RawRow]:

@@ -15,6 +15,7 @@ from dartune.config.schema import Config
 from dartune.data.records import Demonstration
 from dartune.data.run_records import AdaptedRow
 from dartune.errors import InputError
+from dartune.models.adapter_files import is_adapter
 from dartune.rewards.reward import load_reward_parts
 from dartune.run.folder import RunFolder
 from dartune.run.redaction import printable
@@ -52,6 +53,19 @@ class TrainedMapper:
             )
         for line in differences if distributed.is_main() else ():
             logger.warning("changed since the run: %s", printable(line))
+        if differences and (unfit := self._unfit_layers()):
+            listed = ", ".join(unfit[:3]) + (f" and {len(unfit) - 3} more" if len(unfit) > 3 else "")
+            raise InputError(
+                f"the mapper of {run.folder} cannot be applied to {self.models.mapper_path}, not even with --force",
+                [f"its adapter has layers that this model lacks or has in another size: {listed}"],
+            )
+
+    def _unfit_layers(self) -> list[str]:
+        """The layers of the mapper, if it is an adapter, that do not fit the model that it would be attached to."""
+        from dartune.models.lora import unfit_layers
+
+        folder = self.run.stage_folder(self.run.mapper) / "model"
+        return unfit_layers(self.models.start_engine.model, folder) if is_adapter(folder) else []
 
     def rewrite(self, rows: Iterable[Mapping[str, Any]]) -> list[AdaptedRow]:
         """Rewrite rows that are in memory; progress goes to stderr.
@@ -167,13 +181,11 @@ def adapt(
     from dartune.trained_mapper.summary import summary
 
     with distributed.process_group():
-        problems = _output_problems(output)
-        run = None
         try:
             run = open_source_run(folder, {"data": data, **(flags or {})}, seed)
         except InputError as error:
-            problems = [*error.lines, *problems]
-        if problems or run is None:
+            raise InputError(error.message, [*error.problems, *_output_problems(output)]) from error
+        if problems := _output_problems(output):
             raise InputError("these rows cannot be rewritten", problems)
         with RunFolder(output) as run_folder:
             sources = _read(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,18 @@ DATA_STAGE = "data"
 CHANGEABLE = ("data.path", "data.columns", "data.where", "data.task", "target.path", "mapper.path")
 """Keys that may differ from the run, besides those of `execution`: how the new rows are read, and where the run's own
 models are now. All others belong to the mapper as it was trained."""
+FLAGS = (
+    "--data",
+    "--output",
+    "--seed",
+    "--force",
+    "--data.columns",
+    "--data.where",
+    "--data.task",
+    "--target",
+    "--mapper.path",
+)
+"""The flags of `dartune adapt`, besides the keys of `execution`."""
 
 
 @dataclass(frozen=True)
@@ -112,35 +125,44 @@ def open_source_run(folder: Path, flags: Mapping[str, str], seed: int | None = N
         InputError: there is no run with a complete synthesis, its stages do not belong together, or a flag cannot be
             used; all reasons are listed.
     """
-    status_lines(folder)  # raises if this is not a run folder
+    unusable = f"the mapper of {folder} cannot be applied"
+    try:
+        status_lines(folder)  # raises if this is not a run folder
+    except InputError as error:
+        raise InputError(unusable, [error.message, *error.problems]) from error
     if not (folder / RECORD).exists():
-        raise InputError(f"{folder} is not the folder of a run: it has no {RECORD}; give the output of `dartune run`")
+        hint = "give the output of `dartune run`"
+        raise InputError(unusable, [f"{folder} is not the folder of a run: it has no {RECORD}; {hint}"])
     values = read_recipe(folder / RECORD).values
     drop_removed_keys(values, recorded=True)
     seeds, mapper_values = values.get("seeds") or [0], values.get("mapper") or {}
-    problems = _flag_problems(flags)
+    fixed_flags = _fixed_flags(flags)
+    problems = list(fixed_flags.values())
     if seed is not None and seed not in seeds:
-        raise InputError(f"--seed {seed}: the run has {', '.join(map(str, seeds))}", problems)
+        raise InputError(unusable, [f"--seed {seed}: the run has {', '.join(map(str, seeds))}", *problems])
     seed = int(seeds[0]) if seed is None else seed
     if not _trains_mapper(values.get("arms") or ()):
-        raise InputError(f"{folder} has no trained mapper: its arms are {', '.join(values['arms'])}", problems)
+        arms = ", ".join(values["arms"])
+        no_mapper = f"{folder} has no trained mapper: its arms are {arms}; run it again with the arm {ADAPTATION}"
+        raise InputError(unusable, [no_mapper, *problems])
     warmed = bool(mapper_values.get("format_steps"))
     stages = [DATA_STAGE, probe_stage(ADAPTATION), mapper_stage(ADAPTATION, seed), synthesis_stage(ADAPTATION, seed)]
     records, incomplete = _records(folder, [*stages, *([warmup_stage(ADAPTATION)] if warmed else [])])
     if incomplete:
-        raise InputError(f"the mapper of {folder} cannot be applied", [*incomplete, *problems])
+        raise InputError(unusable, [*incomplete, *problems])
     model = folder / "stages" / mapper_stage(ADAPTATION, seed) / "model"
     warm = folder / "stages" / warmup_stage(ADAPTATION) / "model" if warmed else None
     own = warm if is_adapter(model) else model
     if own and "mapper.path" in flags:
         problems.append("--mapper.path: the mapper of this run needs no other model; leave the flag out")
     # The run's suites need not exist any more, and arms other than dart need nothing here.
-    fixed = {"evaluate.suites": "{}", "arms": ADAPTATION} | ({"mapper.path": str(own)} if own else {})
+    own_values = {"evaluate.suites": "{}", "arms": ADAPTATION} | ({"mapper.path": str(own)} if own else {})
+    overrides = {flag: text for flag, text in flags.items() if flag not in fixed_flags} | own_values
     try:
         # A condition on the run's rows is none on the new rows, which may not have its columns.
-        config = load_config(folder / RECORD, {"data.where": "null", **flags, **fixed})
+        config = load_config(folder / RECORD, {"data.where": "null"} | overrides)
     except InputError as error:
-        raise InputError(f"the mapper of {folder} cannot be applied", [*error.problems, *problems]) from error
+        raise InputError(unusable, [*error.problems, *problems]) from error
     problems += [*_stale_stages(folder, stages, records), *_changed_settings(folder, stages, records, config)]
     if config.execution.server and config.mapper.path:
         problems.append(
@@ -148,17 +170,20 @@ def open_source_run(folder: Path, flags: Mapping[str, str], seed: int | None = N
             "--execution.server null"
         )
     if problems:
-        raise InputError(f"the mapper of {folder} cannot be applied", problems)
+        raise InputError(unusable, problems)
     return SourceRun(folder, seed, config, mapper_values.get("path"), values["data"]["path"], records)
 
 
-def _flag_problems(flags: Mapping[str, str]) -> list[str]:
-    allowed = "--data.columns, --data.where, --data.task, --target, --mapper.path and the keys of execution"
-    return [
-        f"--{flag} cannot be changed: the run's settings apply, with which the mapper was trained. Flags: {allowed}"
-        for flag in flags
-        if FLAG_NAMES.get(flag, flag) not in CHANGEABLE and not flag.startswith("execution.")
-    ]
+def _fixed_flags(flags: Mapping[str, str]) -> dict[str, str]:
+    """The flags that a call cannot give, each with the problem."""
+    problems = {}
+    for flag in flags:
+        if FLAG_NAMES.get(flag, flag) in CHANGEABLE or flag.startswith("execution."):
+            continue
+        close = difflib.get_close_matches(f"--{flag}", FLAGS, n=1, cutoff=0.75)
+        problems[flag] = f"--{flag} cannot be changed: the settings of the run apply, with which the mapper was trained"
+        problems[flag] += f"; did you mean {close[0]}?" if close else f". Flags: {', '.join(FLAGS)}, keys of execution"
+    return problems
 
 
 def _trains_mapper(arms: Sequence[str]) -> bool:

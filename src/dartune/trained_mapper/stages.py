@@ -23,7 +23,7 @@ from dartune.stages.base import StageInputs
 from dartune.stages.context import StageContext
 from dartune.stages.data import data_name
 from dartune.stages.prepare import WriteData
-from dartune.stages.probe import ProbeTarget
+from dartune.stages.probe import CHUNK, ProbeTarget
 from dartune.stages.synthesise import Synthesise, public_names
 from dartune.trained_mapper.source_run import ADAPTATION, SourceRun
 
@@ -54,6 +54,9 @@ class WriteNewRows(WriteData):
 
 class ProbeNewRows(ProbeTarget):
     """The probe of the new rows: references and own samples. Thresholds are copied from the run."""
+
+    # New rows are often few: with the block of a run, an interruption would lose all of them.
+    block_rows = CHUNK
 
     def __init__(self, context: NewRowsContext):
         super().__init__(context, ADAPTATION)

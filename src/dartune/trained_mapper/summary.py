@@ -54,14 +54,20 @@ def outcome(rows: Iterable[AdaptedRow], probed: Iterable[ProbeRow], samples: int
     before, after = [], []
     for row, probe in zip(rows, probed, strict=True):
         counts[row["provenance"]] += 1
-        tried = _tried(row, fallbacks)
-        sampled += samples * sum(name in SAMPLED for name in tried)
-        passed += row["accepted"] - ("own" in tried) * len(probe["own"])
+        row_sampled, row_passed = sampled_and_passed(row, probe, samples, fallbacks)
+        sampled, passed = sampled + row_sampled, passed + row_passed
         if row["provenance"] in VIEWS["success_only"].provenances and row["alignment_after"] is not None:
             before.append(row["alignment_before"])
             after.append(row["alignment_after"])
     mean_before, mean_after = (fmean(values) if values else None for values in (before, after))
     return Outcome(counts, sampled, passed, mean_before, mean_after)
+
+
+def sampled_and_passed(row: AdaptedRow, probe: ProbeRow, samples: int, fallbacks: Sequence[str]) -> tuple[int, int]:
+    """How many rewrites of a row were sampled, and how many of them passed the gates; own samples are left out."""
+    tried = _tried(row, fallbacks)
+    sampled = samples * sum(name in SAMPLED for name in tried)
+    return sampled, row["accepted"] - ("own" in tried) * len(probe["own"])
 
 
 def _tried(row: AdaptedRow, fallbacks: Sequence[str]) -> Sequence[str]:
