@@ -74,7 +74,9 @@ def learn_from_teacher(sharding: str, folder: Path):
     def prompt(row: Demonstration) -> str:
         return f"{row.question} {row.solution} Now you:"
 
-    return distil(model(), ROWS, sharp_model(), RENDERER, prompt, settings, 1e-3, 10, 0, folder, execution=execution)[0]
+    return distil(
+        model(), ROWS, sharp_model(), RENDERER, prompt, settings, 1e-3, 10, 0, folder, execution=execution
+    )[0]
 
 
 def sharp_model():
