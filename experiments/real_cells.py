@@ -4,7 +4,9 @@ A cell can have a second round (`run --again`): the data are adapted again, for 
 round, from the mapper of the first round. Its `base` is the result of the first round; `sft_on_mapper_start` trains as
 long again on rewrites of the first mapper, without adapting anew.
 
-Beside the run's own accuracies, every arm's model is measured by
+Beside the run's own accuracies, every arm is measured by
+* `calculated`: whether the solution contains a calculation that gives the right answer if it is worked out correctly.
+  These models choose the right calculation far more often than they get its result right;
 * `answer_logprob`: log-probability (nats) of the right answer after the model's own greedy solution and "The answer
   is", a measure with more power than accuracy where few answers are right, and which no answer format favours;
 * `nll_rise`: rise of the negative log-likelihood (nats per token) of what the untouched target samples on prompts that
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from dartune.models.loading import load_model, load_tokenizer
 from dartune.pipeline import run
 from dartune.run.files import atomic_write_json, read_json, read_jsonl
 from dartune.stages.names import evaluation_stage, train_stage
+from dartune.text.equations import calculations
 
 RECIPE = Path(__file__).parent / "real-models.yaml"
 UNRELATED_TOKENS, UNRELATED_TEMPERATURE = 40, 0.7
@@ -221,24 +225,38 @@ def collect(folder: Path, path: Path) -> None:
     """Write the figures of every finished cell below `folder` to `path`, by cell; other cells in `path` stay."""
     found = read_json(path) or {}
     for report in sorted(folder.glob("cells/*/report/results.json")):
-        found[report.parents[1].name] = cell_results(report.parents[1])
+        found[report.parents[1].name] = cell_results(report.parents[1], folder)
     atomic_write_json(path, found)
     print(f"{path}: {', '.join(found)}")
 
 
-def cell_results(output: Path) -> dict[str, Any]:
-    """What the page needs of a cell: outcomes by question, measures, costs, and the first rewrites."""
-    results = json.loads((output / "report" / "results.json").read_text())
+def calculates(text: str, answer: str) -> bool:
+    """Whether a calculation that is written in `text`, worked out correctly, has the value `answer`."""
+    value = Fraction(answer.replace(",", ""))
+    return any(result == value for _, result in calculations(text))
+
+
+def cell_results(output: Path, folder: Path) -> dict[str, Any]:
+    """What the page needs of a cell: outcomes by question, measures, costs, and the first rewrites.
+
+    Args:
+        folder: has the suites, in `tasks`.
+    """
+    results, gold = json.loads((output / "report" / "results.json").read_text()), _gold(folder)
     seeds = results["config"]["seeds"]
     outcomes: dict[str, Any] = {}
     for arm in results["arms"]:
         for seed in seeds if ARMS[arm].trained else seeds[:1]:
             records = read_jsonl(output / "stages" / evaluation_stage(arm, seed) / "records.jsonl")
             correct: dict[str, list[bool | None]] = {}
+            calculated: dict[str, list[bool]] = {}
             for record in records:
-                correct.setdefault(record["suite"], []).append(record["correct"])
+                suite = record["suite"]
+                answer = gold[suite][len(correct.setdefault(suite, []))]["answer"]
+                correct[suite].append(record["correct"])
+                calculated.setdefault(suite, []).append(calculates(record["text"], answer))
             measures = read_json(output / MEASURES / f"{arm}-s{seed}.json") or {}
-            outcomes.setdefault(arm, {})[str(seed)] = {"correct": correct, **measures}
+            outcomes.setdefault(arm, {})[str(seed)] = {"correct": correct, "calculated": calculated, **measures}
     rows = read_jsonl(output / "stages" / f"synthesise-s{seeds[0]}" / "rows.jsonl")
     shown = ("question", "source_solution", "solution", "provenance", "reason", "alignment_before", "alignment_after")
     mapper = read_jsonl(output / "stages" / f"mapper-s{seeds[0]}" / "metrics.jsonl")

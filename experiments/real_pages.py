@@ -13,7 +13,7 @@ from pages import fill, table
 from scipy.stats import bootstrap
 
 from dartune.report.stats import Interval, Outcomes, difference_interval, pool, strata_of, subtract
-from dartune.run.number_format import decimals, points_interval
+from dartune.run.number_format import MISSING, decimals, points_interval
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "real-models.md"
 AGAIN = "-again"
@@ -22,6 +22,8 @@ IN_DISTRIBUTION = ("in_distribution",)
 OUT = ("ood_svamp", "ood_addsub", "ood_multiarith", "ood_larger")
 GOALS = (("sft", "out"), ("sft", "nll_rise"), ("best_of_k", "out"), ("sft_stm", "out"), ("sft_matched", "nll_rise"))
 """(arm, measure) pairs whose difference from `dart` the document states first."""
+SHARES = ("correct", "calculated")
+"""Measures that are shares of the questions."""
 Cell = Mapping[str, Any]
 
 
@@ -51,7 +53,7 @@ def seeds(cell: Cell) -> str:
 
 
 def outcomes(cell: Cell, arm: str, measure: str, suite: str = "") -> Outcomes:
-    """Seed -> question -> outcome. `measure` is `correct`, `answer_logprob` (of a suite), or one of the others."""
+    """Seed -> question -> outcome. `correct`, `calculated` and `answer_logprob` are of a suite, other measures not."""
     by_seed = {}
     for seed, found in cell["outcomes"][arm].items():
         values = found[measure][suite] if suite else found[measure]
@@ -75,7 +77,7 @@ def difference(cell: Cell, against: str, measure: str, suites: Sequence[str] = (
     theirs is the percentile bootstrap over the questions of each suite, seeds averaged.
     """
     gaps = [subtract(outcomes(cell, "dart", measure, s), outcomes(cell, against, measure, s)) for s in suites]
-    if measure == "correct":
+    if measure in SHARES:
         return difference_interval(pool([strata_of(gap) for gap in gaps]))
     samples = [np.mean([list(by_question.values()) for by_question in gap.values()], axis=0) for gap in gaps]
 
@@ -113,13 +115,14 @@ def _goal(cell: Cell, arm: str, measure: str) -> str:
 
 
 def accuracies(cell: Cell) -> str:
-    header = ["arm", "in distribution, %", "out of distribution, %", *OUT, "log p(answer), out", "NLL rise", "KL",
-              "counting", "boolean"]  # fmt: skip
+    header = ["arm", "in distribution, %", "out of distribution, %", *OUT, "right calculation, in, %", "out, %",
+              "log p(answer), out", "NLL rise", "KL", "counting", "boolean"]  # fmt: skip
     rows = [
         [
             f"`{arm}`",
             *(f"{100 * average(cell, arm, 'correct', suites):.1f}" for suites in (IN_DISTRIBUTION, OUT)),
             *(f"{100 * average(cell, arm, 'correct', (suite,)):.0f}" for suite in OUT),
+            *(_calculated(cell, arm, suites) for suites in (IN_DISTRIBUTION, OUT)),
             f"{average(cell, arm, 'answer_logprob', OUT):.2f}",
             *(f"{average(cell, arm, measure):.3f}" for measure in ("nll_rise", "kl")),
             *(f"{average(cell, arm, measure):.2f}" for measure in ("counting", "boolean")),
@@ -129,14 +132,24 @@ def accuracies(cell: Cell) -> str:
     return table(header, rows)
 
 
+def _has_calculations(cell: Cell) -> bool:
+    """Whether right calculations were counted; in the first cell they were not."""
+    return all("calculated" in found for by_seed in cell["outcomes"].values() for found in by_seed.values())
+
+
+def _calculated(cell: Cell, arm: str, suites: Sequence[str]) -> str:
+    return f"{100 * average(cell, arm, 'calculated', suites):.1f}" if _has_calculations(cell) else MISSING
+
+
 def differences(cell: Cell) -> str:
-    header = ["dart minus", "in distribution, points", "out of distribution, points", "log p(answer), out, nats",
-              "NLL rise, nats", "KL, nats"]  # fmt: skip
+    header = ["dart minus", "in distribution, points", "out of distribution, points", "right calculation, out, points",
+              "log p(answer), out, nats", "NLL rise, nats", "KL, nats"]  # fmt: skip
     rows = [
         [
             f"`{arm}`",
             points(difference(cell, arm, "correct", IN_DISTRIBUTION)),
             points(difference(cell, arm, "correct", OUT)),
+            points(difference(cell, arm, "calculated", OUT)) if _has_calculations(cell) else MISSING,
             shown(difference(cell, arm, "answer_logprob", OUT)),
             shown(difference(cell, arm, "nll_rise"), 3),
             shown(difference(cell, arm, "kl"), 3),

@@ -143,6 +143,8 @@ def outcomes(share, rise):
 
     correct = {suite: [i < share * 20 for i in range(20)] for suite in SUITE_NAMES}
     values = {name: [rise + 0.01 * (i % 3) for i in range(24)] for name in ("nll_rise", "kl", "counting", "boolean")}
+    right = {suite: [i < share * 10 for i in range(20)] for suite in SUITE_NAMES}
+    values |= {"calculated": right}
     return {"0": {"correct": correct, "answer_logprob": {suite: [-share] * 20 for suite in SUITE_NAMES}, **values}}
 
 
@@ -173,6 +175,26 @@ def test_the_tables_say_who_is_better_and_by_how_much(monkeypatch):
     assert "+50.0 [" in parts["summary"] and "not run" in parts["summary"]  # best_of_k is not in the cell
     assert "2.00 -> 7.00" in parts["mapper"] and "a \\| b?" in parts["rewrites"] and "y / z" in parts["rewrites"]
     assert parts["accuracy"].count("| `") == 3 and parts["differences"].count("| `") == 2
+    assert "+25.0 [" in parts["differences"] and "| 40.0 |" in parts["accuracy"]  # right calculations
+    del arms["base"]["0"]["calculated"]
+    assert "40.0" not in real_pages.parts({"tiny-prefix": cell})["accuracy"]  # not of some arms only
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("To find how many, we calculate 90 - 87 = 13. The answer is 13.", True),
+        ("- 90 87 = 3", True),
+        ("X=((6/2)-0)", True),
+        ("90 + 87 = 3. The answer is 3.", False),
+        ("The answer is 3.", False),
+        ("5 * 3 = 15. 15 - 12 = 2. The answer is 2.", True),
+    ],
+)
+def test_the_right_calculation_counts_whatever_its_result(text, right):
+    import real_cells
+
+    assert real_cells.calculates(text, "3") == right
 
 
 def test_the_recipes_can_be_read_and_have_the_same_arms(tmp_path):
