@@ -28,9 +28,9 @@ Completer = Callable[..., Iterable[str]]
 
 def shell_code(shell: str) -> str:
     """Return the code that turns completion on in a shell, for `eval` or a file of completions."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    return argcomplete.shellcode(["dartune"], shell=shell)
+    return shellcode(["dartune"], shell=shell)
 
 
 def complete(parser: argparse.ArgumentParser, configured: Sequence[str]) -> None:
@@ -48,7 +48,9 @@ def complete(parser: argparse.ArgumentParser, configured: Sequence[str]) -> None
             _add_completers(action.choices[verb])
             if verb in configured:
                 _add_keys(action.choices[verb])
-    argcomplete.autocomplete(parser, always_complete_options="long", default_completer=_nothing)
+    # Its type asks for an instance of `BaseCompleter`; argcomplete calls any function.
+    nothing: Any = _nothing
+    argcomplete.autocomplete(parser, always_complete_options="long", default_completer=nothing)
 
 
 def _verb(line: str) -> str | None:

@@ -63,7 +63,7 @@ class StageContext:
     def log(self, message: str) -> None:
         self.run_folder.log(message)
 
-    def progress(self, total: int, label: str) -> Progress:
+    def progress(self, total: int | None, label: str) -> Progress:
         return self.run_folder.progress(total, label)
 
     @property
