@@ -127,17 +127,15 @@ def measure(config: Config, folder: Path, untouched: Path) -> None:
     if not pending:
         return
     renderer = Renderer(load_tokenizer(config.target.path))
-    reference = load_model(untouched, dtype="float32").eval()
-    target = (
-        reference if Path(config.target.path) == untouched else load_model(config.target.path, dtype="float32").eval()
-    )
+    reference = load_model(untouched)
+    target = reference if Path(config.target.path) == untouched else load_model(config.target.path)
     unrelated = unrelated_samples(reference, renderer)
     bbh = {"counting": _bbh(folder, "object_counting"), "boolean": _bbh(folder, "boolean_expressions")}
     for arm, seed, path in pending:
         model = target
         if ARMS[arm].trained:
             rate = results["learning_rates"][arm][str(seed)]["chosen"]
-            model = load_model(output / "stages" / train_stage(arm, seed, rate) / "model", dtype="float32").eval()
+            model = load_model(output / "stages" / train_stage(arm, seed, rate) / "model")
         records = read_jsonl(output / "stages" / evaluation_stage(arm, seed) / "records.jsonl")
         path.parent.mkdir(exist_ok=True)
         atomic_write_json(

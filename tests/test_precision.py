@@ -12,10 +12,11 @@ from dartune.data.chat_template import Renderer
 from dartune.engines.base import SampleSpec
 from dartune.engines.hf import HFEngine
 from dartune.engines.logprobs import sequence_logprobs
+from dartune.models import precision
 from dartune.models.fused_rmsnorm import fuse_norms
 from dartune.models.loading import save_model
 from dartune.models.lora import add_lora, load_adapter, remove_lora
-from dartune.models.precision import cast_to_compute_dtype, compute_in
+from dartune.models.precision import bfloat16_is_faster, cast_to_compute_dtype, compute_in
 from dartune.stages.models import RunModels
 from dartune.train.memory import activation_bytes, footprint
 from dartune.train.sft import fine_tune
@@ -53,6 +54,20 @@ def test_sampling_scoring_and_training_give_the_same_log_probabilities(architect
     for sampling, scoring, training in zip(sampled, HFEngine(model).score(pairs), trained, strict=True):
         torch.testing.assert_close(torch.tensor(sampling), torch.tensor(scoring), atol=0.03, rtol=0)
         torch.testing.assert_close(torch.tensor(scoring), torch.tensor(training), atol=0.03, rtol=0)
+
+
+def test_a_cpu_computes_wide_models_in_bfloat16_if_that_is_measured_to_be_faster(monkeypatch):
+    cpu = torch.device("cpu")
+    measured = []
+
+    def speedup(width):
+        measured.append(width)
+        return 2.4 if width == 576 else 0.6
+
+    monkeypatch.setattr(precision, "_cpu_speedup", speedup)
+    assert bfloat16_is_faster(cpu, 576) and not bfloat16_is_faster(cpu, 640)
+    assert not bfloat16_is_faster(cpu, 64) and measured == [576, 640]
+    assert not bfloat16_is_faster(cpu, 8192) and measured[-1] == 1024, "a larger product takes seconds"
 
 
 class CastCounter(TorchDispatchMode):

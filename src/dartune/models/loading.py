@@ -18,6 +18,7 @@ from dartune.errors import InputError
 from dartune.models.fused_rmsnorm import fuse_norms
 from dartune.models.language_model import LanguageModel
 from dartune.models.model_files import locate, model_problems
+from dartune.models.precision import bfloat16_is_faster
 from dartune.run.files import sync, writing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -33,7 +34,7 @@ def load_model(
 
     Args:
         path: a local folder, which is never looked up on the network, or a Hub id (`owner/name`).
-        dtype: auto, float32 or bfloat16. auto: bfloat16 where the GPU supports it, float32 otherwise.
+        dtype: auto, float32 or bfloat16. auto: bfloat16 where that is faster (`bfloat16_is_faster`), float32 otherwise.
         device: auto, or any torch device. auto: the first GPU, or the CPU without one.
         trust_remote_code: run the Python code that comes with the model.
 
@@ -45,7 +46,9 @@ def load_model(
 
     source, local = locate(path)
     torch_device, device_problems = _parse_device(device)
-    torch_dtype, dtype_problems = _parse_dtype(dtype, torch_device)
+    dtype_problems = (
+        [] if dtype in ("auto", *DTYPES) else [f"unknown dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}"]
+    )
     problems = device_problems + dtype_problems + (model_problems(source) if local else [])
     if problems:
         raise InputError(f"cannot load the model {source}", problems)
@@ -55,7 +58,7 @@ def load_model(
             raise InputError(f"cannot use the model {source}: {reason}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=torch_dtype,
+            dtype=_compute_dtype(dtype, torch_device, config),
             use_safetensors=True,
             local_files_only=local,
             trust_remote_code=trust_remote_code,
@@ -268,15 +271,12 @@ def _parse_device(name: str) -> tuple[torch.device, list[str]]:
     return device, []
 
 
-def _parse_dtype(name: str, device: torch.device) -> tuple[torch.dtype, list[str]]:
-    """Returns the dtype and the problems with its name."""
-    if name == "auto":
-        # Emulated bfloat16 is slower than float32.
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32, []
-    if name not in DTYPES:
-        return torch.float32, [f"unknown dtype {name!r}: choose one of auto, {', '.join(DTYPES)}"]
-    return DTYPES[name], []
+def _compute_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    """Returns the dtype that `auto` or the name of a dtype stands for, for a model with `config`."""
+    if name != "auto":
+        return DTYPES[name]
+    width = getattr(config.get_text_config(), "hidden_size", 0)  # GPT-2's config maps it to its own name
+    return torch.bfloat16 if bfloat16_is_faster(device, width) else torch.float32
 
 
 @contextmanager
