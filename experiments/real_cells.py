@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from finished_models import dart_model, mapper_model
 from real_pages import AGAIN
-from real_tasks import SUITE_NAMES
+from real_tasks import SUITE_NAMES, TARGETS
 
 from dartune.config.arms import ARMS
 from dartune.config.load import load_config
@@ -43,7 +43,7 @@ from dartune.text.equations import calculations
 
 RECIPE = Path(__file__).parent / "real-models.yaml"
 UNRELATED_TOKENS, UNRELATED_TEMPERATURE = 40, 0.7
-BATCH = 8
+BATCH, EPOCHS = 8, 2
 BBH_QUESTIONS = 60
 CORE_ARMS = ("base", "sft", "dart", "best_of_k", "sft_stm", "sft_on_mapper_start", "sft_low_lr", "sft_matched", "rft",
              "grpo_tokens", "sdft")  # fmt: skip
@@ -80,21 +80,26 @@ UNRELATED = (
 
 
 def cell_config(
-    folder: Path, model: str, expert: str, seeds: Sequence[int], arms: Sequence[str] = CORE_ARMS, again: bool = False
-) -> Config:
-    """The recipe with a cell's paths and arms.
+    folder: Path, target_name: str, expert: str, seeds: Sequence[int], arms: Sequence[str] = CORE_ARMS,
+    again: bool = False,
+) -> Config:  # fmt: skip
+    """The recipe with a cell's paths, sizes and arms.
 
     Args:
+        target_name: folder of the target, `<model>-<target>`.
         again: the second round of a finished cell, from the models of its first seed.
     """
-    tasks, first = folder / "tasks", folder / "cells" / f"{model}-{expert}"
+    tasks, rows = folder / "tasks", TARGETS[target_name.rpartition("-")[2]].rows
+    first = folder / "cells" / f"{target_name.removesuffix('-task')}-{expert}"
     suites = {name: str(tasks / f"suite-{name}.jsonl") for name in SUITE_NAMES}
-    target, mapper = folder / f"{model}-task", folder / f"{model}-task-mapper"
+    target, mapper = folder / target_name, folder / f"{target_name}-mapper"
     if again:
         target, mapper = dart_model(first, seeds[0]), mapper_model(first, seeds[0])
     flags = {
         "output": f"{first}{AGAIN}" if again else str(first),
         "data.path": str(tasks / f"{expert}.jsonl"),
+        "data.limit": str(rows),
+        "sft.steps": str(EPOCHS * rows // BATCH),
         "target.path": str(target),
         "mapper.path": str(mapper),
         "seeds": json.dumps(list(seeds)),
@@ -104,10 +109,10 @@ def cell_config(
     return load_config(RECIPE, flags)
 
 
-def run_cell(config: Config, folder: Path, model: str) -> None:
+def run_cell(config: Config, folder: Path, target_name: str) -> None:
     """Run or continue a cell, then measure the models of its arms that have not been measured."""
     print(run(config), flush=True)
-    measure(config, folder, folder / f"{model}-task")
+    measure(config, folder, folder / target_name)
 
 
 def measure(config: Config, folder: Path, untouched: Path) -> None:

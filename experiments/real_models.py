@@ -3,12 +3,12 @@
     python experiments/real_models.py fetch         the models                 [--models smollm2 gemma3]
     python experiments/real_models.py warm-up       gemma3-warm                --data DATA
     python experiments/real_models.py mapper-start  <model>-mapper             --data DATA
-    python experiments/real_models.py task-start    <model>-task, -task-mapper --data DATA
+    python experiments/real_models.py task-start    <model>-task, -task-mapper --data DATA [--target novice]
     python experiments/real_models.py run           cells of the comparison    --data DATA [--experts prefix]
     python experiments/real_models.py collect       results/real-models.json   from the cells that are there
     python experiments/real_models.py write         docs/real-models.md        from results/real-models.json
 
-DATA is a folder with the published files that real_tasks.py names. A cell is a model and an expert; `run` continues a
+DATA is a folder with the published files that real_tasks.py names. A cell is a target and an expert; `run` continues a
 cell where it was interrupted, stage by stage. `run --larger` is the comparison of Qwen3-0.6B and Qwen3-1.7B on GSM8K
 and MATH, for GPUs (real-models-larger.yaml).
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import real_starts
 from real_cells import CORE_ARMS, cell_config, collect, run_cell
 from real_pages import write
-from real_tasks import EXPERTS
+from real_tasks import EXPERTS, TARGETS
 from real_tasks import write as write_tasks
 from real_weights import MODELS, fetch
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"default {FOLDER.relative_to(ROOT)}")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--target", choices=TARGETS, default="task", help="how much the target has learned already")
     parser.add_argument("--data", type=Path, help="folder with the published files")
     parser.add_argument("--experts", nargs="+", choices=EXPERTS, default=list(EXPERTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -68,8 +69,9 @@ def main() -> None:
         write_tasks(arguments.data, folder / "tasks")
         for expert in arguments.experts:
             for model in arguments.models:
-                config = cell_config(folder, model, expert, arguments.seeds, arguments.arms, arguments.again)
-                run_cell(config, folder, model)
+                target = f"{model}-{arguments.target}"
+                config = cell_config(folder, target, expert, arguments.seeds, arguments.arms, arguments.again)
+                run_cell(config, folder, target)
     else:
         for model in arguments.models:
             if action == "fetch":
@@ -77,7 +79,7 @@ def main() -> None:
             elif action == "mapper-start":
                 real_starts.mapper_start(model, folder, arguments.data)
             else:
-                real_starts.task_start(model, folder, arguments.data)
+                real_starts.task_start(model, arguments.target, folder, arguments.data)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ people wrote (short rows of GSM8K's training file, without annotations) teach it
 (1 to 3% of their rewrites pass), so they learn it from 240 other short rows of GSM8K, whose calculator annotations are
 given as prefix equations and whose human solution is the rewrite.
 
-`task_start` makes the target and the initial mapper of the comparison (real_tasks.py), which all arms share:
-`<model>-task` learns to solve word problems in plain sentences, so that its way of solving is known; from it,
-`<model>-task-mapper` learns to put an expert's solution of the same problems into such sentences.
+`task_start` makes a target and the initial mapper of the comparison (`TARGETS` of real_tasks.py), which all arms share:
+`<model>-<target>` learns to solve word problems in plain sentences, so that its way of solving is known; from it,
+`<model>-<target>-mapper` learns to put an expert's solution of the same problems into such sentences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import shutil
 from pathlib import Path
 
-from real_tasks import EXPERTS, native, tasks
+from real_tasks import EXPERTS, TARGETS, native, tasks
 from real_weights import COMPLETE
 from style_texts import Problem, gsm8k_problem, prefix, source
 
@@ -57,18 +57,19 @@ def mapper_start(name: str, folder: Path, data: Path) -> Path:
     return _fine_tuned(folder, start, f"{name}-mapper", pairs, task)
 
 
-def task_start(name: str, folder: Path, data: Path) -> None:
+def task_start(name: str, target: str, folder: Path, data: Path) -> None:
     """Fine-tune a model on solving word problems plainly, and a copy of it on rewriting the experts' solutions."""
-    problems, _, _ = tasks(data)
+    warm_up, _, _ = tasks(data)
+    problems = warm_up[: TARGETS[target].warm_up_rows]
     solve = [(problem.question, native(problem)) for problem in problems]
-    _fine_tuned(folder, name, f"{name}-task", solve, "question to plain sentences, word problems")
+    _fine_tuned(folder, name, f"{name}-{target}", solve, "question to plain sentences, word problems")
     experts = [expert for expert in EXPERTS.values() if expert is not native]
     rewrite = [
         (MAPPER_PROMPT.format(question=problem.question, solution=experts[i % len(experts)](problem)), native(problem))
         for i, problem in enumerate(problems[:MAPPER_TASK_ROWS])
     ]
     task = "question and expert solution to plain sentences, word problems"
-    _fine_tuned(folder, f"{name}-task", f"{name}-task-mapper", rewrite, task)
+    _fine_tuned(folder, f"{name}-{target}", f"{name}-{target}-mapper", rewrite, task)
 
 
 def _short_problems(data: Path) -> list[Problem]:

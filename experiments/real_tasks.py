@@ -26,6 +26,18 @@ WARM_UP_ROWS, TRAINING_ROWS, SUITE_ROWS = 960, 400, 100
 LARGER = (100, 999)
 """Numbers of the suite `larger`; those of the training questions are mostly below 100."""
 OPERATORS = frozenset("+-*/")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How a target is made, and how much it is trained: rows of the warm-up, and demonstrations that are trained on."""
+
+    warm_up_rows: int
+    rows: int
+
+
+TARGETS = {"task": Target(WARM_UP_ROWS, 120), "novice": Target(240, 240)}
+"""`task` has learned what its questions can teach; `novice` was warmed up on a quarter, and has most of it to learn."""
 SUITES = {
     "ood_svamp": "pal-svamp.jsonl",
     "ood_addsub": "pal-mawpsaddsub.jsonl",

@@ -207,10 +207,13 @@ def test_the_recipes_can_be_read_and_have_the_same_arms(tmp_path):
         (tmp_path / "tasks").mkdir(exist_ok=True)
         (tmp_path / "tasks" / f"suite-{name}.jsonl").write_text("{}")
     (tmp_path / "tasks" / "prefix.jsonl").write_text("{}")
-    for name in ("smollm2-task", "smollm2-task-mapper"):
+    for name in ("smollm2-task", "smollm2-task-mapper", "smollm2-novice", "smollm2-novice-mapper"):
         (tmp_path / name).mkdir()
-    small = real_cells.cell_config(tmp_path, "smollm2", "prefix", [0, 1])
+    small = real_cells.cell_config(tmp_path, "smollm2-task", "prefix", [0, 1])
     assert small.seeds == (0, 1) and set(small.evaluate.suites) == set(real_cells.SUITE_NAMES)
+    assert small.output.endswith("/smollm2-prefix") and (small.data.limit, small.sft.steps) == (120, 30)
+    novice = real_cells.cell_config(tmp_path, "smollm2-novice", "prefix", [0])
+    assert novice.output.endswith("/smollm2-novice-prefix") and (novice.data.limit, novice.sft.steps) == (240, 60)
     larger = dict(combinations(load_config(ROOT / "experiments" / "real-models-larger.yaml")))
     assert len(larger) == 4 and len({cell.output for cell in larger.values()}) == 4
     assert {frozenset(cell.arms) for cell in larger.values()} == {frozenset(small.arms)}
@@ -230,7 +233,7 @@ def test_the_second_round_starts_from_the_models_of_the_first(tmp_path):
     models = [first / "stages" / name / "model" for name in ("train-dart-s3-lr3e-05", "mapper-s3")]
     for model in models:
         model.mkdir(parents=True)
-    again = real_cells.cell_config(tmp_path, "smollm2", "prefix", [3], again=True)
+    again = real_cells.cell_config(tmp_path, "smollm2-task", "prefix", [3], again=True)
     assert [again.target.path, again.mapper.path] == list(map(str, models))
     assert again.arms == real_cells.AGAIN_ARMS and again.output == f"{first}-again"
 
