@@ -43,6 +43,7 @@ from dartune.run.progress_state import remove_state
 from dartune.run.redaction import redacted
 
 DONE, STARTED = "DONE", "STARTED"
+ENVIRONMENT = "environment.json"
 FINISH_HINT = "run it to its end first: dartune run {}/config.resolved.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Stage names are also folder names, so they must not contain separators or start with a dot."""
@@ -309,9 +310,25 @@ class RunFolder:
         (folder / STARTED).unlink(missing_ok=True)
         self.log(f"{name}: done in {seconds_text(seconds)}")
 
+    @property
+    def computing(self) -> dict[str, Any]:
+        """How the run computes (`note_computing`); empty before it was noted."""
+        return (read_json(self.folder / ENVIRONMENT) or {}).get("computing", {})
+
+    def note_computing(self, computing: dict[str, Any]) -> None:
+        """Note what the rounding of results depends on beside the environment, and log it where it is new."""
+        if computing != self.computing:
+            self.log(", ".join(f"{name} {value}" for name, value in computing.items()))
+            atomic_write_json(
+                self.folder / ENVIRONMENT,
+                {**(read_json(self.folder / ENVIRONMENT) or {}), "computing": computing},
+            )
+
     def _note_environment(self) -> None:
-        path, now = self.folder / "environment.json", environment()
+        path, now = self.folder / ENVIRONMENT, environment()
         before = read_json(path)
+        if before and "computing" in before:
+            now["computing"] = before["computing"]
         if before and (differences := changes(before, now)):
             self.log(f"the environment changed since this run started: {'; '.join(differences[:SHOWN_CHANGES])}")
         atomic_write_json(path, now)

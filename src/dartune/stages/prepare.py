@@ -170,10 +170,26 @@ def start(config: Config, folder: RunFolder, checker: AnswerChecker) -> StageCon
     """
     with folder.progress(None, "data and models"):
         data, models = prepare_run(config)
+        _settle_computing(folder, models)
     folder.note_config(config.resolved_yaml())
     if config.data.where:
         folder.log(data.notes[0])  # the first note is the number of rows that are kept
     return StageContext(models.config, folder, checker, data, models)
+
+
+def _settle_computing(folder: RunFolder, models: RunModels) -> None:
+    """Compute with the CPU threads that the run was started with, so that a resumed run gives the same numbers.
+
+    A new run takes the number that is fastest for its target, as does one that has fewer threads than it was started
+    with. OMP_NUM_THREADS is followed.
+    """
+    from dartune.models.threads import use_threads  # loads torch
+
+    model = models.target_engine.model
+    threads = use_threads(model, folder.computing.get("threads"))
+    dtype = str(vars(model).get("compute_dtype", model.dtype)).removeprefix("torch.")
+    if distributed.is_main():
+        folder.note_computing({"device": str(model.device), "dtype": dtype, "threads": threads})
 
 
 class WriteData(Stage):
