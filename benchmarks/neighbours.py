@@ -1,6 +1,6 @@
 """A step of fine-tuning on the lab beside processes that keep the same CPUs busy.
 
-    python benchmarks/neighbours.py          prints a table, and writes results/neighbours.json
+    python benchmarks/neighbours.py          writes results/neighbours.json and docs/performance.md
 
 Compared are PyTorch's default (as many threads as CPUs, which spin while they wait for each other), threads that sleep
 while they wait, and what `dartune` does: threads that sleep, in the number that is measured to be fastest. A slowdown
@@ -37,7 +37,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--measured", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.step:
         print(json.dumps(step_seconds(options.measured)))
@@ -60,22 +59,8 @@ def main() -> None:
                 "threads": [result["threads"] for result in results],
                 "milliseconds": [round(1000 * result["seconds"], 1) for result in results],
             }
-    options.output.write_text(json.dumps({"cpus": os.cpu_count(), "steps": found}, indent=1) + "\n")
-    print(table(found))
-
-
-def table(found: dict[str, dict[str, dict[str, list[float]]]]) -> str:
-    """Median and range of the milliseconds of a step, by neighbours, and the slowdown against none."""
-    lines = ["| | " + " | ".join(f"{count} neighbours" for count in NEIGHBOURS) + " |", "|---" * 4 + "|"]
-    for name, by_count in found.items():
-        alone = median(by_count["0"]["milliseconds"])
-        cells = []
-        for count in map(str, NEIGHBOURS):
-            values = by_count[count]["milliseconds"]
-            middle = median(values)
-            cells.append(f"{middle:.0f} ms [{min(values):.0f}, {max(values):.0f}], x{middle / alone:.1f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    RESULTS.write_text(json.dumps({"cpus": os.cpu_count(), "steps": found}, indent=1) + "\n")
+    subprocess.run([sys.executable, Path(__file__).with_name("performance_tables.py")], check=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The measured parts of docs/performance.md, from what `speed.py` and `scaling.py` left in results/.
+"""The measured parts of docs/performance.md, from what the benchmarks left in results/.
 
 python benchmarks/performance_tables.py     fills the page
 """
@@ -21,6 +21,7 @@ from pages import fill, table  # noqa: E402
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = {device: ROOT / "results" / f"speed-{device}.json" for device in ("cpu", "gpu")}
 SCALING = ROOT / "results" / "scaling.json"
+NEIGHBOURS = ROOT / "results" / "neighbours.json"
 STEP_GOAL = {"cpu": 3.0, "gpu": 2.0}
 SCORE_GOAL, SHARE_GOAL, MEMORY_GOAL, SYNTHESIS_GOAL, START_GOAL = 2.0, 0.8, 1.2, 3.0, 0.5
 NOT_YET = "Not measured yet."
@@ -29,8 +30,15 @@ Part = Mapping[str, Any]
 
 
 def parts(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Every measured part of the page, by name; `found` holds the results by device, and those of `scaling`."""
-    made = {"scaling": _scaling(found["scaling"]) if "scaling" in found else NOT_YET}
+    """Every measured part of the page, by name.
+
+    Args:
+        found: the results by device, and those of `scaling` and `neighbours`.
+    """
+    made = {
+        "scaling": _scaling(found["scaling"]) if "scaling" in found else NOT_YET,
+        "neighbours": neighbours(found["neighbours"]) if "neighbours" in found else NOT_YET,
+    }
     for device in RESULTS:
         results = found.get(device)
         for name, make in MAKERS.items():
@@ -43,7 +51,7 @@ def write_page() -> None:
 
 
 def load() -> dict[str, Any]:
-    paths = RESULTS | {"scaling": SCALING}
+    paths = RESULTS | {"scaling": SCALING, "neighbours": NEIGHBOURS}
     return {name: json.loads(path.read_text("utf-8")) for name, path in paths.items() if path.exists()}
 
 
@@ -127,6 +135,22 @@ def _scaling(results: Mapping[str, Any]) -> str:
 
 
 MAKERS = {"machine": _machine, "ratios": _ratios, "floors": _floors}
+
+
+def neighbours(results: Mapping[str, Any]) -> str:
+    """Median and range of the milliseconds of a step, by busy processes, and the slowdown against none."""
+    rows = []
+    for name, by_count in results["steps"].items():
+        alone = median(by_count["0"]["milliseconds"])
+        cells = []
+        for found in by_count.values():
+            values = found["milliseconds"]
+            slowdown = f"{median(values) / alone:.1f} times as long"
+            cells.append(f"{median(values):.0f} ms [{min(values):.0f}, {max(values):.0f}], {slowdown}")
+        threads = sorted({count for found in by_count.values() for count in found["threads"]})
+        rows.append((name, " or ".join(map(str, threads)), *cells))
+    counts = next(iter(results["steps"].values()))
+    return table((f"{results['cpus']} CPUs", "threads", *(f"{count} busy processes" for count in counts)), rows)
 
 
 def _goal(name: str, device: str) -> float | None:

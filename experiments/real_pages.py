@@ -20,7 +20,10 @@ AGAIN = "-again"
 """End of the names of second rounds."""
 IN_DISTRIBUTION = ("in_distribution",)
 OUT = ("ood_svamp", "ood_addsub", "ood_multiarith", "ood_larger")
-GOALS = (("sft", "out"), ("sft", "nll_rise"), ("best_of_k", "out"), ("sft_stm", "out"), ("sft_matched", "nll_rise"))
+GOALS = (
+    ("base", "out"), ("sft", "out"), ("sft", "nll_rise"), ("best_of_k", "out"), ("sft_stm", "out"),
+    ("sft_matched", "nll_rise"),
+)  # fmt: skip
 """(arm, measure) pairs whose difference from `dart` the document states first."""
 SHARES = ("correct", "calculated")
 """Measures that are shares of the questions."""
