@@ -250,6 +250,10 @@ def cell_results(output: Path, folder: Path) -> dict[str, Any]:
     outcomes: dict[str, Any] = {}
     for arm in results["arms"]:
         for seed in seeds if ARMS[arm].trained else seeds[:1]:
+            measures = read_json(output / MEASURES / f"{arm}-s{seed}.json")
+            if measures is None:
+                print(f"{output.name}: {arm}, seed {seed}, is not measured yet and left out")
+                continue
             records = read_jsonl(output / "stages" / evaluation_stage(arm, seed) / "records.jsonl")
             correct: dict[str, list[bool | None]] = {}
             calculated: dict[str, list[bool]] = {}
@@ -258,7 +262,6 @@ def cell_results(output: Path, folder: Path) -> dict[str, Any]:
                 answer = gold[suite][len(correct.setdefault(suite, []))]["answer"]
                 correct[suite].append(record["correct"])
                 calculated.setdefault(suite, []).append(calculates(record["text"], answer))
-            measures = read_json(output / MEASURES / f"{arm}-s{seed}.json") or {}
             outcomes.setdefault(arm, {})[str(seed)] = {"correct": correct, "calculated": calculated, **measures}
     rows = read_jsonl(output / "stages" / f"synthesise-s{seeds[0]}" / "rows.jsonl")
     shown = ("question", "source_solution", "solution", "provenance", "reason", "alignment_before", "alignment_after")
