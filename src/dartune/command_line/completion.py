@@ -30,7 +30,8 @@ def shell_code(shell: str) -> str:
     """Return the code that turns completion on in a shell, for `eval` or a file of completions."""
     from argcomplete.shell_integration import shellcode
 
-    return shellcode(["dartune"], shell=shell)
+    use_defaults = True  # the shell completes file names where dartune has nothing to offer
+    return shellcode(["dartune"], use_defaults, shell)
 
 
 def complete(parser: argparse.ArgumentParser, configured: Sequence[str]) -> None:
