@@ -10,6 +10,7 @@ from dartune.answers.checker import AnswerChecker
 from dartune.config.load import load_config
 from dartune.config.schema import Config, Section
 from dartune.data.records import Demonstration
+from dartune.lab.suites import demonstration_problems, write_demonstrations
 from dartune.run.cost import Cost
 from dartune.run.folder import RunFolder, stage_key
 from dartune.stages.data import fingerprint
@@ -83,7 +84,7 @@ def named_in(inputs):
 
 
 @pytest.mark.slow
-def test_every_key_is_an_input_of_a_stage_or_in_execution(stages):
+def test_every_key_is_an_input_of_a_stage_or_in_execution(stages, tmp_path):
     before = stages({})
     named = set().union(*(named_in(inputs) for _, inputs in before.values()))
     # Learning rates are tried in stages of their own.
@@ -105,7 +106,17 @@ def test_every_key_is_an_input_of_a_stage_or_in_execution(stages):
     for key, value in elsewhere.items():
         after = stages({key: value}, key)
         assert any(after.get(name, (None,))[0] != made for name, (made, _) in before.items()), key
-    covered = {*named, *elsewhere, *NOT_OF_A_STAGE}
+    # Only rows of a file can be selected.
+    rows = write_demonstrations(demonstration_problems(60, 0, 128), "values")
+    lines = [
+        {"question": row.question, "solution": row.solution, "answer": row.answer, "place": place}
+        for place, row in enumerate(rows)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    of_file = {"data.path": str(tmp_path / "rows.jsonl")}
+    all_rows, selected = stages(of_file, "all"), stages(of_file | {"data.where": "place < 40"}, "selected")
+    assert all_rows["data"][0] != selected["data"][0]
+    covered = {*named, *elsewhere, "data.where", *NOT_OF_A_STAGE}
     assert [key for key in leaves(Config) if key not in covered and not key.startswith("execution.")] == []
 
 

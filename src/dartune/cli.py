@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if completion.VARIABLE in os.environ:
         completion.complete(build_parser(), CONFIGURED)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Read when torch is loaded. Threads that spin while they wait for each other slow down beside other processes by far
-    # more than the load (docs/performance.md).
+    # Read when torch is loaded. Beside other processes, threads that spin while they wait for each other slow down by
+    # far more than the load (docs/performance.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with sigterm.raise_on_sigterm():
