@@ -135,7 +135,7 @@ class TargetConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Compute dtype. auto: bfloat16 where the GPU supports it, or where it is measured to be faster on "
-        "the CPU (with AMX or AVX512-BF16, models of 100 million weights and more); float32 otherwise. Trained weights "
+        "the CPU (with AMX or AVX512-BF16, hidden states of 512 and more); float32 otherwise. Trained weights "
         "are always kept in float32.",
     )
     system_prompt: str | None = Field(
